@@ -1,0 +1,51 @@
+"""Mixture of experts: tokens sorted by expert, one grouped matrix product per layer of the experts (facts, section 3).
+
+Shapes: N tokens, K experts per token, E experts, D width, I inner width of an expert.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import MoeConfig
+
+
+class ExpertWeights(nn.Module):
+    """The weights of one layer of all experts, (E, out, in)."""
+
+    def __init__(self, n_experts: int, out: int, inner: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_experts, out, inner))
+
+    def forward(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
+        """Rows sorted by expert; rows up to `ends_E[e]` belong to experts 0..e."""
+        return F.grouped_mm(x_ND, self.weight.transpose(1, 2).to(x_ND.dtype), offs=ends_E)
+
+
+class MixtureOfExperts(nn.Module):
+    """Router, top K by logit, softmax over those K in float32; expert = fc2(GELU(h) * (g + 1)) with (h, g) = fc1(x)."""
+
+    def __init__(self, dim: int, config: MoeConfig) -> None:
+        super().__init__()
+        self.experts_per_token = config.experts_per_token
+        self.router = nn.Linear(dim, config.num_experts)
+        self.fc1 = ExpertWeights(config.num_experts, 2 * config.expert_inner_dim, dim)
+        self.fc2 = ExpertWeights(config.num_experts, dim, config.expert_inner_dim)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_ND = x_BTD.flatten(0, -2)
+        logits_NK, expert_NK = self.router(x_ND).topk(self.experts_per_token, dim=-1)
+        weight_NK = logits_NK.float().softmax(dim=-1).to(x_ND.dtype)
+
+        order = expert_NK.flatten().argsort(stable=True)
+        expert_E = torch.arange(self.router.out_features, device=order.device)
+        ends_E = torch.searchsorted(expert_NK.flatten()[order], expert_E, right=True).to(torch.int32)
+        h, g = self.fc1(x_ND[order // self.experts_per_token], ends_E).chunk(2, dim=-1)
+        sorted_out = self.fc2(F.gelu(h) * (g + 1), ends_E)
+
+        # Put back by gathering rather than by adding in place: the order of summation is then fixed.
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        out_NKD = sorted_out[back].unflatten(0, (-1, self.experts_per_token))
+        return (out_NKD * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)

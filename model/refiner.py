@@ -1,0 +1,179 @@
+"""The refiner head: image features and a coarse mask in, four candidate masks and their predicted IoUs out (facts, section 7).
+
+Shapes: B crops, P patches of a crop (G x G), D encoder width, C head width, M candidate masks, Q tokens (M + 1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import RefinerConfig
+
+
+class Candidates(NamedTuple):
+    """`logits` (B, M, size, size) of the masks, `iou` (B, M) predicted, raw: not confined to 0..1."""
+
+    logits: Tensor
+    iou: Tensor
+
+
+class Refinement(NamedTuple):
+    """Result of the iterations. `probs` (B, size, size) in 0..1, `iou` (B,) predicted for it, `stability` (B,): IoU of
+    the last two iterations' thresholded masks (1 where both are empty)."""
+
+    probs: Tensor
+    iou: Tensor
+    stability: Tensor
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of a (B, C, H, W) map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class FeatureFusion(nn.Module):
+    """Early and projected final features to one map (the paper's high-quality fusion)."""
+
+    def __init__(self, enc_dim: int, dim: int) -> None:
+        super().__init__()
+        self.early_proj = nn.Sequential(nn.Linear(enc_dim, dim), nn.LayerNorm(dim, eps=1e-5), nn.GELU())
+        self.fusion = nn.Sequential(
+            nn.Conv2d(2 * dim, dim, 1), nn.GroupNorm(32, dim), nn.GELU(),
+            nn.Conv2d(dim, dim, 3, padding=1), nn.GroupNorm(32, dim), nn.GELU(),
+        )  # fmt: skip
+
+    def forward(self, early_BPD: Tensor, final_BCGG: Tensor) -> Tensor:
+        early_BCGG = self.early_proj(early_BPD).transpose(1, 2).unflatten(2, final_BCGG.shape[-2:])
+        return self.fusion(torch.cat([early_BCGG, final_BCGG], dim=1))
+
+
+class MaskEncoder(nn.Module):
+    """A mask (B, 1, size, size) to a map of the head's width at a sixteenth of the size."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        widths = (1, dim // 16, dim // 8, dim // 4, dim)
+        for index, groups in enumerate((1, 8, 16, 32)):
+            # Narrow heads have fewer channels than the published number of groups.
+            groups = min(groups, widths[index + 1])
+            conv = nn.Conv2d(widths[index], widths[index + 1], 3, stride=2, padding=1)
+            setattr(self, f"conv{index + 1}", nn.Sequential(conv, nn.GroupNorm(groups, widths[index + 1]), nn.GELU()))
+
+    def forward(self, mask_B1SS: Tensor) -> Tensor:
+        return self.conv4(self.conv3(self.conv2(self.conv1(mask_B1SS))))
+
+
+def _mlp(dim: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, out))
+
+
+class TwoWayBlock(nn.Module):
+    """Tokens attend to themselves, then to the image; the image attends to the tokens. Post-norm."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.output_self_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.cross_attn_token_to_image = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
+        self.norm3 = nn.LayerNorm(dim, eps=1e-5)
+        self.cross_attn_image_to_token = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.norm4 = nn.LayerNorm(dim, eps=1e-5)
+
+    def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.norm1(tokens + _attend(self.output_self_attn, tokens + token_pe, tokens + token_pe, tokens))
+        tokens = self.norm2(tokens + _attend(self.cross_attn_token_to_image, tokens + token_pe, image + image_pe, image))
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        image = self.norm4(image + _attend(self.cross_attn_image_to_token, image + image_pe, tokens + token_pe, tokens))
+        return tokens, image
+
+
+def _attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return attention(query, key, value, need_weights=False)[0]
+
+
+class RefinerHead(nn.Module):
+    """One pass gives candidates; `iterate` feeds the best back, as often as asked."""
+
+    def __init__(self, config: RefinerConfig, grid: int) -> None:
+        super().__init__()
+        self.config = config
+        dim, fine = config.embed_dim, config.embed_dim // 8
+        self.image_proj = nn.Conv2d(config.enc_dim, dim, 1)
+        self.hq_fusion = FeatureFusion(config.enc_dim, dim)
+        self.mask_encoder = MaskEncoder(dim)
+        self.image_pe = nn.Parameter(torch.zeros(1, dim, grid, grid))
+        self.mask_tokens = nn.Parameter(torch.zeros(config.num_masks, dim))
+        self.iou_token = nn.Parameter(torch.zeros(1, dim))
+        self.output_pe = nn.Parameter(torch.zeros(config.num_masks + 1, dim))
+        self.transformer_blocks = nn.ModuleList(TwoWayBlock(dim, config.num_heads, config.mlp_ratio) for _ in range(config.num_layers))
+        self.final_token_to_image = nn.MultiheadAttention(dim, config.num_heads, batch_first=True)
+        self.final_norm = nn.LayerNorm(dim, eps=1e-5)
+        self.upsample = nn.Sequential(*_upsampling(dim))
+        self.final_q_proj = nn.Linear(dim, fine)
+        self.final_attn_up = nn.MultiheadAttention(fine, 4, batch_first=True)
+        self.final_norm_up = nn.LayerNorm(fine, eps=1e-5)
+        self.mask_mlps = nn.ModuleList(_mlp(fine, fine) for _ in range(config.num_masks))
+        self.iou_head = _mlp(dim, config.num_masks)
+
+    def fuse(self, final_BPD: Tensor, early_BPD: Tensor) -> Tensor:
+        """Encoder features to the head's image map (B, C, G, G): the part that does not depend on the mask."""
+        grid = self.image_pe.shape[-2:]
+        return self.hq_fusion(early_BPD, self.image_proj(final_BPD.transpose(1, 2).unflatten(2, grid)))
+
+    def forward(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> Candidates:
+        """Candidates for a mask in 0..1, (B, size, size), over fused features."""
+        grid = fused_BCGG.shape[-2:]
+        hint = F.interpolate(self.mask_encoder(mask_BSS[:, None]), size=grid, mode="bilinear", align_corners=False)
+        image = (fused_BCGG + hint).flatten(2).transpose(1, 2)
+        image_pe = self.image_pe.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.mask_tokens, self.iou_token]).expand(len(image), -1, -1)
+        for block in self.transformer_blocks:
+            tokens, image = block(tokens, image, self.output_pe, image_pe)
+        tokens = self.final_norm(tokens + _attend(self.final_token_to_image, tokens + self.output_pe, image + image_pe, image))
+        pixels_BcUU = self.upsample(image.transpose(1, 2).unflatten(2, grid))
+        logits = self._mask_logits(tokens[:, :-1], pixels_BcUU)
+        logits = F.interpolate(logits, size=mask_BSS.shape[-2:], mode="bilinear", align_corners=False)
+        return Candidates(logits=logits, iou=self.iou_head(tokens[:, -1]))
+
+    def _mask_logits(self, tokens_BMC: Tensor, pixels_BcUU: Tensor) -> Tensor:
+        projected = self.final_q_proj(tokens_BMC)
+        pixels = pixels_BcUU.flatten(2).transpose(1, 2)
+        projected = projected + _attend(self.final_attn_up, self.final_norm_up(projected), pixels, pixels)
+        weights_BMc = torch.stack([mlp(projected[:, index]) for index, mlp in enumerate(self.mask_mlps)], dim=1)
+        return torch.einsum("bmc,bchw->bmhw", weights_BMc, pixels_BcUU)
+
+    def iterate(self, fused_BCGG: Tensor, coarse_BSS: Tensor, iterations: int) -> Refinement:
+        """Feed the candidate of highest predicted IoU back `iterations` (>= 1) times, starting from the coarse mask."""
+        probs, previous = coarse_BSS, coarse_BSS
+        for _ in range(iterations):
+            logits, iou = self(fused_BCGG, probs)
+            best = iou.argmax(dim=1)
+            previous, probs = probs, logits[torch.arange(len(best), device=best.device), best].sigmoid()
+        return Refinement(probs=probs, iou=iou.amax(dim=1), stability=_mask_iou(previous > 0.5, probs > 0.5))
+
+
+def _upsampling(dim: int) -> list[nn.Module]:
+    """Three times: 2 x 2 transposed convolution to half the width, then 3 x 3 convolution, each with norm and GELU."""
+    layers: list[nn.Module] = []
+    for step in range(3):
+        wide, narrow = dim >> step, dim >> (step + 1)
+        layers += [nn.ConvTranspose2d(wide, narrow, 2, stride=2), ChannelNorm(narrow), nn.GELU()]
+        layers += [nn.Conv2d(narrow, narrow, 3, padding=1), ChannelNorm(narrow), nn.GELU()]
+    return layers
+
+
+def _mask_iou(a_BSS: Tensor, b_BSS: Tensor) -> Tensor:
+    union = (a_BSS | b_BSS).flatten(1).sum(1)
+    return torch.where(union > 0, (a_BSS & b_BSS).flatten(1).sum(1) / union.clamp(min=1), 1.0)
