@@ -1,0 +1,82 @@
+"""Text to ids, and ids to the tokens of a path.
+
+The published model uses `moondream/starmie-v1`, a `tokenizers` file; the small default model has its own, made here,
+with the same reserved ids and the integers 0-960 as single tokens, as the path format needs (facts, section 5).
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+PATH_SCALE = 960  # integers of a path are in a 960 x 960 box
+PATH_COMMANDS = ("M", "L", "C", "z", "m", "l", "c", "Z")
+MINUS = "-"
+N_RESERVED = 21  # ids 0..20 never stand for text
+TOKENIZER_FILE = "tokenizer.json"
+UNKNOWN = "<|4|>"
+
+
+class PathTokenizer:
+    """A tokenizer file with the two views the model needs: expressions as ids, ids as path tokens."""
+
+    def __init__(self, fast: PreTrainedTokenizerFast) -> None:
+        self.fast = fast
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> PathTokenizer:
+        """Raises FileNotFoundError if there is no such tokenizer.json."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"tokenizer {path}: no such file; a model folder needs a {TOKENIZER_FILE}")
+        return cls(PreTrainedTokenizerFast(tokenizer_file=str(path)))
+
+    @classmethod
+    def from_pretrained(cls, name: str, revision: str | None = None) -> PathTokenizer:
+        """A tokenizer of the hub, such as `moondream/starmie-v1`."""
+        return cls(PreTrainedTokenizerFast.from_pretrained(name, revision=revision))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of an expression, without any special token."""
+        return self.fast.encode(text, add_special_tokens=False)
+
+    def path_tokens(self, ids: Sequence[int]) -> list[str]:
+        """The path tokens that ids stand for; an id that is no path token gives its own text."""
+        return [self._path_token.get(i) or self.fast.convert_ids_to_tokens(i) or f"<{i}>" for i in ids]
+
+    def path_ids(self, tokens: Iterable[str]) -> list[int]:
+        """Ids of path tokens. Raises KeyError on a token that no path can hold."""
+        return [self._path_id[token] for token in tokens]
+
+    @cached_property
+    def _path_token(self) -> dict[int, str]:
+        known = {*PATH_COMMANDS, MINUS, *(str(n) for n in range(PATH_SCALE + 1))}
+        decoded = enumerate(self.fast.batch_decode([[i] for i in range(len(self.fast))], clean_up_tokenization_spaces=False))
+        return {i: text.strip() for i, text in decoded if i >= N_RESERVED and text.strip() in known}
+
+    @cached_property
+    def _path_id(self) -> dict[str, int]:
+        # Where a token exists with and without a leading space, the bare one (decoded without strip) is the path's.
+        ids = {token: i for i, token in reversed(self._path_token.items())}
+        return ids | {token: i for i, token in self._path_token.items() if self.fast.decode([i]) == token}
+
+
+def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """The small model's tokenizer: whole words where known, else the longest known pieces, down to characters.
+
+    Ids: 0..20 reserved (0 is both BOS and EOS), then 0-960, path commands, the words, characters.
+    """
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    pieces = [f"<|{i}|>" for i in range(N_RESERVED)]
+    pieces += [str(n) for n in range(PATH_SCALE + 1)] + [*PATH_COMMANDS, MINUS, "segment"]
+    pieces += sorted(words) + list(characters) + [f"##{c}" for c in characters]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN)
