@@ -145,6 +145,7 @@ class TokenConfig:
 
 
 _SECTIONS = {"vision": VisionConfig, "text": TextConfig, "region": RegionConfig, "refiner": RefinerConfig, "tokens": TokenConfig}
+_TOKEN_IDS = ("bos_id", "eos_id", "coord_id", "size_id")
 
 
 def _section(name: str, values: Any) -> Any:
@@ -159,6 +160,22 @@ def _section(name: str, values: Any) -> Any:
     if isinstance(values.get("moe"), dict):
         values["moe"] = MoeConfig(**values["moe"])
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _from_published(values: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """A published config.json in our terms; our own is returned as it is.
+
+    Published ones hold the sections below `config`, and only where they differ from the full size. What else they hold
+    (auto_map, skills, prompts of other tasks) does not concern segmentation.
+    """
+    if values.get("model_type") == model_type:
+        return values
+    nested = values.get("config") or values
+    sections = {name: dict(nested[name]) for name in ("vision", "text", "region", "refiner") if nested.get(name)}
+    for section in sections.values():
+        section.pop("group_size", None)  # quantisation of other checkpoints; shapes and dtypes tell here
+    ids = {key: value for key, value in (nested.get("tokenizer") or {}).items() if key in _TOKEN_IDS}
+    return sections | ({"tokens": ids} if ids else {}) | {key: values[key] for key in ("dtype", "torch_dtype") if key in values}
 
 
 class MoondreamSegmentationConfig(PreTrainedConfig):
@@ -181,6 +198,11 @@ class MoondreamSegmentationConfig(PreTrainedConfig):
         _require("region", "dim", self.region.dim, self.region.dim == self.text.dim, f"must be text.dim = {self.text.dim}")
         _require("refiner", "enc_dim", self.refiner.enc_dim, self.refiner.enc_dim == self.vision.enc_dim, f"must be vision.enc_dim = {self.vision.enc_dim}")
         super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        values, unused = super().get_config_dict(*args, **kwargs)
+        return _from_published(values, cls.model_type), unused
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()

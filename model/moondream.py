@@ -1,10 +1,13 @@
 """The whole model as one transformers model: `model.{vision,text,region}` and the refiner `head`.
 
 Names are those of the published checkpoints (facts, section 9, format A; `head` for the refiner), so `from_pretrained`
-reads them as they are. `model.weights` reads the other published layouts.
+reads them as they are. `load_model` reads every published layout (see `model.weights`).
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +17,10 @@ from model.config import MoondreamSegmentationConfig
 from model.moe import ExpertWeights
 from model.refiner import RefinerHead
 from model.region import Region
+from model.registry import CONFIG_FILE, ModelError, ModelSource, resolve_model
 from model.text import TextDecoder
 from model.vision import VisionEncoder
+from model.weights import load_weights, raise_misfit
 
 
 class Moondream(nn.Module):
@@ -40,6 +45,30 @@ class MoondreamSegmentation(PreTrainedModel):
         self.model = Moondream(config)
         self.head = RefinerHead(config.refiner, config.vision.grid)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *args: Any, refiner: str | None = None, **kwargs: Any) -> Any:
+        """transformers' loading of a checkpoint of layout A, but strict.
+
+        `refiner` says where `head.*` comes from if it is not with the model: a local folder or file, or a repository.
+
+        Raises:
+            CheckpointError: a tensor is missing, not part of the model or misshapen; it is named. (transformers itself
+                would warn and go on with random weights.)
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(name, *args, **kwargs)
+        missing = [key for key in sorted(info["missing_keys"]) if refiner is None or not key.startswith("head.")]
+        misshapen = [
+            f"{key} is {tuple(found)}, expected {tuple(shape)}" for key, found, shape in info["mismatched_keys"]
+        ]
+        raise_misfit(str(name), missing, sorted(info["unexpected_keys"]), misshapen)
+        if refiner is not None:
+            files = resolve_model(refiner).model.weights()
+            head = nn.ModuleDict({"head": model.head})
+            load_weights(head, (), refiner_files=files, device=model.device, dtype=model.dtype)
+        return (model, info) if with_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights scaled by fan-in, zero biases: a start for training, replaced by any checkpoint."""
@@ -70,3 +99,27 @@ def build_on_meta(config: MoondreamSegmentationConfig) -> MoondreamSegmentation:
     """A model with every name and shape, and no memory."""
     with torch.device("meta"):
         return MoondreamSegmentation(config)
+
+
+def load_model(
+    source: ModelSource, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> MoondreamSegmentation:
+    """A model for inference, from a checkpoint of any known layout, with the weights held once while loading.
+
+    Raises:
+        ModelError: its files cannot be had, or its configuration is missing or not ours.
+        CheckpointError: its weights do not fit its configuration.
+    """
+    folder = source.model.folder()
+    if not (folder / CONFIG_FILE).is_file():
+        raise ModelError(
+            f"{folder}: has no {CONFIG_FILE}; give it the model's ({{}} stands for the published full size)"
+        )
+    try:
+        config = MoondreamSegmentationConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
+    model = build_on_meta(config)
+    refiner_files = source.refiner.weights() if source.refiner else ()
+    load_weights(model, source.model.weights(), refiner_files=refiner_files, device=device, dtype=dtype)
+    return model.eval()
