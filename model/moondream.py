@@ -1,7 +1,7 @@
 """The whole model as one transformers model: `model.{vision,text,region}` and the refiner `head`.
 
 Names are those of the published checkpoints (facts, section 9, format A; `head` for the refiner), so `from_pretrained`
-reads them as they are. `load_model` reads every published layout (see `model.weights`).
+reads them as they are. `model.weights` reads every published layout.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from model.checkpoints import load_weights, raise_misfit
 from model.config import MoondreamSegmentationConfig
 from model.moe import ExpertWeights
 from model.refiner import RefinerHead
 from model.region import Region
-from model.registry import CONFIG_FILE, ModelError, ModelSource, resolve_model
+from model.registry import resolve_model
 from model.text import TextDecoder
 from model.vision import VisionEncoder
-from model.weights import load_weights, raise_misfit
 
 
 class Moondream(nn.Module):
@@ -99,27 +99,3 @@ def build_on_meta(config: MoondreamSegmentationConfig) -> MoondreamSegmentation:
     """A model with every name and shape, and no memory."""
     with torch.device("meta"):
         return MoondreamSegmentation(config)
-
-
-def load_model(
-    source: ModelSource, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> MoondreamSegmentation:
-    """A model for inference, from a checkpoint of any known layout, with the weights held once while loading.
-
-    Raises:
-        ModelError: its files cannot be had, or its configuration is missing or not ours.
-        CheckpointError: its weights do not fit its configuration.
-    """
-    folder = source.model.folder()
-    if not (folder / CONFIG_FILE).is_file():
-        raise ModelError(
-            f"{folder}: has no {CONFIG_FILE}; give it the model's ({{}} stands for the published full size)"
-        )
-    try:
-        config = MoondreamSegmentationConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
-    model = build_on_meta(config)
-    refiner_files = source.refiner.weights() if source.refiner else ()
-    load_weights(model, source.model.weights(), refiner_files=refiner_files, device=device, dtype=dtype)
-    return model.eval()

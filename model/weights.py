@@ -1,241 +1,40 @@
-"""Published checkpoints into our module names (facts, section 9).
-
-Two layouts are in use, and one table turns the second into the first, whose names are our modules' own:
-
-- A, `moondream/moondream3-preview`: `model.{vision,text,region}.*`; our own checkpoints, with `head.*` for the refiner.
-- B, `moondream3.1-9B-A2B` and the fp8 `.pt` files: `text_model.*`, `vision_encoder.*`, `region_model.*`.
-
-The refiner's `model.pt` holds its tensors under the key `head`.
-
-Where the published material is silent we read it so:
-
-- `mlp.experts.weight` holds an expert's halves in the order (h, g), as format A does.
-- A fused `tau_wqwv` is `wq` above `wv`: the order of its name, and the published engine stacks them so.
-- An fp8 scale is (experts, out) and multiplies the rows of its expert: one number for each output channel.
-- Only expert weights are fp8, and only fp8 weights have a scale; anything else is an error rather than a guess.
-- `coordinate_features` and `size_features` are always transposed in B, also where a square shape would fit unturned.
-"""
+"""A model that `registry` found, in memory: its weights, whatever their layout, and its tokenizer."""
 
 from __future__ import annotations
 
-import pickle
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
-RENAMES: tuple[tuple[str, str], ...] = (
-    (r"\._orig_mod\b", ""),
-    (r"^text_model\.transformer\.embd\.wte\.weight$", "model.text.wte"),
-    (r"^text_model\.transformer\.h\.(\d+)\.", r"model.text.blocks.\1."),
-    (r"^text_model\.lm_head\.ln\.", "model.text.post_ln."),
-    (r"^text_model\.lm_head\.linear\.", "model.text.lm_head."),
-    (r"^(model\.text\.blocks\.\d+)\.mixer\.Wqkv\.", r"\1.attn.qkv."),
-    (r"^(model\.text\.blocks\.\d+)\.mixer\.out_proj\.", r"\1.attn.proj."),
-    (r"^(model\.text\.blocks\.\d+)\.tau_(wq|wv|wqwv|alpha)$", r"\1.attn.tau.\2"),
-    (r"^(model\.text\.blocks\.\d+)\.gate\.", r"\1.mlp.router."),
-    (r"^(model\.text\.blocks\.\d+)\.mlp\.experts\.", r"\1.mlp.fc1."),
-    (r"^(model\.text\.blocks\.\d+)\.mlp\.output_experts\.", r"\1.mlp.fc2."),
-    (r"^(model\.text\.blocks\.\d+)\.moe_quant\.up_scale$", r"\1.mlp.fc1.scale"),
-    (r"^(model\.text\.blocks\.\d+)\.moe_quant\.down_scale$", r"\1.mlp.fc2.scale"),
-    (r"^vision_encoder\.projection\.mlp\.", "model.vision.proj_mlp."),
-    (r"^vision_encoder\.encoder\.model\.visual\.", "model.vision."),
-    (r"^model\.vision\.patch_embed\.linear\.", "model.vision.patch_emb."),
-    (r"^model\.vision\.pos_embed$", "model.vision.pos_emb"),
-    (r"^(model\.vision\.blocks\.\d+)\.norm([12])\.", r"\1.ln\2."),
-    (r"^model\.vision\.norm\.", "model.vision.post_ln."),
-    (r"^region_model\.coordinate_(encoder|head|features)\b", r"region_model.coord_\1"),
-    (r"^region_model\.(coord|size)_head\.", r"model.region.\1_decoder."),
-    (r"^region_model\.(coord|size)_features\.weight$", r"model.region.\1_features.transposed"),
-    (r"^region_model\.", "model.region."),
-)
-
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-MAX_NAMED = 10  # tensors that an error lists by name
+from model.checkpoints import load_weights
+from model.config import MoondreamSegmentationConfig
+from model.moondream import MoondreamSegmentation, build_on_meta
+from model.registry import CONFIG_FILE, ModelError, ModelSource
+from model.tokenizer import PathTokenizer
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit the model. The message names the file and the tensors."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """A tensor in a file: what is known of it without reading it, and how to read it."""
-
-    name: str
-    file: Path
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-
-    def then(self, shape: Sequence[int], change: Callable[[Tensor], Tensor]) -> StoredTensor:
-        """The same tensor, changed after reading."""
-        return replace(self, shape=tuple(shape), read=lambda: change(self.read()))
-
-
-def rename(name: str) -> str:
-    """A checkpoint's name for a tensor to ours; a name of no known layout stays as it is."""
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def load_weights(
-    module: nn.Module,
-    files: Sequence[Path],
-    *,
-    refiner_files: Sequence[Path] = (),
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Fill a module, also one on the meta device, from checkpoint files of any known layout, in place.
-
-    The module is moved to `device` and `dtype` first; then one tensor after another is read, converted and copied in,
-    so no second copy of the weights is ever held. Names and shapes are checked before the first tensor is read.
-
-    Args:
-        refiner_files: where the tensors of `head.*` come from; by default from `files` as well.
+def load_model(
+    source: ModelSource, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> MoondreamSegmentation:
+    """A model for inference, from a checkpoint of any known layout, with the weights held once while loading.
 
     Raises:
-        CheckpointError: a tensor is missing, not part of the model, there twice, or of the wrong shape; or a file is
-            damaged.
+        ModelError: its files cannot be had, or its configuration is missing or not ours.
+        CheckpointError: its weights do not fit its configuration.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    with ExitStack() as open_files:
-        found = [tensor for file in files for tensor in _stored(file, open_files)]
-        if refiner_files:
-            heads = [tensor for file in refiner_files for tensor in _refiner_tensors(_stored(file, open_files))]
-            found = [tensor for tensor in found if not rename(tensor.name).startswith("head.")] + heads
-        stored = _in_our_names(found)
-        _check(expected, stored, (*files, *refiner_files))
-        module.to(dtype).to_empty(device=device)
-        with torch.no_grad():
-            for name, target in module.state_dict().items():
-                target.copy_(stored[name].read())
-
-
-def _stored(file: Path, open_files: ExitStack) -> Iterator[StoredTensor]:
-    """Every tensor of a file, unread."""
+    folder = source.model.folder()
+    if not (folder / CONFIG_FILE).is_file():
+        raise ModelError(
+            f"{folder}: has no {CONFIG_FILE}; give it the model's ({{}} stands for the published full size)"
+        )
     try:
-        if file.suffix == ".safetensors":
-            handle = open_files.enter_context(safe_open(file, framework="pt"))
-            for name in handle.keys():  # noqa: SIM118 - not a dict
-                shape = tuple(handle.get_slice(name).get_shape())
-                yield StoredTensor(name=name, file=file, shape=shape, read=lambda name=name: handle.get_tensor(name))
-        else:
-            values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            for name, tensor in _flatten(values):
-                yield StoredTensor(name=name, file=file, shape=tuple(tensor.shape), read=lambda tensor=tensor: tensor)
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{file}: cannot be read as a checkpoint: {error}") from error
+        config = MoondreamSegmentationConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
+    model = build_on_meta(config)
+    refiner_files = source.refiner.weights() if source.refiner else ()
+    load_weights(model, source.model.weights(), refiner_files=refiner_files, device=device, dtype=dtype)
+    return model.eval()
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors of nested dicts under dotted names; step counts and the like are passed over."""
-    for key, value in values.items():
-        if isinstance(value, Tensor):
-            yield prefix + key, value
-        elif isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-
-
-def _refiner_tensors(stored: Iterable[StoredTensor]) -> list[StoredTensor]:
-    """The refiner's tensors under `head.`: those below `head` if the file has it (beside other things), else all."""
-    found = [replace(tensor, name=rename(tensor.name)) for tensor in stored]
-    heads = [tensor for tensor in found if tensor.name.startswith("head.")] or found
-    return [replace(tensor, name="head." + re.sub(r"^(head\.)+", "", tensor.name)) for tensor in heads]
-
-
-def _in_our_names(found: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
-    """Rename, turn, split and scale: stored tensors by our names."""
-    by_name: dict[str, StoredTensor] = {}
-    for tensor in found:
-        name, tensor = _turned(rename(tensor.name), tensor)
-        for ours, part in _split(name, tensor):
-            if ours in by_name:
-                raise CheckpointError(
-                    f"{tensor.file}: {tensor.name} and {by_name[ours].name} are both {ours}; keep one"
-                )
-            by_name[ours] = part
-    return {
-        name: _scaled(name, tensor, by_name) for name, tensor in by_name.items() if not _is_used_scale(name, by_name)
-    }
-
-
-def _turned(name: str, tensor: StoredTensor) -> tuple[str, StoredTensor]:
-    if not name.endswith(".transposed"):
-        return name, tensor
-    return name.removesuffix(".transposed"), tensor.then(tensor.shape[::-1], lambda stored: stored.T)
-
-
-def _split(name: str, tensor: StoredTensor) -> list[tuple[str, StoredTensor]]:
-    if not name.endswith(".tau.wqwv") or tensor.shape[0] % 2:
-        return [(name, tensor)]
-    rows = tensor.shape[0] // 2
-    half = (rows, *tensor.shape[1:])
-    upper, lower = tensor.then(half, lambda fused: fused[:rows]), tensor.then(half, lambda fused: fused[rows:])
-    return [(name.replace("wqwv", "wq"), upper), (name.replace("wqwv", "wv"), lower)]
-
-
-def _is_used_scale(name: str, by_name: Mapping[str, StoredTensor]) -> bool:
-    return name.endswith(".scale") and name.removesuffix("scale") + "weight" in by_name
-
-
-def _scaled(name: str, tensor: StoredTensor, by_name: Mapping[str, StoredTensor]) -> StoredTensor:
-    scale = by_name.get(name.removesuffix("weight") + "scale") if name.endswith(".weight") else None
-
-    def dequantise(stored: Tensor) -> Tensor:
-        if (stored.dtype in FP8) != (scale is not None):
-            what = "has a scale, but is not fp8" if scale is not None else "is fp8, but has no scale"
-            raise CheckpointError(f"{tensor.file}: {tensor.name} is {stored.dtype}: it {what}")
-        return stored if scale is None else stored.float() * scale.read().float()[..., None]
-
-    if scale is not None and scale.shape != tensor.shape[:-1]:
-        raise CheckpointError(
-            f"{scale.file}: {scale.name} is {scale.shape}, expected {tensor.shape[:-1]}: one for each output channel"
-        )
-    return tensor.then(tensor.shape, dequantise)
-
-
-def _check(expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], files: Sequence[Path]) -> None:
-    missing = [name for name in expected if name not in stored]
-    extra = [tensor.name for name, tensor in stored.items() if name not in expected]
-    misshapen = [
-        f"{stored[name].name} is {stored[name].shape}, expected {shape}"
-        for name, shape in expected.items()
-        if name in stored and stored[name].shape != shape
-    ]
-    raise_misfit(", ".join(map(str, files)), missing, extra, misshapen)
-
-
-def raise_misfit(where: str, missing: Sequence[str], extra: Sequence[str], misshapen: Sequence[str]) -> None:
-    """Raise a CheckpointError that lists what does not fit; do nothing if all fits."""
-    problems = [
-        f"{len(names)} tensor(s) {what}: {_listed(names)}"
-        for what, names in (("missing", missing), ("not part of the model", extra), ("misshapen", misshapen))
-        if names
-    ]
-    if problems:
-        raise CheckpointError("; ".join([f"{where}: {problems[0]}", *problems[1:], *_hints(missing, extra)]))
-
-
-def _hints(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
-    """What to do about the misfits that are known."""
-    hints = []
-    if missing and all(name.startswith("head.") for name in missing):
-        hints.append(
-            "the refiner's weights are published apart: give them too, as with --refiner moondream/SegHeadRefiner"
-        )
-    if any(name.startswith("model.region.ln.") for name in missing) and any("decoder.fc1." in name for name in extra):
-        hints.append("this is a moondream2 checkpoint, which cannot segment; moondream3 can")
-    return hints
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+def load_tokenizer(source: ModelSource) -> PathTokenizer:
+    """The model's tokenizer, or the published one where it has none. Raises ModelError if that cannot be downloaded."""
+    return PathTokenizer.from_file(source.tokenizer_file())
