@@ -85,6 +85,13 @@ def rename(name: str) -> str:
     return name
 
 
+def in_layout_a(file: Path) -> bool:
+    """Whether a file is safetensors under our own names, so that transformers can read it. Raises CheckpointError."""
+    with ExitStack() as open_files:
+        names = [tensor.name for tensor in _stored(file, open_files)]
+    return file.suffix == ".safetensors" and all(rename(name) == name for name in names)
+
+
 def load_weights(
     module: nn.Module,
     files: Sequence[Path],
@@ -129,6 +136,8 @@ def _stored(file: Path, open_files: ExitStack) -> Iterator[StoredTensor]:
                 yield StoredTensor(name=name, file=file, shape=shape, read=lambda name=name: handle.get_tensor(name))
         else:
             values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            if not isinstance(values, Mapping):
+                raise ValueError(f"holds a {type(values).__name__}, not tensors by name")
             for name, tensor in _flatten(values):
                 yield StoredTensor(name=name, file=file, shape=tuple(tensor.shape), read=lambda tensor=tensor: tensor)
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:

@@ -6,21 +6,24 @@ reads them as they are. `model.weights` reads every published layout.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from model.checkpoints import load_weights, raise_misfit
+from model.checkpoints import in_layout_a, load_weights, raise_misfit
 from model.config import MoondreamSegmentationConfig
 from model.moe import ExpertWeights
 from model.refiner import RefinerHead
 from model.region import Region
-from model.registry import resolve_model
+from model.registry import CONFIG_FILE, ModelError, download_model, resolve_model, weight_files
 from model.text import TextDecoder
 from model.vision import VisionEncoder
+
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 class Moondream(nn.Module):
@@ -48,27 +51,64 @@ class MoondreamSegmentation(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, refiner: str | None = None, **kwargs: Any) -> Any:
-        """transformers' loading of a checkpoint of layout A, but strict.
+        """transformers' own loading, but strict, and of every published layout.
 
-        `refiner` says where `head.*` comes from if it is not with the model: a local folder or file, or a repository.
+        Layout A goes through transformers, with all its options. Layout B, which it cannot read, goes through
+        `from_files` and knows `device_map` (one device) and `dtype`. `refiner` says where `head.*` comes from if it is
+        not with the model: a local folder or file, or a hub repository.
 
         Raises:
+            ModelError: the files cannot be had.
             CheckpointError: a tensor is missing, not part of the model or misshapen; it is named. (transformers itself
                 would warn and go on with random weights.)
         """
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        folder = Path(name) if Path(name).is_dir() else download_model(str(name), **hub)
+        refiner_files = resolve_model(refiner).model.weights() if refiner else ()
+        if not all(map(in_layout_a, weight_files(folder))):
+            device, dtype = kwargs.get("device_map") or "cpu", kwargs.get("dtype")
+            dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
+            return cls.from_files(folder, weight_files(folder), refiner_files, device=device, dtype=dtype)
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = super().from_pretrained(name, *args, **kwargs)
-        missing = [key for key in sorted(info["missing_keys"]) if refiner is None or not key.startswith("head.")]
+        model, info = super().from_pretrained(folder, *args, **kwargs)
+        missing = [key for key in sorted(info["missing_keys"]) if not (refiner_files and key.startswith("head."))]
         misshapen = [
             f"{key} is {tuple(found)}, expected {tuple(shape)}" for key, found, shape in info["mismatched_keys"]
         ]
         raise_misfit(str(name), missing, sorted(info["unexpected_keys"]), misshapen)
-        if refiner is not None:
-            files = resolve_model(refiner).model.weights()
+        if refiner_files:
             head = nn.ModuleDict({"head": model.head})
-            load_weights(head, (), refiner_files=files, device=model.device, dtype=model.dtype)
+            load_weights(head, (), refiner_files=refiner_files, device=model.device, dtype=model.dtype)
         return (model, info) if with_info else model
+
+    @classmethod
+    def from_files(
+        cls,
+        folder: Path,
+        files: Sequence[Path],
+        refiner_files: Sequence[Path] = (),
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """A model for inference from weight files of any known layout and the configuration in `folder`.
+
+        Raises:
+            ModelError: the configuration is missing or not ours.
+            CheckpointError: the weights do not fit it.
+        """
+        if not (folder / CONFIG_FILE).is_file():
+            full_size = "give it the model's, or {} for the published full size"
+            raise ModelError(f"{folder}: has no {CONFIG_FILE}; {full_size}")
+        try:
+            config = MoondreamSegmentationConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
+        with torch.device("meta"):
+            model = cls(config)
+        load_weights(model, files, refiner_files=refiner_files, device=device, dtype=dtype)
+        return model.eval()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights scaled by fan-in, zero biases: a start for training, replaced by any checkpoint."""

@@ -44,11 +44,9 @@ class Location:
 
     def folder(self) -> Path:
         """The local folder; a repository's configuration and weights are downloaded first. Raises ModelError."""
-        if self.path is not None:
-            return self.path if self.path.is_dir() else self.path.parent
-        folder = _snapshot(self.name, self.revision, "*.json", "*.safetensors")
-        # Some repositories hold the weights in both forms; pickles are fetched only where there is nothing else.
-        return folder if any(folder.glob("*.safetensors")) else _snapshot(self.name, self.revision, "*.json", "*.pt")
+        if self.path is None:
+            return download_model(self.name, revision=self.revision)
+        return self.path if self.path.is_dir() else self.path.parent
 
     def weights(self) -> tuple[Path, ...]:
         """The local weight files, downloaded if need be. Raises ModelError."""
@@ -69,7 +67,7 @@ class ModelSource:
     def tokenizer_file(self) -> Path:
         """Its own tokenizer.json, else the published one. Raises ModelError if that cannot be downloaded."""
         own = self.model.folder() / TOKENIZER_FILE
-        return own if own.is_file() else _snapshot(PUBLISHED_TOKENIZER, None, TOKENIZER_FILE) / TOKENIZER_FILE
+        return own if own.is_file() else _snapshot(PUBLISHED_TOKENIZER, TOKENIZER_FILE) / TOKENIZER_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +108,16 @@ def resolve_model(name: str, *, refiner: str | None = None, revision: str | None
 def list_models() -> list[ModelCard]:
     """Cards of the built-in model, if its weights are in this installation, and of the published one."""
     return ([_demo_card()] if (_demo_folder() / CARD_FILE).is_file() else []) + [_published_card()]
+
+
+def download_model(name: str, **hub: Any) -> Path:
+    """Local folder with configuration, tokenizer and weights of a hub repository, from the cache where it has them.
+
+    `hub` are options of `huggingface_hub.snapshot_download`: revision, cache_dir, token, ... Raises ModelError.
+    """
+    folder = _snapshot(name, "*.json", "*.safetensors", **hub)
+    # Some repositories hold the weights in both forms; pickles are fetched only where there is nothing else.
+    return folder if any(folder.glob("*.safetensors")) else _snapshot(name, "*.json", "*.pt", **hub)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -153,7 +161,7 @@ def _locate(name: str, revision: str | None) -> Location:
             f"give `{DEMO}`, a path, or owner/name"
         )
     # The snapshot's folder is named by the commit, which so is known online and from the cache alike.
-    return Location(name=name, path=None, revision=_snapshot(name, revision, CONFIG_FILE).name)
+    return Location(name=name, path=None, revision=_snapshot(name, CONFIG_FILE, revision=revision).name)
 
 
 def _locate_local(name: str, path: Path, revision: str | None) -> Location:
@@ -187,13 +195,13 @@ def _content_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _snapshot(name: str, revision: str | None, *patterns: str) -> Path:
+def _snapshot(name: str, *patterns: str, **hub: Any) -> Path:
     """Local folder with a hub repository's files that match, downloaded where the cache has them not."""
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), **hub))
     except (OSError, ValueError) as error:  # every error of the hub's client is one of these
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        at = f" at {revision}" if revision else ""
+        at = f" at {hub['revision']}" if hub.get("revision") else ""
         raise ModelError(
             f"model {name!r}{at}: the hub does not give it ({type(error).__name__}: {reason}). "
             f"Check the name and the connection; if it is gated, accept its licence at https://huggingface.co/{name} "
