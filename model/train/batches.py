@@ -1,0 +1,188 @@
+"""Batches of scenes for training: several queries share one image, and every label we can draw is given.
+
+Shapes: I images, K queries of an image, T tokens of a query (padded), P image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from model.config import MoondreamSegmentationConfig
+from model.image_crops import crop_image
+from model.prompt import build_prompt
+from model.region import coord_bin, size_bin
+from model.tokenizer import PATH_SCALE, PathTokenizer
+from model.train.scenes import COLOURS, SHAPES, Expression, Scene, make_scene, pick_expressions
+from model.train.targets import patch_owners, patch_shares, path_target
+
+IGNORE = -100
+MAX_RANK = 6  # ordinal labels: how many like objects lie before this one, 0..5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Tensors of one step. Labels are `IGNORE` (or -1 for bins) where nothing is to be learned."""
+
+    crops: Tensor  # (N, crop, crop, 3) uint8
+    tilings: list[tuple[int, int]]
+    ids: Tensor  # (I, K, T) token ids
+    coords: Tensor  # (I, K, T) value of a coordinate token, unit of image, 0 elsewhere
+    sizes: Tensor  # (I, K, T, 2) value of a size token, 0 elsewhere
+    next_id: Tensor  # (I, K, T) label: the next token
+    next_coord: Tensor  # (I, K, T) label: bin of the next coordinate, -1 elsewhere
+    next_size: Tensor  # (I, K, T, 2) label: bins of the next size, -1 elsewhere
+    pointer: Tensor  # (I, K) position of the last prompt token
+    target_share: Tensor  # (I, K, P) share of the target in each patch, sums to 1 (0 where there is none)
+    patch_labels: Tensor  # (I, P, C) classes of the object that owns each patch: shape, colour, size, ranks
+    patch_box: Tensor  # (I, P, 4) its box (cx, cy, w, h), unit of image, NaN for background
+
+
+class SceneBatches(Dataset[Batch]):
+    """Batch number `step` is a function of (seed, step) alone, so a resumed run sees what the first would have seen."""
+
+    def __init__(self, *, config: MoondreamSegmentationConfig, tokenizer: PathTokenizer, seed: int, steps: range, images: int, queries: int,
+                 paths: bool, n_objects: tuple[int, int], large_share: float = 0.0) -> None:  # fmt: skip
+        self.config, self.tokenizer, self.seed, self.steps = config, tokenizer, seed, steps
+        self.images, self.queries, self.paths, self.n_objects, self.large_share = images, queries, paths, n_objects, large_share
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> Batch:
+        cv2.setNumThreads(1)
+        step = self.steps[index]
+        rng = np.random.default_rng((self.seed, step))
+        samples = [self._sample(rng) for _ in range(self.images)]
+        return _collate(samples, self.config)
+
+    def _sample(self, rng: np.random.Generator) -> Sample:
+        large = rng.random() < self.large_share
+        size = {"height": int(rng.integers(130, 260)), "width": int(rng.integers(130, 260))} if large else {}
+        while True:
+            seed = int(rng.integers(0, 10**8))
+            scene = make_scene(seed, n_objects=self.n_objects, **size)
+            expressions = pick_expressions(scene, seed, self.queries) if scene.objects else []
+            if len(expressions) == self.queries:
+                return self._encode(scene, expressions)
+
+    def _encode(self, scene: Scene, expressions: list[Expression]) -> Sample:
+        crops = crop_image(scene.image_HW3, self.config.vision)
+        queries = [self._query(scene, expression) for expression in expressions]
+        vision = self.config.vision
+        shares = patch_shares(scene.instance_HW, vision.crop_size, vision.grid)
+        targets = np.stack([shares[e.target] if e.target < len(shares) else np.zeros(vision.n_tokens) for e in expressions])
+        owners = patch_owners(scene.instance_HW, vision.crop_size, vision.grid)
+        labels, boxes = object_labels(scene)
+        background = np.zeros((1, labels.shape[1]), labels.dtype)
+        return Sample(
+            crops=crops.crops_NHWC, tiling=crops.tiling, queries=queries,
+            target_share=targets / np.maximum(targets.sum(axis=1, keepdims=True), 1e-6),
+            patch_labels=np.concatenate([labels, background])[owners],
+            patch_box=np.concatenate([boxes, np.full((1, 4), np.nan)])[owners],
+        )  # fmt: skip
+
+    def _query(self, scene: Scene, expression: Expression) -> QuerySample:
+        tokens = self.config.tokens
+        prompt = build_prompt(expression.text, (), self.tokenizer, tokens)
+        target = scene.objects[expression.target]
+        cx, cy, w, h = unit_box(target.box, scene)
+        ids = [*prompt.ids, tokens.coord_id, tokens.coord_id, tokens.size_id]
+        if self.paths:
+            ids += [*self.tokenizer.path_ids(path_target(target.mask_HW, target.box)), tokens.eos_id]
+        return QuerySample(ids=ids, prompt_length=len(prompt.ids), box=(cx, cy, w, h))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuerySample:
+    ids: list[int]
+    prompt_length: int
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    crops: np.ndarray
+    tiling: tuple[int, int]
+    queries: list[QuerySample]
+    target_share: np.ndarray
+    patch_labels: np.ndarray
+    patch_box: np.ndarray
+
+
+def unit_box(box: tuple[float, float, float, float], scene: Scene) -> tuple[float, float, float, float]:
+    """(x_min, y_min, x_max, y_max) in pixels to (cx, cy, w, h) in unit of image."""
+    height, width = scene.image_HW3.shape[:2]
+    x0, y0, x1, y1 = box
+    return (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
+
+
+def object_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of each object, (objects, C), 0 being background, and boxes (objects, 4).
+
+    Classes: shape, colour, size, then ranks: how many objects of the same shape, of the same colour, and of any kind
+    lie to the left, to the right, above and below (by centre).
+    """
+    boxes = np.array([unit_box(o.box, scene) for o in scene.objects]).reshape(-1, 4)
+    shape = np.array([SHAPES.index(o.shape) for o in scene.objects])
+    colour = np.array([COLOURS.index(o.colour) for o in scene.objects])
+    size = np.array([("small", "large").index(o.size_name) for o in scene.objects])
+    groups = (shape[:, None] == shape, colour[:, None] == colour, np.ones((len(shape), len(shape)), bool))
+    before = [sign * boxes[:, axis] for axis in (0, 1) for sign in (1, -1)]
+    ranks = [(group & (place[None, :] < place[:, None])).sum(axis=1) for group in groups for place in before]
+    ranks = [np.minimum(rank, MAX_RANK - 1) for rank in ranks]
+    return np.stack([shape, colour, size, *ranks], axis=1) + 1, boxes
+
+
+N_CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, 3, *[MAX_RANK + 1] * 12)
+
+
+def _collate(samples: list[Sample], config: MoondreamSegmentationConfig) -> Batch:
+    images, queries = len(samples), len(samples[0].queries)
+    length = max(len(q.ids) for s in samples for q in s.queries)
+    shape = (images, queries, length)
+    ids, coords, sizes = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros((*shape, 2), np.float32)
+    next_id, next_coord, next_size = np.full(shape, IGNORE), np.full(shape, -1.0, np.float32), np.full((*shape, 2), -1.0, np.float32)
+    pointer = np.zeros(shape[:2], np.int64)
+    n_coord, n_size = config.region.coord_out_dim, config.region.size_out_dim // 2
+    for i, sample in enumerate(samples):
+        for k, query in enumerate(sample.queries):
+            p, n = query.prompt_length, len(query.ids)
+            cx, cy, w, h = query.box
+            ids[i, k, :n] = query.ids
+            coords[i, k, p : p + 2] = cx, cy
+            sizes[i, k, p + 2] = w, h
+            next_id[i, k, p - 1 : n - 1] = query.ids[p:]
+            next_coord[i, k, p - 1 : p + 1] = coord_bin(cx, n_coord), coord_bin(cy, n_coord)
+            next_size[i, k, p + 1] = size_bin(w, n_size), size_bin(h, n_size)
+            pointer[i, k] = p - 1
+    arrays = {
+        "crops": np.concatenate([s.crops for s in samples]), "ids": ids, "coords": coords, "sizes": sizes,
+        "next_id": next_id, "next_coord": next_coord, "next_size": next_size, "pointer": pointer,
+        "target_share": np.stack([s.target_share for s in samples]).astype(np.float32),
+        "patch_labels": np.stack([s.patch_labels for s in samples]).astype(np.int64),
+        "patch_box": np.stack([s.patch_box for s in samples]).astype(np.float32),
+    }  # fmt: skip
+    return Batch(tilings=[s.tiling for s in samples], **{name: torch.from_numpy(value) for name, value in arrays.items()})
+
+
+def batch_stream(dataset: SceneBatches, workers: int) -> Iterator[Batch]:
+    """Batches in order, made in worker processes ahead of the step."""
+    prefetch = {"prefetch_factor": 8} if workers else {}
+    return iter(DataLoader(dataset, batch_size=None, shuffle=False, num_workers=workers, **prefetch))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def number_ids(tokenizer: PathTokenizer) -> list[int]:
+    """Ids of the integers 0-960, in order."""
+    return tokenizer.path_ids(str(n) for n in range(PATH_SCALE + 1))

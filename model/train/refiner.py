@@ -1,0 +1,195 @@
+"""Stage 3 of the paper: the refiner learns from coarse masks and their ground truth.
+
+The paper's coarse inputs are rollouts of the reinforcement-learning stage. That stage is not here yet, so the coarse
+inputs are what the supervised model draws, and perturbed ground truth of all qualities. What else is ours:
+
+- Losses: binary cross-entropy plus dice on each of the four masks, of which the best counts fully and the others a
+  little, so that all stay alive; squared error of the predicted IoUs.
+- A random number of iterations without gradient runs first, then one step is learned: the head sees its own outputs.
+- The encoder is frozen: it serves the decoder too.
+
+Run: `python -m model.train.refiner --sft runs/sft --out runs/refiner` (again with the same --out to resume).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from model.image_crops import normalise
+from model.moondream import MoondreamSegmentation
+from model.rasterize import rasterize
+from model.refiner import Candidates
+from model.refiner_crops import cut
+from model.tokenizer import PATH_SCALE
+from model.train.batches import unit_box
+from model.train.scenes import Scene, make_scene
+from model.train.sft import SftSettings, new_state
+from model.train.small import small_tokenizer
+from model.train.targets import path_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerSettings:
+    """`others` is the weight of the masks that are not the best of the four."""
+
+    seed: int = 1
+    steps: int = 4000
+    batch: int = 24
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    others: float = 0.1
+    checkpoint_every: int = 250
+    workers: int = 1
+
+
+class RefinerSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Batch `step`: image crops (B, S, S, 3) uint8, coarse masks and true masks (B, S, S) float32."""
+
+    def __init__(self, settings: RefinerSettings, steps: range, size: int) -> None:
+        self.settings, self.steps, self.size = settings, steps, size
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        cv2.setNumThreads(1)
+        rng = np.random.default_rng((self.settings.seed, self.steps[index], 3))
+        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        while len(rows) < self.settings.batch:
+            scene = make_scene(int(rng.integers(0, 10**8)))
+            for target in rng.permutation(len(scene.objects))[:3]:
+                row = perturbed_sample(scene, int(target), self.size, rng)
+                if row is not None:
+                    rows.append(row)
+        images, coarse, truth = (np.stack(part) for part in zip(*rows[: self.settings.batch], strict=True))
+        return torch.from_numpy(images), torch.from_numpy(coarse), torch.from_numpy(truth)
+
+
+def perturbed_sample(scene: Scene, target: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """A coarse mask as a decoder might draw it: the target's path with its box moved and stretched, its vertices jittered
+    and some of them dropped; how much is drawn from a wide range, so that all qualities occur."""
+    truth = scene.objects[target]
+    cx, cy, w, h = unit_box(truth.box, scene)
+    amount = rng.beta(1.2, 2.5) * 0.35
+    shift = rng.normal(0, amount, 4) * (0.5, 0.5, 0.6, 0.6)
+    box = (cx + shift[0] * w, cy + shift[1] * h, w * math.exp(shift[2]), h * math.exp(shift[3]))
+    path = jittered_path(path_target(truth.mask_HW, truth.box, max_vertices=int(rng.integers(6, 17))), amount, rng)
+    coarse = rasterize(path, box, *truth.mask_HW.shape)
+    return refiner_sample(scene.image_HW3, coarse, box, truth.mask_HW, size)
+
+
+def refiner_sample(image_HW3: np.ndarray, coarse_HW: np.ndarray, box: tuple[float, float, float, float], truth_HW: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """What the refiner is given, and the truth in the same crop. None if the coarse mask is empty."""
+    crop = cut(image_HW3, coarse_HW, box, size) if coarse_HW.any() else None
+    if crop is None:
+        return None
+    x0, y0, x1, y1 = crop.xyxy
+    truth = cv2.resize(truth_HW[y0:y1, x0:x1].astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+    return crop.image, crop.mask, (truth > 0.5).astype(np.float32)
+
+
+def jittered_path(tokens: list[str], amount: float, rng: np.random.Generator) -> str:
+    """Path string (unit of box) of path tokens with noise on every number."""
+    noisy = (str(round(float(t) / PATH_SCALE + rng.normal(0, 0.3 * amount), 3)) if t.isdigit() else t for t in tokens)
+    return " ".join(noisy)
+
+
+def refiner_loss(candidates: Candidates, truth_BSS: Tensor, others: float) -> tuple[Tensor, dict[str, float]]:
+    """Loss of one step, and what to log. Masks: BCE + dice, min of the four; IoU head: squared error on all four."""
+    logits = candidates.logits.float()
+    truth = truth_BSS[:, None].expand_as(logits)
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((-2, -1))
+    probs = logits.sigmoid()
+    dice = 1 - (2 * (probs * truth).sum((-2, -1)) + 1) / (probs.sum((-2, -1)) + truth.sum((-2, -1)) + 1)
+    per_mask_BM = 2 * bce + dice
+    best = per_mask_BM.min(dim=1).values
+    hard = logits > 0
+    inside = truth > 0.5
+    iou_BM = (hard & inside).sum((-2, -1)) / (hard | inside).sum((-2, -1)).clamp(min=1)
+    iou_error = F.mse_loss(candidates.iou.float(), iou_BM)
+    chosen = iou_BM.gather(1, candidates.iou.argmax(dim=1, keepdim=True)).mean()
+    log = {"mask": best.mean().item(), "iou_error": iou_error.item(), "chosen_iou": chosen.item()}
+    return ((1 - others) * best + others * per_mask_BM.mean(dim=1)).mean() + iou_error, log
+
+
+def _step(model: MoondreamSegmentation, batch: tuple[Tensor, Tensor, Tensor], settings: RefinerSettings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    images, coarse, truth = batch
+    with torch.no_grad():
+        features = model.model.vision(normalise(images.numpy(), coarse.device, torch.float32))
+    fused = model.head.fuse(features.final, features.early)
+    mask, before = coarse, int(rng.integers(0, model.config.refiner.iterations))
+    if before:
+        with torch.no_grad():
+            mask = model.head.iterate(fused, coarse, before).probs
+    loss, log = refiner_loss(model.head(fused, mask), truth, settings.others)
+    inside, drawn = truth > 0.5, coarse > 0.5
+    log["coarse_iou"] = ((drawn & inside).sum((-2, -1)) / (drawn | inside).sum((-2, -1)).clamp(min=1)).mean().item()
+    return loss, log
+
+
+def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
+    """Train the head on top of the checkpoint `sft/last.pt`, from the checkpoint in `out` if there is one."""
+    out.mkdir(parents=True, exist_ok=True)
+    state = new_state(SftSettings(), small_tokenizer())
+    state.load(sft / "last.pt")
+    model = state.model
+    model.model.requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    first = 0
+    if (out / "last.pt").exists():
+        saved = torch.load(out / "last.pt", weights_only=True)
+        first = saved["step"]
+        model.head.load_state_dict(saved["head"])
+        optimizer.load_state_dict(saved["optimizer"])
+    dataset = RefinerSamples(settings, range(first, settings.steps), model.config.vision.crop_size)
+    stream = DataLoader(dataset, batch_size=None, num_workers=settings.workers, prefetch_factor=8 if settings.workers else None)
+    sums: dict[str, float] = {}
+    began = time.perf_counter()
+    with (out / "log.csv").open("a", newline="") as file:
+        writer = csv.writer(file)
+        for step, batch in enumerate(track(stream, description="refiner", total=len(dataset)), start=first):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * min(1, (step + 1) / settings.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
+            loss, log = _step(model, batch, settings, np.random.default_rng((settings.seed, step, 5)))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.head.parameters(), 1.0)
+            optimizer.step()
+            sums = {name: sums.get(name, 0.0) + value for name, value in log.items()}
+            if (step + 1) % 50 == 0:
+                writer.writerow(["refiner", step + 1, f"s_per_step={(time.perf_counter() - began) / 50:.3f}", *(f"{k}={v / 50:.4f}" for k, v in sums.items())])
+                file.flush()
+                sums, began = {}, time.perf_counter()
+            if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+                partial = out / "last.partial"
+                torch.save({"step": step + 1, "head": model.head.state_dict(), "optimizer": optimizer.state_dict()}, partial)
+                partial.replace(out / "last.pt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sft", type=Path, required=True, help="folder of the supervised stage")
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and log; an existing one is resumed")
+    parser.add_argument("--steps", type=int, default=RefinerSettings.steps)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    train(args.sft, args.out, RefinerSettings(steps=args.steps))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""Stage 1 of the paper: supervised path decoding.
+
+The abstract says only that paths are learned with a token loss. What is ours:
+
+- Three phases of one run: `vision` (the encoder alone, on dense labels of what each patch shows), `box` (sequences end
+  after the size token: half the tokens), `path` (whole sequences). Finding the object is the slow part, so it goes first.
+- Bins and the numbers of a path are learned against a Gaussian around the target rather than a single class, because
+  the neighbours of a coordinate are nearly right.
+- Auxiliary losses, for training only: each patch's shape, colour, size, ranks and box from the vision features, and the
+  last prompt token pointing at the image tokens that the target covers.
+- The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
+
+Run: `python -m model.train.sft --out runs/sft` (again with the same --out to resume).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from model.image_crops import normalise
+from model.moondream import Moondream, MoondreamSegmentation, parameter_count
+from model.tokenizer import PathTokenizer
+from model.train.batches import IGNORE, N_CLASSES, Batch, SceneBatches, batch_stream, number_ids, to_device
+from model.train.small import small_model, small_tokenizer
+from model.vision import CropFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Part of the run: how long, on what, how fast. `n_objects` is (fewest, most) objects of a scene; `large_share` the
+    share of scenes large enough to be tiled."""
+
+    name: str
+    steps: int
+    images: int
+    queries: int
+    n_objects: tuple[int, int]
+    learning_rate: float
+    large_share: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSettings:
+    seed: int = 0
+    phases: tuple[Phase, ...] = (
+        Phase(name="vision", steps=2500, images=32, queries=1, n_objects=(1, 6), learning_rate=1e-3),
+        Phase(name="box", steps=6000, images=8, queries=5, n_objects=(2, 6), learning_rate=1e-3),
+        Phase(name="path", steps=6000, images=8, queries=5, n_objects=(2, 6), learning_rate=7e-4, large_share=0.12),
+    )
+    warmup: int = 200
+    weight_decay: float = 0.02
+    checkpoint_every: int = 250
+    workers: int = 1
+    dtype: str = "bfloat16"
+
+
+class Auxiliary(nn.Module):
+    """Heads that exist in training only."""
+
+    def __init__(self, vision_dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.patch = nn.Linear(vision_dim, sum(N_CLASSES))
+        self.box = nn.Linear(vision_dim, 4)
+        self.query = nn.Linear(text_dim, text_dim)
+        self.key = nn.Linear(text_dim, text_dim)
+
+    def patch_losses(self, final_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What each patch shows. Ranks and boxes count only where there is an object."""
+        parts = self.patch(final_IPD).float().split(N_CLASSES, dim=-1)
+        owned = batch.patch_labels[..., 0] > 0
+        losses = [F.cross_entropy(part.flatten(0, 1), batch.patch_labels[..., c].flatten()) for c, part in enumerate(parts[:3])]
+        ranks = [F.cross_entropy(part[owned], batch.patch_labels[..., c][owned]) for c, part in enumerate(parts[3:], start=3)]
+        box = F.smooth_l1_loss(self.box(final_IPD).float()[owned], batch.patch_box[owned], beta=0.05)
+        return {"patch": torch.stack(losses).sum(), "rank": torch.stack(ranks).mean(), "patch_box": box}
+
+    def pointer_loss(self, query_IKD: Tensor, image_IPD: Tensor, share_IKP: Tensor) -> Tensor:
+        """Cross-entropy of the query's attention over image tokens against the share of the target in each."""
+        scores = torch.einsum("ikd,ipd->ikp", self.query(query_IKD), self.key(image_IPD)).float()
+        return -(share_IKP * (scores * query_IKD.shape[-1] ** -0.5).log_softmax(-1)).sum(-1).mean()
+
+
+class SoftTargets(nn.Module):
+    """Cross-entropy against a Gaussian over neighbouring classes."""
+
+    def __init__(self, numbers: list[int], number_sigma: float = 12.0, coord_sigma: float = 6.0, size_sigma: float = 10.0) -> None:
+        super().__init__()
+        self.register_buffer("numbers", torch.tensor(numbers))
+        self.number_sigma, self.coord_sigma, self.size_sigma = number_sigma, coord_sigma, size_sigma
+
+    def bins(self, logits_NB: Tensor, target_N: Tensor, sigma: float) -> Tensor:
+        place = torch.arange(logits_NB.shape[-1], device=logits_NB.device)
+        weight = (-0.5 * ((place - target_N[:, None]) / sigma) ** 2).softmax(-1)
+        return -(weight * logits_NB.float().log_softmax(-1)).sum(-1).mean()
+
+    def tokens(self, logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of number tokens (softened) and of all other tokens."""
+        first, last = self.numbers[0], self.numbers[-1]  # numbers are consecutive ids
+        is_number = (target_N >= first) & (target_N <= last)
+        log_p = logits_NV.float().log_softmax(-1)
+        plain = F.nll_loss(log_p[~is_number], target_N[~is_number])
+        if not is_number.any():
+            return plain.new_zeros(()), plain
+        log_p_number = log_p[is_number][:, self.numbers]
+        place = torch.arange(log_p_number.shape[-1], device=log_p.device)
+        weight = (-0.5 * ((place - (target_N[is_number] - first)[:, None]) / self.number_sigma) ** 2).softmax(-1)
+        return -(weight * log_p_number).sum(-1).mean(), plain
+
+
+def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """All queries of each image in one pass over [prefix | query 1 | query 2 | ...].
+
+    Returns the residual stream of queries (I, K, T, D), of image tokens (I, P, D), and the stream after each block.
+    """
+    text, region = model.text, model.region
+    images, queries, length = batch.ids.shape
+    image_IPD = model.vision.project(features.final, batch.tilings)
+    bos = text.embed(torch.zeros(images, 1, dtype=torch.long, device=image_IPD.device))
+    x = text.embed(batch.ids)
+    x = torch.where((batch.ids == COORD_ID)[..., None], region.encode_coord(batch.coords[..., None]).to(x.dtype), x)
+    x = torch.where((batch.ids == SIZE_ID)[..., None], region.encode_size(batch.sizes).to(x.dtype), x)
+    packed = torch.cat([bos, image_IPD.to(x.dtype), x.flatten(1, 2)], dim=1)
+    prefix = 1 + image_IPD.shape[1]
+    positions, mask = packed_layout(prefix, queries, length, packed.device)
+    streams: list[Tensor] = []
+    hooks = [block.register_forward_hook(lambda _m, _i, out: streams.append(out)) for block in text.blocks]
+    hidden = text(packed, positions.expand(images, -1), mask)
+    for hook in hooks:
+        hook.remove()
+    return hidden[:, prefix:].unflatten(1, (queries, length)), hidden[:, 1:prefix], streams
+
+
+COORD_ID, SIZE_ID = 5, 6
+
+
+def packed_layout(prefix: int, queries: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions (1, S) and mask (1, 1, S, S) of one prefix and `queries` queries of `length` tokens that see it and themselves."""
+    owner = torch.cat([torch.full((prefix,), -1, device=device), torch.arange(queries, device=device).repeat_interleave(length)])
+    position = torch.cat([torch.arange(prefix, device=device), (prefix + torch.arange(length, device=device)).repeat(queries)])
+    same = owner[:, None] == owner[None, :]
+    causal = position[None, :] <= position[:, None]
+    in_prefix = owner[None, :] == -1
+    mask = in_prefix | (same & causal)
+    return position[None], mask[None, None]
+
+
+POINTER_LAYERS = (2, 3)  # after these blocks the last prompt token should know where to look: later blocks read the box there
+
+
+def losses(model: Moondream, auxiliary: Auxiliary, soft: SoftTargets, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+    """Every loss of a step, by name; the step minimises their weighted sum."""
+    dtype = next(model.parameters()).dtype
+    features = model.vision(normalise(batch.crops.numpy(), batch.ids.device, dtype))
+    first = torch.tensor([0] + [1 if t == (1, 1) else 1 + t[0] * t[1] for t in batch.tilings]).cumsum(0)[:-1]
+    found = auxiliary.patch_losses(features.final[first], batch)
+    if phase.name == "vision":
+        return found
+    hidden, _, streams = forward_packed(model, features, batch)
+    prefix = 1 + model.vision.config.n_tokens
+    for layer in POINTER_LAYERS:
+        stream = streams[layer]
+        queries = stream[:, prefix:].unflatten(1, batch.ids.shape[1:])
+        index = batch.pointer[..., None, None].expand(-1, -1, 1, queries.shape[-1])
+        found[f"point{layer}"] = auxiliary.pointer_loss(queries.gather(2, index)[:, :, 0], stream[:, 1:prefix], batch.target_share)
+    wants_coord, wants_size, wants_id = batch.next_coord >= 0, batch.next_size[..., 0] >= 0, batch.next_id != IGNORE
+    found["coord"] = soft.bins(model.region.coord_logits(hidden[wants_coord]), batch.next_coord[wants_coord], soft.coord_sigma)
+    size_logits, size_bins = model.region.size_logits(hidden[wants_size]), batch.next_size[wants_size]
+    found["size"] = soft.bins(size_logits.flatten(0, 1), size_bins.flatten(), soft.size_sigma)
+    found["number"], found["token"] = soft.tokens(model.text.logits(hidden[wants_id]), batch.next_id[wants_id])
+    return found
+
+
+WEIGHTS = {"patch": 1.0, "rank": 1.0, "patch_box": 20.0, "point2": 0.5, "point3": 0.5, "coord": 1.0, "size": 1.0, "number": 1.0, "token": 1.0}
+
+
+@dataclass
+class State:
+    """What a checkpoint holds."""
+
+    step: int
+    model: MoondreamSegmentation
+    auxiliary: Auxiliary
+    optimizer: torch.optim.Optimizer
+
+    def save(self, path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        torch.save({"step": self.step, "model": self.model.state_dict(), "auxiliary": self.auxiliary.state_dict(), "optimizer": self.optimizer.state_dict()}, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        saved = torch.load(path, weights_only=True)
+        self.step = saved["step"]
+        self.model.load_state_dict(saved["model"])
+        self.auxiliary.load_state_dict(saved["auxiliary"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+
+
+def learning_rate(step: int, settings: SftSettings) -> float:
+    """Linear warm-up, then each phase a cosine from its peak: to a tenth at its end, to a hundredth in the last."""
+    start = 0
+    for phase in settings.phases:
+        if step < start + phase.steps or phase is settings.phases[-1]:
+            done = (step - start) / phase.steps
+            floor = 0.01 if phase is settings.phases[-1] else 0.3
+            peak = phase.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+            return peak * min(1.0, (step - start + 1) / settings.warmup)
+        start += phase.steps
+    raise AssertionError("unreachable")
+
+
+def new_state(settings: SftSettings, tokenizer: PathTokenizer) -> State:
+    model = small_model(tokenizer, settings.seed)
+    auxiliary = Auxiliary(model.config.vision.enc_dim, model.config.text.dim)
+    parameters = [*model.model.parameters(), *auxiliary.parameters()]
+    decay = [p for p in parameters if p.dim() >= 2]
+    plain = [p for p in parameters if p.dim() < 2]
+    groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return State(0, model, auxiliary, torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98)))
+
+
+def train(out: Path, settings: SftSettings) -> State:
+    """Train from the checkpoint in `out`, if there is one, to the last step of the last phase."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = small_tokenizer()
+    state = new_state(settings, tokenizer)
+    if (out / "last.pt").exists():
+        state.load(out / "last.pt")
+    console = Console()
+    console.print(f"{parameter_count(state.model) / 1e6:.2f} M parameters, from step {state.step}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    start = 0
+    with Progress(*columns, console=console) as progress, (out / "log.csv").open("a", newline="") as log:
+        for phase in settings.phases:
+            if state.step < start + phase.steps:
+                _train_phase(state, phase, start, settings, tokenizer, out, progress, log)
+            start += phase.steps
+    return state
+
+
+def _train_phase(state: State, phase: Phase, start: int, settings: SftSettings, tokenizer: PathTokenizer, out: Path, progress: Progress, log) -> None:
+    soft = SoftTargets(number_ids(tokenizer))
+    steps = range(state.step, start + phase.steps)
+    dataset = SceneBatches(
+        config=state.model.config, tokenizer=tokenizer, seed=settings.seed, steps=steps, images=phase.images, queries=phase.queries,
+        paths=phase.name == "path", n_objects=phase.n_objects, large_share=phase.large_share,
+    )  # fmt: skip
+    task = progress.add_task(phase.name, total=phase.steps, completed=state.step - start)
+    writer, sums, began = csv.writer(log), {}, time.perf_counter()
+    for batch in batch_stream(dataset, settings.workers):
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(state.step, settings)
+        found = _step(state, soft, to_device(batch, torch.device("cpu")), phase, settings)
+        state.step += 1
+        sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+        progress.update(task, advance=1)
+        if state.step % 50 == 0:
+            rate = (time.perf_counter() - began) / 50
+            row = [f"{name}={total / 50:.4f}" for name, total in sums.items()]
+            writer.writerow([phase.name, state.step, f"s_per_step={rate:.3f}", *row])
+            log.flush()
+            sums, began = {}, time.perf_counter()
+        if state.step % settings.checkpoint_every == 0 or state.step == start + phase.steps:
+            state.save(out / "last.pt")
+
+
+def _step(state: State, soft: SoftTargets, batch: Batch, phase: Phase, settings: SftSettings) -> dict[str, float]:
+    with torch.autocast("cpu", dtype=getattr(torch, settings.dtype), enabled=settings.dtype != "float32"):
+        found = losses(state.model.model, state.auxiliary, soft, batch, phase)
+    total = sum(WEIGHTS[name] * value for name, value in found.items())
+    state.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    nn.utils.clip_grad_norm_([p for g in state.optimizer.param_groups for p in g["params"]], 1.0)
+    state.optimizer.step()
+    return {name: value.item() for name, value in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and log; an existing one is resumed")
+    parser.add_argument("--seed", type=int, default=SftSettings.seed)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=SftSettings.dtype, help="of matrix products (autocast)")
+    parser.add_argument("--workers", type=int, default=SftSettings.workers, help="processes that draw scenes")
+    parser.add_argument("--steps", type=int, nargs=3, metavar=("VISION", "BOX", "PATH"), help="steps of the three phases")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = SftSettings(seed=args.seed, dtype=args.dtype, workers=args.workers)
+    if args.steps:
+        settings = replace(settings, phases=tuple(replace(p, steps=n) for p, n in zip(settings.phases, args.steps, strict=True)))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "settings.txt").write_text(repr(asdict(settings)))
+    train(args.out, settings)
+
+
+if __name__ == "__main__":
+    main()
