@@ -85,13 +85,6 @@ def rename(name: str) -> str:
     return name
 
 
-def in_layout_a(file: Path) -> bool:
-    """Whether a file is safetensors under our own names, so that transformers can read it. Raises CheckpointError."""
-    with ExitStack() as open_files:
-        names = [tensor.name for tensor in _stored(file, open_files)]
-    return file.suffix == ".safetensors" and all(rename(name) == name for name in names)
-
-
 def load_weights(
     module: nn.Module,
     files: Sequence[Path],

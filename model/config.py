@@ -153,13 +153,17 @@ def _section(name: str, values: Any) -> Any:
     cls = _SECTIONS[name]
     if isinstance(values, cls):
         return values
-    known = {field.name for field in dataclasses.fields(cls)}
     values = dict(values or {})
+    if isinstance(values.get("moe"), dict):
+        values["moe"] = _known("text.moe", MoeConfig, values["moe"])
+    return _known(name, cls, {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _known(name: str, cls: Any, values: dict[str, Any]) -> Any:
+    known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{name}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    if isinstance(values.get("moe"), dict):
-        values["moe"] = MoeConfig(**values["moe"])
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return cls(**values)
 
 
 def _from_published(values: dict[str, Any], model_type: str) -> dict[str, Any]:

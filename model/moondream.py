@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from model.checkpoints import in_layout_a, load_weights, raise_misfit
+from model.checkpoints import load_weights, raise_misfit
 from model.config import MoondreamSegmentationConfig
 from model.moe import ExpertWeights
 from model.refiner import RefinerHead
@@ -24,6 +24,7 @@ from model.text import TextDecoder
 from model.vision import VisionEncoder
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that transformers works out
 
 
 class Moondream(nn.Module):
@@ -51,24 +52,31 @@ class MoondreamSegmentation(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *args: Any, refiner: str | None = None, **kwargs: Any) -> Any:
-        """transformers' own loading, but strict, and of every published layout.
+        """transformers' `from_pretrained`, but strict, and for every published layout.
 
-        Layout A goes through transformers, with all its options. Layout B, which it cannot read, goes through
-        `from_files` and knows `device_map` (one device) and `dtype`. `refiner` says where `head.*` comes from if it is
-        not with the model: a local folder or file, or a hub repository.
+        Args:
+            refiner: where `head.*` comes from if not with the model: a local folder or file, or a hub repository.
+            kwargs: `revision` and other options of the download, `dtype` (the configuration's by default, else float32)
+                and `device_map` (one device); with any further option, or several devices, transformers' own loader
+                does the work, which reads layout A only.
 
         Raises:
-            ModelError: the files cannot be had.
+            ModelError: the files or the configuration cannot be had.
             CheckpointError: a tensor is missing, not part of the model or misshapen; it is named. (transformers itself
                 would warn and go on with random weights.)
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         folder = Path(name) if Path(name).is_dir() else download_model(str(name), **hub)
         refiner_files = resolve_model(refiner).model.weights() if refiner else ()
-        if not all(map(in_layout_a, weight_files(folder))):
-            device, dtype = kwargs.get("device_map") or "cpu", kwargs.get("dtype")
-            dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
-            return cls.from_files(folder, weight_files(folder), refiner_files, device=device, dtype=dtype)
+        device, dtype = _one_device(kwargs.get("device_map")), kwargs.get("dtype", kwargs.get("torch_dtype"))
+        if args or device is None or not kwargs.keys() <= {"device_map", "dtype", "torch_dtype"}:
+            return cls._through_transformers(folder, refiner_files, *args, **kwargs)
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
+        return cls.from_files(folder, weight_files(folder), refiner_files, device=device, dtype=dtype)
+
+    @classmethod
+    def _through_transformers(cls, folder: Path, refiner_files: Sequence[Path], *args: Any, **kwargs: Any) -> Any:
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = super().from_pretrained(folder, *args, **kwargs)
@@ -76,10 +84,10 @@ class MoondreamSegmentation(PreTrainedModel):
         misshapen = [
             f"{key} is {tuple(found)}, expected {tuple(shape)}" for key, found, shape in info["mismatched_keys"]
         ]
-        raise_misfit(str(name), missing, sorted(info["unexpected_keys"]), misshapen)
+        raise_misfit(str(folder), missing, sorted(info["unexpected_keys"]), misshapen)
         if refiner_files:
             head = nn.ModuleDict({"head": model.head})
-            load_weights(head, (), refiner_files=refiner_files, device=model.device, dtype=model.dtype)
+            load_weights(head, (), refiner_files=refiner_files, device=model.head.image_pe.device, dtype=model.dtype)
         return (model, info) if with_info else model
 
     @classmethod
@@ -90,9 +98,12 @@ class MoondreamSegmentation(PreTrainedModel):
         refiner_files: Sequence[Path] = (),
         *,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """A model for inference from weight files of any known layout and the configuration in `folder`.
+
+        Weights are held once while loading, and copied: the files may change afterwards. `dtype` is the configuration's
+        by default, else float32.
 
         Raises:
             ModelError: the configuration is missing or not ours.
@@ -107,6 +118,7 @@ class MoondreamSegmentation(PreTrainedModel):
             raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
         with torch.device("meta"):
             model = cls(config)
+        dtype = dtype or config.dtype or torch.float32
         load_weights(model, files, refiner_files=refiner_files, device=device, dtype=dtype)
         return model.eval()
 
@@ -128,6 +140,15 @@ class MoondreamSegmentation(PreTrainedModel):
         elif isinstance(module, RefinerHead):
             for token in (module.image_pe, module.mask_tokens, module.iou_token, module.output_pe):
                 nn.init.normal_(token, std=0.02 if token is module.image_pe else 1.0)
+
+
+def _one_device(device_map: Any) -> torch.device | None:
+    """The device of a `device_map` that is one device (the CPU if it is None), else None."""
+    if isinstance(device_map, dict):
+        device_map = device_map.get("", "auto") if len(device_map) == 1 else "auto"
+    if isinstance(device_map, str) and device_map in SPREAD:
+        return None
+    return torch.device("cpu" if device_map is None else device_map)
 
 
 def parameter_count(model: nn.Module) -> int:
