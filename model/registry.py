@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -152,8 +153,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _locate(name: str, revision: str | None) -> Location:
-    path = _demo_folder() if name == DEMO else Path(name).expanduser()
-    if path.exists() or name == DEMO:
+    path = _demo_folder() if name == DEMO else Path(os.path.expanduser(name))
+    if name == DEMO or (name and path.exists()):
         return _locate_local(name, path.resolve(), revision)
     if not _HUB_ID.fullmatch(name):
         raise ModelError(
