@@ -1,0 +1,51 @@
+"""Golden tensors and the configuration they come with: everything is taken from the file itself, nothing assumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+TOLERANCE = 1e-4
+Section = TypeVar("Section")
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """`config` as in the metadata; tensors by full name."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return cls(json.loads(file.metadata()["config"]), tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose name begins so, by the rest of their name."""
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+    def section(self, cls: type[Section], **changed: Any) -> Section:
+        """A configuration section from the metadata, which also holds things that are of the file, not of the model."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**({key: value for key, value in self.config.items() if key in known} | changed))
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def strided(golden: Golden, name: str) -> tuple[int, Tensor]:
+    """Step and values of a map of which every k-th pixel is kept; k ends its name."""
+    ((suffix, values),) = golden.below(f"expected.{name}_sub").items()
+    return int(suffix), values
