@@ -22,7 +22,8 @@ class RefinerCrop:
 def cut(image_HW3: np.ndarray, coarse_HW: np.ndarray, bbox_cxcywh: tuple[float, float, float, float], size: int) -> RefinerCrop | None:
     """The coarse box grown by a quarter of its sides, image bilinear, mask nearest. None where nothing of it is in the image."""
     height, width = image_HW3.shape[:2]
-    x0, y0, x1, y1 = crop_xyxy(bbox_cxcywh, height, width)
+    cx, cy, w, h = bbox_cxcywh
+    x0, y0, x1, y1 = crop_xyxy((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), height, width)
     if x1 <= x0 or y1 <= y0:
         return None
     image = cv2.resize(image_HW3[y0:y1, x0:x1], (size, size), interpolation=cv2.INTER_LINEAR)

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.config import MoondreamSegmentationConfig
 from model.image_crops import crop_image
+from model.path_tokens import PATH_SCALE
 from model.prompt import build_prompt
 from model.region import coord_bin, size_bin
-from model.tokenizer import PATH_SCALE, PathTokenizer
+from model.tokenizer import PathTokenizer
 from model.train.scenes import COLOURS, SHAPES, Expression, Scene, make_scene, pick_expressions
 from model.train.targets import patch_owners, patch_shares, path_target
 

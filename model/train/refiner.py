@@ -30,10 +30,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.image_crops import normalise
 from model.moondream import MoondreamSegmentation
+from model.path_tokens import PATH_SCALE
 from model.rasterize import rasterize
 from model.refiner import Candidates
 from model.refiner_crops import cut
-from model.tokenizer import PATH_SCALE
 from model.train.batches import unit_box
 from model.train.scenes import Scene, make_scene
 from model.train.sft import SftSettings, new_state

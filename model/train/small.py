@@ -9,7 +9,8 @@ from torch import Tensor
 
 from model.config import MoondreamSegmentationConfig
 from model.moondream import MoondreamSegmentation
-from model.tokenizer import PATH_SCALE, PathTokenizer, build_tokenizer
+from model.path_tokens import PATH_SCALE
+from model.tokenizer import PathTokenizer, build_tokenizer
 from model.train.scenes import VOCABULARY
 
 SMALL_VISION = {

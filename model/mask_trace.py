@@ -1,0 +1,106 @@
+"""The outline of a mask as a path: exact, along the cracks between pixels (facts, section 8).
+
+Pixel i covers [i, i + 1]. Outer outlines run clockwise as seen on the screen, holes the other way round, so that both
+the nonzero and the even-odd rule give the mask back.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numba
+import numpy as np
+
+# Directions right, down, left, up; the pixel ahead to the right and to the left of a vertex, as (dy, dx) to its index.
+_STEP = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])
+_RIGHT_AHEAD = np.array([[0, 0], [0, -1], [-1, -1], [-1, 0]])
+_LEFT_AHEAD = np.array([[-1, 0], [0, 0], [0, -1], [-1, -1]])
+
+
+def trace(mask_HW: np.ndarray) -> str:
+    """Path in pixels of a mask (uint8 of 0/1): per outline an absolute M, then h and v steps in turn, then z. "" if empty."""
+    x, y, w, h = cv2.boundingRect(mask_HW)
+    if w == 0:
+        return ""
+    framed = np.zeros((h + 2, w + 2), np.uint8)
+    framed[1:-1, 1:-1] = mask_HW[y : y + h, x : x + w]
+    numbers, ends = _outlines(framed)
+    values = numbers.tolist()
+    parts: list[str] = []
+    start = 0
+    for end in ends.tolist():
+        parts.append(f"M {values[start] + x - 1} {values[start + 1] + y - 1}")
+        parts += [f"{'hv'[i % 2]} {value}" for i, value in enumerate(values[start + 2 : end])]
+        parts.append("z")
+        start = end
+    return " ".join(parts)
+
+
+@numba.njit(cache=True, nogil=True)
+def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Outlines of a mask with an empty frame of one pixel, one after another: x, y of the first vertex, then steps right
+    (or left), down (or up) in turn, without the last, which closes. `ends` says where each stops."""
+    height, width = framed.shape
+    seen = np.zeros((height, width), np.bool_)  # top edges of pixels, walked to the right
+    numbers = np.empty(256, np.int64)
+    ends = [0 for _ in range(0)]  # an empty list whose element type numba can tell
+    n = 0
+    for y in range(1, height - 1):
+        for x in range(1, width - 1):
+            if framed[y, x] == 0 or framed[y - 1, x] != 0 or seen[y, x]:
+                continue
+            # In reading order the first unseen top edge of an outline is a corner: its left neighbour would belong to the same run.
+            vy, vx, direction, run = y, x, 0, 0
+            numbers = _append(_append(numbers, n, x), n + 1, y)
+            n += 2
+            while True:
+                if direction == 0:
+                    seen[vy, vx] = True
+                vy, vx, run = vy + _STEP[direction, 0], vx + _STEP[direction, 1], run + 1
+                turned = direction
+                if framed[vy + _RIGHT_AHEAD[direction, 0], vx + _RIGHT_AHEAD[direction, 1]] == 0:
+                    turned = (direction + 1) % 4
+                elif framed[vy + _LEFT_AHEAD[direction, 0], vx + _LEFT_AHEAD[direction, 1]] != 0:
+                    turned = (direction + 3) % 4
+                if vy == y and vx == x and turned == 0:
+                    break
+                if turned != direction:
+                    numbers = _append(numbers, n, run if direction < 2 else -run)
+                    n, direction, run = n + 1, turned, 0
+            ends.append(n)
+    return numbers[:n], np.array(ends)
+
+
+@numba.njit(cache=True, nogil=True)
+def _append(numbers: np.ndarray, n: int, value: int) -> np.ndarray:
+    """`numbers` with `value` at place n, moved to a larger block if it was full."""
+    if n == len(numbers):
+        larger = np.empty(2 * n, np.int64)
+        larger[:n] = numbers
+        numbers = larger
+    numbers[n] = value
+    return numbers
+
+
+def scale_path(path: str, box_xywh: tuple[int, int, int, int]) -> str:
+    """A traced path, in pixels, as absolute M, H and V in unit of the box `box_xywh` (pixels). "" stays ""."""
+    left, top, w, h = box_xywh
+    parts: list[str] = []
+    x = y = 0
+    tokens = iter(path.split())
+    for command in tokens:
+        if command == "M":
+            x, y = int(next(tokens)), int(next(tokens))
+            parts.append(f"M {_unit(x - left, w)} {_unit(y - top, h)}")
+        elif command == "h":
+            x += int(next(tokens))
+            parts.append(f"H {_unit(x - left, w)}")
+        elif command == "v":
+            y += int(next(tokens))
+            parts.append(f"V {_unit(y - top, h)}")
+        else:
+            parts.append(command)
+    return " ".join(parts)
+
+
+def _unit(offset: int, extent: int) -> str:
+    return f"{offset / extent:.6f}".rstrip("0").rstrip(".")

@@ -1,0 +1,117 @@
+"""COCO run-length encoding, from the mask's own box.
+
+Runs go down the columns, zeros first; the compressed form writes each count as its difference from the one before the
+last, in groups of five bits. Byte for byte what pycocotools writes, without its Fortran-order copy of the whole mask.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import cv2
+import numba
+import numpy as np
+from pycocotools import mask as coco
+
+
+class Rle(TypedDict):
+    """`size` is [height, width]; `counts` the compressed counts as ASCII."""
+
+    size: list[int]
+    counts: str
+
+
+def encode(mask_HW: np.ndarray) -> Rle:
+    """Encode a mask (uint8 of 0/1, C order)."""
+    height, width = mask_HW.shape
+    x, y, w, h = cv2.boundingRect(mask_HW)
+    ends = _run_ends(mask_HW, x, y, w, h)
+    return Rle(size=[height, width], counts=_compress(ends, height * width).tobytes().decode("ascii"))
+
+
+def decode(rle: Rle) -> np.ndarray:
+    """The mask (height, width) uint8 of 0/1. Raises ValueError if the counts do not fit the size."""
+    validate(rle)
+    return np.ascontiguousarray(coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
+
+
+def validate(rle: Rle) -> None:
+    """Raises ValueError unless size is two non-negative integers and the runs add up to its pixels."""
+    size, counts = rle.get("size"), rle.get("counts")
+    if (
+        not isinstance(size, (list, tuple))
+        or len(size) != 2
+        or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in size)
+    ):
+        raise ValueError(f"rle.size = {size!r}: must be [height, width], two integers that are not negative")
+    if not isinstance(counts, str) or not counts.isascii():
+        raise ValueError(f"rle.counts: must be an ASCII string of compressed counts, found {type(counts).__name__}")
+    total, whole, negative = _total(np.frombuffer(counts.encode("ascii"), np.uint8))
+    if not whole or negative or total != size[0] * size[1]:
+        raise ValueError(f"rle.counts: runs add up to {total} pixels, but size {list(size)} has {size[0] * size[1]}")
+
+
+@numba.njit(cache=True, nogil=True)
+def _run_ends(mask: np.ndarray, x0: int, y0: int, w: int, h: int) -> np.ndarray:
+    """Column-major indices at which the value changes; the first change is from 0 to 1."""
+    height = mask.shape[0]
+    ends = np.empty(w * (h + 2) + 1, np.int64)
+    n, value = 0, 0
+    for x in range(x0, x0 + w):
+        if y0 > 0 and value == 1:
+            ends[n], n, value = x * height, n + 1, 0
+        for y in range(y0, y0 + h):
+            if mask[y, x] != value:
+                ends[n], n, value = x * height + y, n + 1, 1 - value
+        if y0 + h < height and value == 1:
+            ends[n], n, value = x * height + y0 + h, n + 1, 0
+    if value == 1:
+        ends[n], n = (x0 + w) * height, n + 1
+    return ends[:n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _compress(ends: np.ndarray, pixels: int) -> np.ndarray:
+    """Changes to compressed counts. A last change at the last pixel is the end, not a further run."""
+    n = len(ends)
+    if n > 0 and ends[n - 1] == pixels:
+        n -= 1
+    out = np.empty(7 * (n + 1), np.uint8)
+    length = 0
+    counts = np.empty(n + 1, np.int64)
+    for i in range(n + 1):
+        end = ends[i] if i < n else pixels
+        counts[i] = end - (ends[i - 1] if i > 0 else 0)
+        value = counts[i] - (counts[i - 2] if i > 2 else 0)
+        more = True
+        while more:
+            group = value & 0x1F
+            value >>= 5
+            more = value != -1 if group & 0x10 else value != 0
+            out[length] = (group | (0x20 if more else 0)) + 48
+            length += 1
+    return out[:length]
+
+
+@numba.njit(cache=True, nogil=True)
+def _total(text: np.ndarray) -> tuple[int, bool, bool]:
+    """Sum of the counts; whether the text ends with a whole count and has only legal characters; whether any is negative."""
+    total, before, last, value, shift, index = 0, 0, 0, 0, 0, 0
+    negative = False
+    for i in range(len(text)):
+        group = text[i] - 48
+        if group < 0 or group > 63 or shift > 30:
+            return total, False, negative
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if group & 0x20:
+            continue
+        if group & 0x10:
+            value |= -1 << shift
+        if index > 2:
+            value += before
+        negative |= value < 0
+        total += value
+        before, last = last, value
+        value, shift, index = 0, 0, index + 1
+    return total, shift == 0 and len(text) > 0, negative
