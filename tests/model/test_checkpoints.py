@@ -177,9 +177,7 @@ def test_one_tensor_at_a_time_is_held(state, tmp_path, monkeypatch):
 
 def test_a_missing_tensor_is_named(state, tmp_path):
     rest = {name: tensor for name, tensor in state.items() if name != "model.text.blocks.1.mlp.router.bias"}
-    with pytest.raises(
-        CheckpointError, match=r"m\.safetensors: 1 tensor\(s\) missing: model\.text\.blocks\.1\.mlp\.router\.bias$"
-    ):
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: 1 tensor\(s\) missing: model\.text\.blocks\.1\.mlp\.router\.bias$"):
         load(write(tmp_path / "m.safetensors", rest))
 
 
@@ -194,9 +192,7 @@ def test_an_extra_tensor_is_named_as_in_the_file(state, refiner, tmp_path):
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(state, tmp_path):
     written = state | {"model.text.wte": torch.zeros(63, 32)}
-    with pytest.raises(
-        CheckpointError, match=r"1 tensor\(s\) misshapen: model\.text\.wte is \(63, 32\), expected \(64, 32\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"1 tensor\(s\) misshapen: model\.text\.wte is \(63, 32\), expected \(64, 32\)"):
         load(write(tmp_path / "m.safetensors", written))
 
 
@@ -215,16 +211,12 @@ def test_all_kinds_of_misfit_are_told_at_once_and_before_any_weight_is_touched(r
 
 
 def test_a_missing_refiner_says_what_to_give(state, tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"published apart: give them too, as with --refiner moondream/SegHeadRefiner"
-    ):
+    with pytest.raises(CheckpointError, match=r"published apart: give them too, as with --refiner moondream/SegHeadRefiner"):
         load(write(tmp_path / "m.safetensors", vlm(state)))
 
 
 def test_a_moondream2_checkpoint_is_recognised(state, tmp_path):
-    older = {
-        name: t for name, t in state.items() if not name.startswith(("model.region.ln.", "model.region.coord_decoder."))
-    }
+    older = {name: t for name, t in state.items() if not name.startswith(("model.region.ln.", "model.region.coord_decoder."))}
     older |= {f"model.region.coord_decoder.fc{k}.weight": torch.zeros(2, 2) for k in (1, 2)}
     with pytest.raises(CheckpointError, match="moondream2 checkpoint, which cannot segment"):
         load(write(tmp_path / "m.safetensors", older))
@@ -239,18 +231,14 @@ def test_a_tensor_under_two_names_is_an_error(state, tmp_path):
 def test_fp8_without_its_scale_is_an_error(state, refiner, tmp_path):
     written = quantise_experts(to_layout_b(state))
     del written["text_model.transformer.h.2.moe_quant.down_scale"]
-    with pytest.raises(
-        CheckpointError, match=r"h\.2\.mlp\.output_experts\.weight is torch\.float8_e4m3fn: it is fp8, but has no scale"
-    ):
+    with pytest.raises(CheckpointError, match=r"h\.2\.mlp\.output_experts\.weight is torch\.float8_e4m3fn: it is fp8, but has no scale"):
         load(write(tmp_path / "m.pt", written), refiner=refiner)
 
 
 def test_a_scale_without_fp8_is_an_error(state, refiner, tmp_path):
     written = to_layout_b(state)
     written["text_model.transformer.h.1.moe_quant.up_scale"] = torch.ones(4, 32)
-    with pytest.raises(
-        CheckpointError, match=r"h\.1\.mlp\.experts\.weight is torch\.float32: it has a scale, but is not fp8"
-    ):
+    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.experts\.weight is torch\.float32: it has a scale, but is not fp8"):
         load(write(tmp_path / "m.pt", written), refiner=refiner)
 
 
@@ -289,11 +277,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
 
 def full_size_names() -> dict[str, Tensor]:
-    return {
-        name: t
-        for name, t in build_on_meta(MoondreamSegmentationConfig()).state_dict().items()
-        if name.startswith("model.")
-    }
+    return {name: t for name, t in build_on_meta(MoondreamSegmentationConfig()).state_dict().items() if name.startswith("model.")}
 
 
 def test_layout_b_names_of_the_full_size_model_are_ours_one_to_one():

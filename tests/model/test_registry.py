@@ -209,9 +209,7 @@ def test_a_gated_repository_says_what_to_do(monkeypatch):
         resolve_model("moondream/moondream3-preview", revision="main")
     message = str(error.value)
     assert "'moondream/moondream3-preview' at main" in message
-    assert (
-        "accept its licence at https://huggingface.co/moondream/moondream3-preview and run `hf auth login`" in message
-    )
+    assert "accept its licence at https://huggingface.co/moondream/moondream3-preview and run `hf auth login`" in message
     assert "GatedRepoError: Access is restricted.)" in message
 
 

@@ -57,8 +57,7 @@ def published_config() -> dict:
         "auto_map": {"AutoModelForCausalLM": "hf_moondream.HfMoondream"},
         "model_type": "moondream3",
         "torch_dtype": "bfloat16",
-        "config": sections
-        | {"skills": ["query", "segment"], "tokenizer": {"bos_id": 0, "coord_id": 5, "answer_id": 3}},
+        "config": sections | {"skills": ["query", "segment"], "tokenizer": {"bos_id": 0, "coord_id": 5, "answer_id": 3}},
     }
 
 
@@ -194,9 +193,7 @@ def test_misfits_are_named_however_the_model_is_loaded(folder, reference, load):
 
 def test_a_folder_without_configuration_says_what_is_missing(folder):
     (folder / "config.json").unlink()
-    with pytest.raises(
-        ModelError, match=r"has no config\.json; give it the model's, or \{\} for the published full size"
-    ):
+    with pytest.raises(ModelError, match=r"has no config\.json; give it the model's, or \{\} for the published full size"):
         load_model(resolve_model(str(folder)))
 
 

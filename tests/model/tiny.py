@@ -31,8 +31,9 @@ def tiny_model(seed: int = 0) -> MoondreamSegmentation:
     model = MoondreamSegmentation(tiny_config()).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        for name, parameter in model.named_parameters():
+            norm = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(norm + 0.2 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -47,9 +48,7 @@ def outputs(model: MoondreamSegmentation) -> dict[str, Tensor]:
     x_BTD = torch.cat([text.embed(torch.tensor([[0]])), image, text.embed(torch.tensor([[7, 30, 63]]))], dim=1)
     positions = torch.arange(x_BTD.shape[1])[None]
     hidden = text(x_BTD, positions, causal_mask(positions, x_BTD.shape[1], model.config.text.prefix_attn))
-    refined = model.head(
-        model.head.fuse(features.final[:2], features.early[:2]), torch.ones(2, size, size).to(model.dtype)
-    )
+    refined = model.head(model.head.fuse(features.final[:2], features.early[:2]), torch.ones(2, size, size).to(model.dtype))
     return {
         "image": image,
         "logits": text.logits(hidden),

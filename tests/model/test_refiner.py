@@ -1,0 +1,139 @@
+"""The refiner head beyond the golden file: which mask is fed back, stability, and masks of every kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import RefinerConfig
+from model.refiner import Candidates, RefinerHead
+from tests.model.tiny import tiny_model
+
+SIZE, PATCHES, WIDTH = 70, 25, 32
+
+
+@pytest.fixture(scope="module")
+def head() -> RefinerHead:
+    return tiny_model().head
+
+
+def features(rows: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return tuple(torch.randn(rows, PATCHES, WIDTH, generator=generator) for _ in range(2))
+
+
+def boxes(rows: int) -> Tensor:
+    masks = torch.zeros(rows, SIZE, SIZE)
+    for row in range(rows):
+        masks[row, 10 + 5 * row : 40, 20 : 60 - 5 * row] = 1
+    return masks
+
+
+class Scripted(RefinerHead):
+    """Answers from a list, and keeps what it was asked."""
+
+    def __init__(self, answers: list[Candidates]) -> None:
+        super().__init__(RefinerConfig(enc_dim=WIDTH, embed_dim=32, num_heads=2), 5)
+        self.answers, self.asked = answers, []
+
+    def forward(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> Candidates:
+        self.asked.append(mask_BSS)
+        return self.answers[len(self.asked) - 1]
+
+
+def candidates(*ious: tuple[float, ...], seed: int = 0) -> Candidates:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(ious), len(ious[0]), 6, 6, generator=generator)
+    return Candidates(logits=logits, iou=torch.tensor(ious))
+
+
+def test_the_mask_of_highest_predicted_iou_is_fed_back_as_probabilities():
+    first, second = candidates((0.1, 0.9, 0.3), (0.7, -0.2, 0.6)), candidates((5.0, 1.0, 2.0), (0.0, 0.1, 0.2), seed=1)
+    head, coarse = Scripted([first, second]), torch.ones(2, 6, 6)
+    found = head.iterate(torch.zeros(2, 32, 5, 5), coarse, 2)
+    assert torch.equal(head.asked[0], coarse)
+    assert torch.equal(head.asked[1], torch.stack([first.logits[0, 1], first.logits[1, 0]]).sigmoid())
+    assert torch.equal(found.probs, torch.stack([second.logits[0, 0], second.logits[1, 2]]).sigmoid())
+    assert found.iou.tolist() == pytest.approx([5.0, 0.2])  # raw: not confined to 0..1
+
+
+def test_stability_is_the_iou_of_the_last_two_masks():
+    def fixed(mask: Tensor) -> Candidates:
+        return Candidates(logits=(mask * 2 - 1)[None, None] * 9, iou=torch.ones(1, 1))
+
+    small, large, none = torch.zeros(6, 6), torch.zeros(6, 6), torch.zeros(6, 6)
+    small[:2, :3] = 1
+    large[:4, :3] = 1
+    for last_two, expected in [((small, large), 0.5), ((large, large), 1.0), ((none, large), 0.0), ((none, none), 1.0)]:
+        head = Scripted([fixed(mask) for mask in (large, *last_two)])
+        found = head.iterate(torch.zeros(1, 32, 5, 5), small[None], 3)
+        assert found.stability.tolist() == [expected]
+
+
+def test_one_iteration_is_compared_with_the_coarse_mask():
+    coarse = torch.zeros(1, 6, 6)
+    coarse[:, :3] = 1
+    answer = Candidates(logits=torch.full((1, 1, 6, 6), 9.0), iou=torch.ones(1, 1))
+    found = Scripted([answer]).iterate(torch.zeros(1, 32, 5, 5), coarse, 1)
+    assert found.stability.tolist() == [0.5]
+
+
+@torch.no_grad()
+def test_a_crop_does_not_depend_on_the_others_of_its_batch(head):
+    final, early = features(3)
+    together = head.iterate(head.fuse(final, early), boxes(3), 3)
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = head.iterate(head.fuse(final[one], early[one]), boxes(3)[one], 3)
+        torch.testing.assert_close(together.probs[one], alone.probs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(together.iou[one], alone.iou, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_mask_and_both_features_matter(head):
+    final, early = features(1)
+    before = head(head.fuse(final, early), boxes(1))
+    for changed in (
+        head(head.fuse(final.flip(1), early), boxes(1)),
+        head(head.fuse(final, early.flip(1)), boxes(1)),
+        head(head.fuse(final, early), 1 - boxes(1)),
+    ):
+        assert not torch.allclose(changed.logits, before.logits, atol=1e-3)
+        assert not torch.allclose(changed.iou, before.iou, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+@torch.no_grad()
+def test_uniform_masks_give_finite_answers(head, value):
+    final, early = features(1)
+    found = head.iterate(head.fuse(final, early), torch.full((1, SIZE, SIZE), value), 5)
+    assert found.probs.shape == (1, SIZE, SIZE)
+    assert found.probs.min() >= 0
+    assert found.probs.max() <= 1
+    assert found.iou.isfinite().all()
+
+
+@torch.no_grad()
+def test_logits_come_at_the_size_of_the_mask(head):
+    final, early = features(1)
+    found = head(head.fuse(final, early), torch.ones(1, 64, 64))
+    assert found.logits.shape == (1, 4, 64, 64)
+
+
+def test_default_sizes_are_the_published_ones():
+    with torch.device("meta"):
+        head = RefinerHead(RefinerConfig(), 27)
+        final = torch.empty(2, 729, 1152)
+        fused = head.fuse(final, final)
+        found = head(fused, torch.empty(2, 378, 378))
+    assert fused.shape == (2, 256, 27, 27)
+    assert found.logits.shape == (2, 4, 378, 378)
+    assert found.iou.shape == (2, 4)
+    assert {name: tuple(p.shape) for name, p in head.mask_encoder.named_parameters() if name.endswith("0.weight")} == {
+        "conv1.0.weight": (16, 1, 3, 3),
+        "conv2.0.weight": (32, 16, 3, 3),
+        "conv3.0.weight": (64, 32, 3, 3),
+        "conv4.0.weight": (256, 64, 3, 3),
+    }
+    assert [module.num_groups for module in head.mask_encoder.modules() if hasattr(module, "num_groups")] == [1, 8, 16, 32]
