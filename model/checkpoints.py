@@ -160,13 +160,9 @@ def _in_our_names(found: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
         name, tensor = _turned(rename(tensor.name), tensor)
         for ours, part in _split(name, tensor):
             if ours in by_name:
-                raise CheckpointError(
-                    f"{tensor.file}: {tensor.name} and {by_name[ours].name} are both {ours}; keep one"
-                )
+                raise CheckpointError(f"{tensor.file}: {tensor.name} and {by_name[ours].name} are both {ours}; keep one")
             by_name[ours] = part
-    return {
-        name: _scaled(name, tensor, by_name) for name, tensor in by_name.items() if not _is_used_scale(name, by_name)
-    }
+    return {name: _scaled(name, tensor, by_name) for name, tensor in by_name.items() if not _is_used_scale(name, by_name)}
 
 
 def _turned(name: str, tensor: StoredTensor) -> tuple[str, StoredTensor]:
@@ -176,7 +172,7 @@ def _turned(name: str, tensor: StoredTensor) -> tuple[str, StoredTensor]:
 
 
 def _split(name: str, tensor: StoredTensor) -> list[tuple[str, StoredTensor]]:
-    if not name.endswith(".tau.wqwv") or tensor.shape[0] % 2:
+    if not name.endswith(".tau.wqwv") or len(tensor.shape) != 2 or tensor.shape[0] % 2:
         return [(name, tensor)]
     rows = tensor.shape[0] // 2
     half = (rows, *tensor.shape[1:])
@@ -198,9 +194,7 @@ def _scaled(name: str, tensor: StoredTensor, by_name: Mapping[str, StoredTensor]
         return stored if scale is None else stored.float() * scale.read().float()[..., None]
 
     if scale is not None and scale.shape != tensor.shape[:-1]:
-        raise CheckpointError(
-            f"{scale.file}: {scale.name} is {scale.shape}, expected {tensor.shape[:-1]}: one for each output channel"
-        )
+        raise CheckpointError(f"{scale.file}: {scale.name} is {scale.shape}, expected {tensor.shape[:-1]}: one for each output channel")
     return tensor.then(tensor.shape, dequantise)
 
 
@@ -230,9 +224,7 @@ def _hints(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
     """What to do about the misfits that are known."""
     hints = []
     if missing and all(name.startswith("head.") for name in missing):
-        hints.append(
-            "the refiner's weights are published apart: give them too, as with --refiner moondream/SegHeadRefiner"
-        )
+        hints.append("the refiner's weights are published apart: give them too, as with --refiner moondream/SegHeadRefiner")
     if any(name.startswith("model.region.ln.") for name in missing) and any("decoder.fc1." in name for name in extra):
         hints.append("this is a moondream2 checkpoint, which cannot segment; moondream3 can")
     return hints

@@ -249,6 +249,13 @@ def test_a_scale_that_is_not_per_output_channel_is_an_error(state, refiner, tmp_
         load(write(tmp_path / "m.pt", written), refiner=refiner)
 
 
+@pytest.mark.parametrize("shape", [(), (3, 96), (4,)])
+def test_a_fused_tau_that_cannot_be_halved_is_named(state, refiner, tmp_path, shape):
+    written = fuse_tau(to_layout_b(state)) | {"text_model.transformer.h.0.tau_wqwv": torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match=r"not part of the model: text_model\.transformer\.h\.0\.tau_wqwv"):
+        load(write(tmp_path / "m.safetensors", written), refiner=refiner)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\xff" * 64])
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_a_damaged_file_is_named(tmp_path, suffix, content):
