@@ -1,0 +1,121 @@
+"""What a run consists of and leaves behind: shards, receipts, the plan, the summary."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pydantic import Field
+
+from schemas.settings import Frozen
+
+
+class RowRange(NamedTuple):
+    """Rows start..stop of one row group."""
+
+    row_group: int
+    start: int
+    stop: int
+
+
+class Shard(Frozen):
+    """A piece of one input file. `shard_id` hashes the file's name and fingerprint, the rows, the model's revision, the
+    settings and which of its rows repeat an id, so equal ids mean equal output."""
+
+    shard_id: str
+    file: str = Field(description="URI of the input file")
+    name: str = Field(description="the file relative to the input")
+    fingerprint: str = Field(description="etag, or size and time of change")
+    ranges: tuple[RowRange, ...]
+    first_row: int = Field(description="index in the file of the first row")
+    duplicates: tuple[int, ...] = Field((), description="positions in the shard whose row_id occurred before")
+    model_revision: str
+    settings_hash: str
+
+    @property
+    def rows(self) -> int:
+        return sum(part.stop - part.start for part in self.ranges)
+
+
+class Plan(Frozen):
+    """Every shard of a run, and which of them have a receipt already."""
+
+    run_id: str
+    shards: tuple[Shard, ...]
+    done: frozenset[str]
+    files: int
+    input_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def pending(self) -> tuple[Shard, ...]:
+        return tuple(shard for shard in self.shards if shard.shard_id not in self.done)
+
+
+class Part(Frozen):
+    """One written Parquet file."""
+
+    path: str = Field(description="relative to the output")
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Timings(Frozen):
+    """Seconds of wall time. `infer` is when the model was busy; `total` all of the shard."""
+
+    read: float
+    infer: float
+    write: float
+    total: float
+
+
+class Receipt(Frozen):
+    """Says that a shard is done: written after its parts, so a shard with a receipt has both of them."""
+
+    shard_id: str
+    name: str
+    rows: int
+    masks: int
+    absent: int
+    rejects: dict[str, int]
+    masks_part: Part
+    rejects_part: Part
+    timings: Timings
+    worker: str
+    started_at: str
+    fingerprint: str
+    model_revision: str
+    settings_hash: str
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.rejects.values())
+
+    @property
+    def model_busy_share(self) -> float:
+        """Share of the shard's wall time in which the model was busy."""
+        return self.timings.infer / self.timings.total if self.timings.total else 0.0
+
+
+class RunSummary(Frozen):
+    """Published last of all, once the output was verified. Readers look only at the parts of published runs' shards."""
+
+    run_id: str
+    input: str
+    model: str
+    model_revision: str
+    settings_hash: str
+    started_at: str
+    finished_at: str
+    rows: int
+    masks: int
+    absent: int
+    rejects: dict[str, int]
+    shards: int
+    shards_computed: int
+    seconds: float
+    rows_per_second: float
+    shard_ids: tuple[str, ...]

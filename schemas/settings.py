@@ -1,0 +1,68 @@
+"""What a run is told. Frozen, checked when made; what changes the masks is hashed into every shard's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Base of all settings and records: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Columns(Frozen):
+    """Names of the input's columns. Only `image` and `query` must exist."""
+
+    image: str = Field("image", description="struct<bytes, path>, binary, or a URI string")
+    query: str = Field("query", description="the referring expression")
+    row_id: str = Field("row_id", description="unique id, string or integer; derived from place and content if absent or null")
+    spatial_refs: str = Field("spatial_refs", description="list of points (x, y) and boxes (x_min, y_min, x_max, y_max), unit of image")
+    mode: str = Field("mode", description='"one" or null')
+
+
+class SegmentSettings(Frozen):
+    """What decides which masks come out."""
+
+    columns: Columns = Columns()
+    carry: tuple[str, ...] = Field((), description="further input columns to copy into the masks table")
+    refiner_iterations: int | None = Field(
+        None, ge=0, le=100, description="refinement steps; 0 keeps the coarse mask, None the model's own"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the model")
+    max_image_pixels: int = Field(100_000_000, ge=1, description="larger images are rejected before they are decoded")
+    max_image_bytes: int = Field(100_000_000, ge=1, description="larger encoded images are rejected")
+    allow_https: bool = Field(False, description="fetch https:// images; http:// never is")
+
+    @property
+    def settings_hash(self) -> str:
+        """16 hex digits of everything that can change a row of the output."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class ModelSettings(Frozen):
+    """Which model, where. The revision that a run found goes into its shards' identity."""
+
+    model: str = Field("demo", description="demo, a local folder, or a hub repository")
+    refiner: str | None = Field(None, description="where the refiner's weights are, if not with the model's")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
+    device: str | None = Field(None, description="cpu, cuda or cuda:N; None takes a GPU if there is one")
+
+
+class RunSettings(Frozen):
+    """One run over one table."""
+
+    input: str = Field(min_length=1, description="Parquet file, folder, glob, or URI of one")
+    output: str = Field(min_length=1, description="folder or URI that masks, rejects, receipts and run summaries go to")
+    segment: SegmentSettings = SegmentSettings()
+    model: ModelSettings = ModelSettings()
+    shard_rows: int = Field(256, ge=1, le=1_000_000, description="most rows of a shard")
+    batch_rows: int = Field(32, ge=1, le=4096, description="most queries decoded together")
+    workers: int | None = Field(None, ge=1, le=1024, description="worker processes; None: one per GPU, else one per core")
+    scheduler: str | None = Field(None, description="address of a standing Dask scheduler, tcp://host:port")
+    retries: int = Field(3, ge=0, le=100, description="how often a shard whose worker died is tried again")

@@ -1,0 +1,155 @@
+"""Images as a viewer shows them: orientation applied, in sRGB, without transparency; or a reason why not.
+
+Pillow decodes, because it alone of the libraries tried raises on truncated files and lets the size be known first.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+from urllib.parse import urljoin
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from schemas.rejects import RejectCode
+from schemas.settings import SegmentSettings
+from tasks.storage import S3_SCHEMES, Store, storage_options
+
+HTTPS_TIMEOUT = 30  # seconds
+
+
+class ImageError(ValueError):
+    """An image that cannot be used: a reject code and what was found."""
+
+    def __init__(self, code: RejectCode, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+def fetch(uri: str, table_uri: str, settings: SegmentSettings) -> bytes:
+    """Bytes of an image by its URI. A relative one starts at the folder of the table.
+
+    Raises:
+        ImageError: not allowed, not there, or too large. A store that cannot be reached is no fault of the row: its
+            own exception goes on.
+    """
+    full = _resolve(uri, table_uri, settings)
+    limit = settings.max_image_bytes
+    if full.startswith("https://"):
+        return _fetch_https(full, limit)
+    store = Store.open(full)
+    try:
+        size = store.fs.info(store.root)["size"]
+        if size > limit:
+            raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{uri}: {size} bytes, more than the limit of {limit}")
+        return store.read_bytes("")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: there is no such file") from None
+
+
+def _resolve(uri: str, table_uri: str, settings: SegmentSettings) -> str:
+    scheme = uri.split("://", 1)[0] if "://" in uri else ""
+    table_scheme = table_uri.split("://", 1)[0] if "://" in table_uri else "file"
+    if scheme == "":
+        return uri if uri.startswith("/") and table_scheme == "file" else f"{table_uri.rsplit('/', 1)[0]}/{uri.lstrip('/')}"
+    if scheme in {table_scheme, *S3_SCHEMES} or (scheme == "file" and table_scheme == "file"):
+        return uri
+    if scheme == "https" and settings.allow_https:
+        return uri
+    raise ImageError(RejectCode.URI_NOT_ALLOWED, f"{uri}: {scheme}:// is not among the allowed schemes")
+
+
+def _fetch_https(url: str, limit: int) -> bytes:
+    fs, _ = fsspec.core.url_to_fs(url, client_kwargs={"trust_env": True}, **storage_options(url))
+    try:
+        with fs.open(urljoin(url, url), "rb", block_size=0, timeout=HTTPS_TIMEOUT) as file:
+            data: bytes = file.read(limit + 1)
+    except (FileNotFoundError, OSError, ValueError) as error:
+        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{url}: {type(error).__name__}") from None
+    if len(data) > limit:
+        raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{url}: more than the limit of {limit} bytes")
+    return data
+
+
+def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
+    """RGB uint8 (height, width, 3) of an encoded image. Raises ImageError."""
+    if not data:
+        raise ImageError(RejectCode.IMAGE_EMPTY, "the image has 0 bytes")
+    if len(data) > settings.max_image_bytes:
+        raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{len(data)} bytes, more than the limit of {settings.max_image_bytes}")
+    image = _open(data)
+    width, height = image.size
+    if width == 0 or height == 0:
+        raise ImageError(RejectCode.IMAGE_EMPTY, f"the image is {width} x {height} pixels")
+    if width * height > settings.max_image_pixels:
+        detail = f"{width} x {height} = {width * height} pixels, more than the limit of {settings.max_image_pixels}"
+        raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail)
+    try:
+        image.load()
+    except Exception as error:
+        code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
+        raise ImageError(code, f"{image.format}, {width} x {height}: {error}") from None
+    return np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # The pixel limit is ours, checked right after; Pillow's warning would only repeat it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise ImageError(RejectCode.IMAGE_TOO_LARGE, str(error)) from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            RejectCode.IMAGE_UNREADABLE, f"no known image format; {len(data)} bytes that start with {data[:8].hex(' ')}"
+        ) from None
+    except Exception as error:
+        code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
+        raise ImageError(code, f"{type(error).__name__}: {error}") from None
+
+
+def _is_truncation(error: Exception) -> bool:
+    return isinstance(error, EOFError) or any(
+        word in str(error).lower() for word in ("truncated", "unexpected end", "not enough data", "eof")
+    )
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """To sRGB: 16-bit grey scaled rather than clipped, alpha composited on white, other colour profiles converted."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _grey16_as_rgb(image)
+    if image.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode == "RGBA":
+        alpha = image.getchannel("A")
+        flat = Image.new("RGB", image.size, (255, 255, 255))
+        flat.paste(image.convert("RGB"), mask=alpha)
+        flat.info = image.info
+        image = flat
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        image = _to_srgb(image, profile)
+    return image.convert("RGB")
+
+
+def _grey16_as_rgb(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    grey = np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
+    """A broken profile is ignored, as viewers do."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    return image if converted is None else converted

@@ -1,0 +1,94 @@
+"""Read the rows of a shard in bounded memory, and see what can be seen of them without the image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.queries import columns_read
+from schemas.runs import Shard
+from schemas.settings import SegmentSettings
+from tasks.storage import Store, fingerprint
+
+
+class InputChangedError(RuntimeError):
+    """The input file is not the one that was planned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One input row. `row` is its position in the shard. `image_bytes` or `image_uri` or neither is there.
+    `carried` holds the values of the columns that are copied through."""
+
+    row: int
+    row_id: str
+    image_bytes: bytes | None
+    image_uri: str | None
+    query: str | None
+    spatial_refs: tuple[tuple[float | None, ...] | None, ...]
+    mode: str | None
+    carried: dict[str, Any]
+
+
+def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Schema]:
+    """The rows of a shard in order, and the file's schema.
+
+    Raises:
+        InputChangedError: the file was replaced since the plan was made.
+    """
+    store = Store.open(shard.file)
+    found = fingerprint(store.fs.info(store.root))
+    if found != shard.fingerprint:
+        raise InputChangedError(f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan it anew")
+    with store.fs.open(store.root, "rb", cache_type="none") as handle:
+        file = pq.ParquetFile(handle, pre_buffer=False)
+        schema = file.schema_arrow
+        rows = [
+            _row(position, values, shard, settings) for position, values in enumerate(_values(file, shard, columns_read(schema, settings)))
+        ]
+    return rows, schema
+
+
+def _values(file: pq.ParquetFile, shard: Shard, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for part in shard.ranges:
+        at = 0
+        for batch in file.iter_batches(batch_size=1024, row_groups=[part.row_group], columns=columns):
+            start, stop = max(part.start - at, 0), min(part.stop - at, len(batch))
+            if start < stop:
+                yield from batch.slice(start, stop - start).to_pylist()
+            at += len(batch)
+            if at >= part.stop:
+                break
+
+
+def _row(position: int, values: dict[str, Any], shard: Shard, settings: SegmentSettings) -> Row:
+    columns = settings.columns
+    data, uri = _image(values.get(columns.image))
+    refs = tuple(None if ref is None else tuple(ref) for ref in values.get(columns.spatial_refs) or ())
+    query, mode = values.get(columns.query), values.get(columns.mode)
+    row_id = values.get(columns.row_id)
+    if row_id is None:
+        row_id = derived_row_id(shard.name, shard.first_row + position, data, uri, query, refs)
+    return Row(
+        row=position, row_id=str(row_id), image_bytes=data, image_uri=uri, query=query, spatial_refs=refs, mode=mode,
+        carried={name: values.get(name) for name in settings.carry},
+    )  # fmt: skip
+
+
+def _image(value: Any) -> tuple[bytes | None, str | None]:
+    if isinstance(value, dict):
+        return value.get("bytes"), value.get("path")
+    if isinstance(value, bytes):
+        return value, None
+    return None, value
+
+
+def derived_row_id(name: str, index: int, data: bytes | None, uri: str | None, query: str | None, refs: tuple[Any, ...]) -> str:
+    """32 hex digits from where the row stands and what it says, so that no two rows of an input share one."""
+    image = hashlib.sha256(data).hexdigest() if data is not None else None
+    return hashlib.sha256(repr((name, index, image, uri, query, refs)).encode()).hexdigest()[:32]

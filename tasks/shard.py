@@ -1,0 +1,56 @@
+"""One shard from rows to receipt: what a Dask worker is given to do."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from datetime import UTC, datetime
+
+from schemas.runs import Receipt, Shard, Timings
+from schemas.settings import RunSettings
+from tasks.infer import infer
+from tasks.read import read_rows
+from tasks.storage import Store
+from tasks.worker import SegmenterLike, resident_segmenter
+from tasks.write import receipt_path, write_parts
+
+
+class ModelChangedError(RuntimeError):
+    """The worker's model is not the one that was planned with."""
+
+
+def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None) -> Receipt:
+    """Segment the rows of a shard and write masks, rejects and, last, the receipt.
+
+    Running it again writes the same bytes under the same names, so that doing a shard twice does no harm. The model is
+    the process's resident one unless given.
+
+    Raises:
+        InputChangedError: the file was replaced since it was planned.
+        ModelChangedError: the resident model has another revision than the plan.
+        OSError: the store failed for good.
+    """
+    began, started_at = time.perf_counter(), datetime.now(UTC)
+    segmenter = resident_segmenter() if segmenter is None else segmenter
+    if segmenter.revision != shard.model_revision:
+        raise ModelChangedError(f"planned with model revision {shard.model_revision}, but the worker has {segmenter.revision}. Run again")
+    rows, schema = read_rows(shard, settings.segment)
+    read = time.perf_counter()
+    answers = infer(rows, shard, settings.segment, segmenter, settings.batch_rows)
+    assert len(answers.masks) + len(answers.rejects) == len(rows) == shard.rows, "a row was lost or doubled"
+    inferred = time.perf_counter()
+    output = Store.open(settings.output)
+    masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
+    done = time.perf_counter()
+    receipt = Receipt(
+        shard_id=shard.shard_id, name=shard.name, rows=len(rows), masks=masks.rows,
+        absent=sum(mask.segmentation.status == "absent" for mask in answers.masks),
+        rejects=dict(sorted(Counter(reject.code.value for reject in answers.rejects).items())),
+        masks_part=masks, rejects_part=rejects,
+        timings=Timings(read=read - began, infer=answers.infer_seconds, write=done - inferred, total=done - began),
+        worker=platform.node(), started_at=started_at.isoformat(timespec="seconds"),
+        fingerprint=shard.fingerprint, model_revision=shard.model_revision, settings_hash=shard.settings_hash,
+    )  # fmt: skip
+    output.write_bytes(receipt_path(shard.shard_id), receipt.model_dump_json(indent=1).encode())
+    return receipt

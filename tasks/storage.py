@@ -1,0 +1,126 @@
+"""Where tables lie: any fsspec URI, with what S3-compatible stores need.
+
+Writes go to their final name in one put. An object store shows an object whole or not at all; on a local disk the same
+is had by writing beside it and renaming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+S3_SCHEMES = ("s3", "s3a")
+WRITE_ATTEMPTS = 3
+
+
+def storage_options(uri: str) -> dict[str, Any]:
+    """Options for the file system of a URI. An S3 endpoint comes from AWS_ENDPOINT_URL; credentials as botocore finds them."""
+    if uri.split("://", 1)[0] not in S3_SCHEMES or "://" not in uri:
+        return {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return {
+        "endpoint_url": endpoint,
+        # A cached listing misses what other writers put there since.
+        "use_listings_cache": False,
+        # Default checksums fail on range reads of some compatible stores.
+        "config_kwargs": {
+            "s3": {"addressing_style": "path"} if endpoint else {},
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            "retries": {"max_attempts": 6, "mode": "adaptive"},
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of a file system. Paths given to its methods are relative to it."""
+
+    fs: AbstractFileSystem
+    root: str
+
+    @classmethod
+    def open(cls, uri: str) -> Store:
+        fs, root = fsspec.core.url_to_fs(uri, **storage_options(uri))
+        return cls(fs, root.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        return "file" in self.fs.protocol
+
+    def full(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def names(self, folder: str, suffix: str) -> set[str]:
+        """Names of the files directly in a folder, without the suffix. Empty if there is no such folder."""
+        try:
+            entries = (
+                self.fs.ls(self.full(folder), detail=False, refresh=True)
+                if not self.is_local
+                else self.fs.ls(self.full(folder), detail=False)
+            )
+        except FileNotFoundError:
+            return set()
+        names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+        return {name.removesuffix(suffix) for name in names if name.endswith(suffix) and not name.startswith(".")}
+
+    def read_bytes(self, path: str) -> bytes:
+        data: bytes = self.fs.cat_file(self.full(path))
+        return data
+
+    def read_json(self, path: str) -> Any:
+        return json.loads(self.read_bytes(path))
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Put a whole object. A write that reports an error may have succeeded (a lost reply), so the object itself decides."""
+        for attempt in range(1, WRITE_ATTEMPTS + 1):
+            try:
+                self._put(path, data)
+                return
+            except OSError:
+                if self._holds(path, data):
+                    return
+                if attempt == WRITE_ATTEMPTS:
+                    raise
+
+    def _put(self, path: str, data: bytes) -> None:
+        full = self.full(path)
+        if not self.is_local:
+            self.fs.pipe_file(full, data)
+            return
+        self.fs.makedirs(os.path.dirname(full), exist_ok=True)
+        partial = f"{os.path.dirname(full)}/.{os.path.basename(full)}.{uuid.uuid4().hex}"
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, full)
+        except BaseException:
+            if os.path.exists(partial):
+                os.remove(partial)
+            raise
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        try:
+            return self.read_bytes(path) == data
+        except OSError:
+            return False
+
+
+def fingerprint(info: dict[str, Any]) -> str:
+    """What identifies a file's content without reading it: its etag, else its size and time of change."""
+    etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
+    changed = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or ""
+    return str(etag).strip('"') if etag else f"{info['size']}-{changed}"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

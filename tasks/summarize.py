@@ -1,0 +1,75 @@
+"""The record of a run, published last of all; and what an output folder holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+from schemas.runs import Plan, Receipt, RunSummary
+from schemas.settings import Frozen, RunSettings
+from tasks.storage import Store
+from tasks.write import receipt_path
+
+RECEIPTS_AT_ONCE = 16
+
+
+class OutputStatus(Frozen):
+    """What lies in an output: published runs, newest first, and shards that no published run names (yet)."""
+
+    runs: tuple[RunSummary, ...]
+    shards: int
+    unpublished: int
+
+
+def summarize(plan: Plan, settings: RunSettings, *, started_at: datetime, finished_at: datetime) -> RunSummary:
+    """Add up the receipts of every shard of the plan, those of earlier runs too."""
+    output = Store.open(settings.output)
+    receipts = read_receipts(output, (shard.shard_id for shard in plan.shards))
+    seconds = (finished_at - started_at).total_seconds()
+    computed = sum(shard.rows for shard in plan.pending)
+    rejects = sum((Counter(receipt.rejects) for receipt in receipts), Counter())
+    return RunSummary(
+        run_id=plan.run_id, input=settings.input, model=settings.model.model,
+        model_revision=plan.shards[0].model_revision if plan.shards else "", settings_hash=settings.segment.settings_hash,
+        started_at=started_at.isoformat(timespec="seconds"), finished_at=finished_at.isoformat(timespec="seconds"),
+        rows=sum(r.rows for r in receipts), masks=sum(r.masks for r in receipts), absent=sum(r.absent for r in receipts),
+        rejects=dict(sorted(rejects.items())), shards=len(plan.shards), shards_computed=len(plan.pending),
+        seconds=round(seconds, 3), rows_per_second=round(computed / seconds, 3) if seconds > 0 else 0.0,
+        shard_ids=tuple(shard.shard_id for shard in plan.shards),
+    )  # fmt: skip
+
+
+def publish(summary: RunSummary, settings: RunSettings) -> None:
+    """Make the run's shards visible to readers."""
+    Store.open(settings.output).write_bytes(f"runs/{summary.run_id}.json", summary.model_dump_json(indent=1).encode())
+
+
+def read_receipts(output: Store, shard_ids: Iterable[str]) -> list[Receipt]:
+    """Receipts in the order asked for. Raises FileNotFoundError if one is missing."""
+    with ThreadPoolExecutor(RECEIPTS_AT_ONCE) as pool:
+        return list(pool.map(lambda shard_id: Receipt.model_validate_json(output.read_bytes(receipt_path(shard_id))), shard_ids))
+
+
+def published_runs(output: Store) -> tuple[RunSummary, ...]:
+    """Published runs, newest first."""
+    names = sorted(output.names("runs", ".json"), reverse=True)
+    return tuple(RunSummary.model_validate_json(output.read_bytes(f"runs/{name}.json")) for name in names)
+
+
+def status(output_uri: str) -> OutputStatus:
+    """What an output holds. An empty or absent folder holds nothing."""
+    output = Store.open(output_uri)
+    runs = published_runs(output)
+    receipts = output.names("receipts", ".json")
+    named = {shard_id for run in runs for shard_id in run.shard_ids}
+    return OutputStatus(runs=runs, shards=len(receipts), unpublished=len(receipts - named))
+
+
+def newest_shards(output: Store) -> tuple[str, ...]:
+    """Shards of the newest published run: what a reader reads. Raises FileNotFoundError if nothing was published."""
+    runs = published_runs(output)
+    if not runs:
+        raise FileNotFoundError(f"{output.root}: no published run there. Run `wordmask run` first, or check the path")
+    return runs[0].shard_ids

@@ -1,0 +1,72 @@
+"""Every planned row is in exactly one of masks or rejects: checked against a fresh listing, after every run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from schemas.runs import Plan, Shard
+from schemas.settings import Frozen, RunSettings
+from tasks.storage import Store
+from tasks.write import masks_path, rejects_path
+
+SHARDS_AT_ONCE = 8
+SHOWN = 20
+
+
+class VerifyReport(Frozen):
+    """What was checked, and each violation in words: shard, row, what is wrong."""
+
+    shards: int
+    rows: int
+    violations: tuple[str, ...] = Field(())
+
+    @property
+    def holds(self) -> bool:
+        return not self.violations
+
+
+class AccountingError(RuntimeError):
+    """A row was lost or doubled. The message names the rows."""
+
+
+def verify(plan: Plan, settings: RunSettings) -> VerifyReport:
+    """Compare the plan with what lies in the output."""
+    output = Store.open(settings.output)
+    receipts = output.names("receipts", ".json")
+
+    def check(shard: Shard) -> list[str]:
+        if shard.shard_id not in receipts:
+            return [f"shard {shard.shard_id} ({shard.name}): has no receipt"]
+        return list(_violations(shard, output))
+
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        found = [violation for part in pool.map(check, plan.shards) for violation in part]
+    return VerifyReport(shards=len(plan.shards), rows=plan.rows, violations=tuple(found))
+
+
+def require(report: VerifyReport) -> None:
+    """Raises AccountingError unless the invariant holds."""
+    if not report.holds:
+        more = f"\n... and {len(report.violations) - SHOWN} more" if len(report.violations) > SHOWN else ""
+        raise AccountingError("rows are lost or doubled:\n" + "\n".join(report.violations[:SHOWN]) + more)
+
+
+def _violations(shard: Shard, output: Store) -> Iterator[str]:
+    rows: Counter[int] = Counter()
+    for path in (masks_path(shard.shard_id), rejects_path(shard.shard_id)):
+        try:
+            with output.fs.open(output.full(path), "rb", cache_type="none") as handle:
+                rows.update(pq.read_table(handle, columns=["row"]).column(0).to_pylist())
+        except FileNotFoundError:
+            yield f"shard {shard.shard_id} ({shard.name}): {path} is missing"
+            return
+    for row in range(shard.rows):
+        if rows[row] != 1:
+            yield f"shard {shard.shard_id} ({shard.name}): row {shard.first_row + row} occurs {rows[row]} times"
+    for row in sorted(set(rows) - set(range(shard.rows))):
+        yield f"shard {shard.shard_id} ({shard.name}): row {shard.first_row + row} was never planned"

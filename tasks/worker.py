@@ -1,0 +1,79 @@
+"""The resident model: loaded once per worker process, however many shards it works on."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from distributed import Worker, WorkerPlugin
+from numpy.typing import NDArray
+
+from model.segmenter import Query, Segmentation
+from schemas.settings import ModelSettings, SegmentSettings
+
+SEGMENTER = "model.segmenter:Segmenter.from_pretrained"
+
+
+class SegmenterLike(Protocol):
+    """What a shard needs of a model."""
+
+    revision: str
+
+    def check_query(self, object: str, spatial_refs: Sequence[Sequence[float]] = ()) -> None: ...
+
+    def segment_many(self, images: Sequence[NDArray[np.uint8]], queries: Sequence[Query]) -> list[Segmentation]: ...
+
+
+_resident: dict[str, SegmenterLike] = {}
+
+
+def resident_segmenter() -> SegmenterLike:
+    """The model of this process. Raises RuntimeError if `ResidentModel` did not load one."""
+    if not _resident:
+        raise RuntimeError("no model is loaded in this process; register tasks.worker.ResidentModel on the cluster first")
+    return _resident["segmenter"]
+
+
+def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str = SEGMENTER) -> SegmenterLike:
+    """Make a segmenter through `factory`, "module:attribute.attribute", called with the settings' values."""
+    module, _, path = factory.partition(":")
+    make: Any = importlib.import_module(module)
+    for name in path.split("."):
+        make = getattr(make, name)
+    segmenter: SegmenterLike = make(
+        model.model, refiner=model.refiner, revision=model.revision, device=model.device,
+        dtype=segment.dtype, refiner_iterations=segment.refiner_iterations,
+    )  # fmt: skip
+    return segmenter
+
+
+class ResidentModel(WorkerPlugin):  # type: ignore[misc]
+    """Loads the model when a worker process starts, and again when it was restarted."""
+
+    name = "wordmask-resident-model"
+
+    def __init__(self, model: ModelSettings, segment: SegmentSettings, *, threads: int | None = None, factory: str = SEGMENTER) -> None:
+        self.model = model
+        self.segment = segment
+        self.threads = threads
+        self.factory = factory
+
+    def setup(self, worker: Worker) -> None:
+        limit_threads(self.threads)
+        _resident["segmenter"] = load_segmenter(self.model, self.segment, self.factory)
+
+    def teardown(self, worker: Worker) -> None:
+        _resident.clear()
+
+
+def limit_threads(threads: int | None) -> None:
+    """Let the numeric libraries use so many threads, so that workers side by side do not get in each other's way."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)

@@ -1,0 +1,71 @@
+"""Masks and rejects of a shard as Parquet, under names made from the shard's id, with the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.masks import FLAGS, MASKS, SCORES
+from schemas.rejects import REJECTS
+from schemas.runs import Part, Shard
+from schemas.settings import SegmentSettings
+from tasks.infer import Answers, Mask, Reject
+from tasks.storage import Store, sha256
+
+
+def masks_path(shard_id: str) -> str:
+    return f"masks/part-{shard_id}.parquet"
+
+
+def rejects_path(shard_id: str) -> str:
+    return f"rejects/part-{shard_id}.parquet"
+
+
+def receipt_path(shard_id: str) -> str:
+    return f"receipts/{shard_id}.json"
+
+
+def write_parts(answers: Answers, shard: Shard, settings: SegmentSettings, input_schema: pa.Schema, output: Store) -> tuple[Part, Part]:
+    """Write both parts, also when one is empty. Returns what was written."""
+    carried = [input_schema.field(name) for name in settings.carry]
+    schema = pa.schema([*MASKS, *carried])
+    masks = pa.Table.from_pylist([_mask_row(mask, shard) for mask in answers.masks], schema=schema)
+    rejects = pa.Table.from_pylist([_reject_row(reject, shard) for reject in answers.rejects], schema=REJECTS)
+    return _write(output, masks_path(shard.shard_id), masks), _write(output, rejects_path(shard.shard_id), rejects)
+
+
+def _write(output: Store, path: str, table: pa.Table) -> Part:
+    data = parquet_bytes(table)
+    output.write_bytes(path, data)
+    return Part(path=path, rows=table.num_rows, bytes=len(data), sha256=sha256(data))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file with one row group; the same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", version="2.6", data_page_version="1.0", row_group_size=max(table.num_rows, 1))
+    return buffer.getvalue()
+
+
+def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
+    found = mask.segmentation
+    return {
+        "row_id": mask.row.row_id, "row": mask.row.row, "instance": 0,
+        "image_id": mask.image_id, "image_uri": mask.row.image_uri, "height": mask.height, "width": mask.width, "query": mask.row.query,
+        "status": found.status, "mask": found.rle, "bbox": list(found.bbox), "area": found.area, "path": found.path,
+        "coarse_path": found.coarse_path, "coarse_bbox": list(found.coarse_bbox), "n_path_tokens": found.n_path_tokens,
+        **{name: getattr(found, name) for name in (*SCORES, *FLAGS)},
+        "model_revision": shard.model_revision, "settings_hash": shard.settings_hash, "shard_id": shard.shard_id,
+        **mask.row.carried,
+    }  # fmt: skip
+
+
+def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
+    row = reject.row
+    return {
+        "row_id": row.row_id, "row": row.row, "image_uri": row.image_uri, "query": row.query,
+        "code": reject.code.value, "detail": reject.detail, "shard_id": shard.shard_id,
+    }  # fmt: skip
