@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from schemas.settings import Frozen
+from schemas.settings import Frozen, RunSettings
 
 
 class RowRange(NamedTuple):
@@ -75,20 +75,19 @@ class Timings(Frozen):
 class Receipt(Frozen):
     """Says that a shard is done: written after its parts, so a shard with a receipt has both of them."""
 
-    shard_id: str
-    name: str
-    rows: int
+    shard: Shard
     masks: int
-    absent: int
+    absent: int = Field(description="how many of the masks are empty because the expression names nothing there")
     rejects: dict[str, int]
     masks_part: Part
     rejects_part: Part
     timings: Timings
     worker: str
     started_at: str
-    fingerprint: str
-    model_revision: str
-    settings_hash: str
+
+    @property
+    def rows(self) -> int:
+        return self.masks + self.rejected
 
     @property
     def rejected(self) -> int:
@@ -104,10 +103,9 @@ class RunSummary(Frozen):
     """Published last of all, once the output was verified. Readers look only at the parts of published runs' shards."""
 
     run_id: str
-    input: str
-    model: str
-    model_revision: str
+    settings: RunSettings
     settings_hash: str
+    model_revision: str
     started_at: str
     finished_at: str
     rows: int

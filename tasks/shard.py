@@ -44,13 +44,15 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
     masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
     done = time.perf_counter()
     receipt = Receipt(
-        shard_id=shard.shard_id, name=shard.name, rows=len(rows), masks=masks.rows,
+        shard=shard,
+        masks=masks.rows,
         absent=sum(mask.segmentation.status == "absent" for mask in answers.masks),
         rejects=dict(sorted(Counter(reject.code.value for reject in answers.rejects).items())),
-        masks_part=masks, rejects_part=rejects,
+        masks_part=masks,
+        rejects_part=rejects,
         timings=Timings(read=read - began, infer=answers.infer_seconds, write=done - inferred, total=done - began),
-        worker=platform.node(), started_at=started_at.isoformat(timespec="seconds"),
-        fingerprint=shard.fingerprint, model_revision=shard.model_revision, settings_hash=shard.settings_hash,
-    )  # fmt: skip
+        worker=platform.node(),
+        started_at=started_at.isoformat(timespec="seconds"),
+    )
     output.write_bytes(receipt_path(shard.shard_id), receipt.model_dump_json(indent=1).encode())
     return receipt

@@ -31,7 +31,7 @@ def summarize(plan: Plan, settings: RunSettings, *, started_at: datetime, finish
     computed = sum(shard.rows for shard in plan.pending)
     rejects = sum((Counter(receipt.rejects) for receipt in receipts), Counter())
     return RunSummary(
-        run_id=plan.run_id, input=settings.input, model=settings.model.model,
+        run_id=plan.run_id, settings=settings,
         model_revision=plan.shards[0].model_revision if plan.shards else "", settings_hash=settings.segment.settings_hash,
         started_at=started_at.isoformat(timespec="seconds"), finished_at=finished_at.isoformat(timespec="seconds"),
         rows=sum(r.rows for r in receipts), masks=sum(r.masks for r in receipts), absent=sum(r.absent for r in receipts),
@@ -67,9 +67,9 @@ def status(output_uri: str) -> OutputStatus:
     return OutputStatus(runs=runs, shards=len(receipts), unpublished=len(receipts - named))
 
 
-def newest_shards(output: Store) -> tuple[str, ...]:
-    """Shards of the newest published run: what a reader reads. Raises FileNotFoundError if nothing was published."""
-    runs = published_runs(output)
-    if not runs:
+def newest_run(output: Store) -> RunSummary:
+    """The newest published run: its shards are what a reader reads. Raises FileNotFoundError if nothing was published."""
+    names = sorted(output.names("runs", ".json"))
+    if not names:
         raise FileNotFoundError(f"{output.root}: no published run there. Run `wordmask run` first, or check the path")
-    return runs[0].shard_ids
+    return RunSummary.model_validate_json(output.read_bytes(f"runs/{names[-1]}.json"))

@@ -65,10 +65,19 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         limit_threads(self.threads)
-        _resident["segmenter"] = load_segmenter(self.model, self.segment, self.factory)
+        model = self.model.model_copy(update={"device": own_device(self.model.device, worker.name)})
+        _resident["segmenter"] = load_segmenter(model, self.segment, self.factory)
 
     def teardown(self, worker: Worker) -> None:
         _resident.clear()
+
+
+def own_device(device: str | None, worker_name: Any) -> str | None:
+    """The GPU of a worker on a machine with several, by the number that is its name; else the device as it was told."""
+    count = torch.cuda.device_count()
+    if count < 2 or device not in (None, "cuda") or not str(worker_name).isdigit():
+        return device
+    return f"cuda:{int(worker_name) % count}"
 
 
 def limit_threads(threads: int | None) -> None:

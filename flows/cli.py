@@ -1,0 +1,389 @@
+"""The command line. Each command reads its arguments, calls a flow or a task, and prints what came of it.
+
+Heavy libraries are imported inside the commands that need them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flows.console import err, out, print_json, progress_bar, summary_table, two_columns
+
+if TYPE_CHECKING:
+    from schemas.settings import RunSettings
+
+app = typer.Typer(
+    name="wordmask", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    help="Words in, masks out, for whole tables of images.",
+)  # fmt: skip
+import_app = typer.Typer(no_args_is_help=True, help="Turn data sets into input tables.")
+app.add_typer(import_app, name="import")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Model = Annotated[str, typer.Option(help="demo, a local folder, or a hub repository such as moondream/moondream3-preview.")]
+Refiner = Annotated[str | None, typer.Option(help="Where the refiner's weights are, if not with the model's.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")]
+Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Number format of the model.")]
+Iterations = Annotated[
+    int | None, typer.Option(min=0, max=100, help="Refinement steps; 0 keeps the coarse mask. Default: the model's own.")
+]
+Input = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet file, folder, glob, or URI of one (s3://...).", show_default=False)]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URI for masks, rejects, receipts and runs.", show_default=False)]
+ShardRows = Annotated[int, typer.Option(min=1, help="Most rows of a shard.")]
+ImageColumn = Annotated[str, typer.Option(help="Column of images: struct<bytes, path>, binary, or URI string.")]
+QueryColumn = Annotated[str, typer.Option(help="Column of expressions.")]
+RowIdColumn = Annotated[str, typer.Option(help="Column of unique row ids, if there is one.")]
+Carry = Annotated[list[str] | None, typer.Option(help="Further input column to copy into the masks. May be given again.")]
+MaxPixels = Annotated[int, typer.Option("--max-image-pixels", min=1, help="Larger images are rejected.")]
+MaxBytes = Annotated[int, typer.Option("--max-image-bytes", min=1, help="Larger image files are rejected.")]
+Https = Annotated[bool, typer.Option("--allow-https", help="Fetch images from https:// URIs.")]
+
+
+def _run_settings(
+    input: str, output: str, *, model: str, refiner: str | None, revision: str | None, device: str | None, dtype: str,
+    refiner_iterations: int | None, shard_rows: int, image_column: str, query_column: str, row_id_column: str,
+    carry: list[str] | None, max_image_pixels: int, max_image_bytes: int, allow_https: bool, **execution: Any,
+) -> RunSettings:  # fmt: skip
+    from schemas.settings import Columns, ModelSettings, RunSettings, SegmentSettings
+
+    segment = SegmentSettings.model_validate(
+        {
+            "columns": Columns(image=image_column, query=query_column, row_id=row_id_column), "carry": tuple(carry or ()),
+            "refiner_iterations": refiner_iterations, "dtype": dtype, "max_image_pixels": max_image_pixels,
+            "max_image_bytes": max_image_bytes, "allow_https": allow_https,
+        }
+    )  # fmt: skip
+    which = ModelSettings(model=model, refiner=refiner, revision=revision, device=device)
+    return RunSettings(input=input, output=output, segment=segment, model=which, shard_rows=shard_rows, **execution)
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="Image file.", show_default=False)],
+    expression: Annotated[str, typer.Argument(metavar="EXPRESSION", help="What to segment.", show_default=False)],
+    overlay: Annotated[Path | None, typer.Option(help="Write the image with its mask drawn over it, as PNG.")] = None,
+    point: Annotated[list[str] | None, typer.Option(metavar="X,Y", help="A point on the object, 0..1 of the image. May be given again.")] = None,
+    box: Annotated[list[str] | None, typer.Option(metavar="X0,Y0,X1,Y1", help="A box around the object, 0..1 of the image.")] = None,
+    model: Model = "demo", refiner: Refiner = None, revision: Revision = None, device: Device = None, dtype: Dtype = "float32",
+    refiner_iterations: Iterations = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Segment one image.
+
+    Example: [bold]wordmask segment scene.png "the red circle" --overlay out.png[/bold]
+    """
+    from model.segmenter import Query, Segmenter
+    from schemas.settings import SegmentSettings
+    from tasks.images import decode
+
+    refs = tuple(_numbers("--point", text, 2) for text in point or ()) + tuple(_numbers("--box", text, 4) for text in box or ())
+    pixels = decode(image.read_bytes(), SegmentSettings())
+    segmenter = Segmenter.from_pretrained(
+        model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations
+    )
+    segmenter.check_query(expression, refs)
+    (found,) = segmenter.segment_many([pixels], [Query(image=0, object=expression, spatial_refs=refs)])
+    if overlay is not None:
+        from tasks.overlay import note_of, png_bytes
+        from tasks.overlay import overlay as draw
+
+        overlay.parent.mkdir(parents=True, exist_ok=True)
+        overlay.write_bytes(png_bytes(draw(pixels, found.mask, expression, note_of(vars(found)))))
+    if json:
+        print_json({name: value for name, value in vars(found).items() if name != "mask"} | {"mask": found.rle})
+        return
+    height, width = found.mask.shape
+    x, y, w, h = found.bbox
+    rows = [("status", found.status), ("mask", f"{found.area:,} of {height * width:,} pixels"), ("box", f"x {x}, y {y}, {w} x {h} pixels")]
+    rows += [
+        (name.replace("_", " "), f"{getattr(found, name):.3f}") for name in ("predicted_iou", "trust") if getattr(found, name) is not None
+    ]
+    rows += [("overlay", str(overlay))] if overlay is not None else []
+    out.print(two_columns(f"“{expression}” in {image.name}", rows))
+
+
+def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise typer.BadParameter(f"{text!r}: give {count} numbers in 0..1, separated by commas", param_hint=option)
+    return numbers
+
+
+@app.command()
+def run(
+    input: Input, output: Output, model: Model = "demo", refiner: Refiner = None, revision: Revision = None, device: Device = None,
+    dtype: Dtype = "float32", refiner_iterations: Iterations = None, shard_rows: ShardRows = 256,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Most queries decoded together.")] = 32,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per GPU, else one per core.")] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Use a standing Dask cluster.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a shard whose worker died is tried again.")] = 3,
+    image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
+    max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000, allow_https: Https = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Segment a whole table. Run it again to take up what is left.
+
+    Examples:
+
+    [bold]wordmask run queries.parquet masks/[/bold]
+
+    [bold]wordmask run s3://lake/queries/ s3://lake/masks/ --model moondream/moondream3-preview --refiner moondream/SegHeadRefiner --dtype bfloat16[/bold]
+    """
+    settings = _run_settings(
+        input, output, model=model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations,
+        shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column, carry=carry,
+        max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https,
+        batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries,
+    )  # fmt: skip
+    _quiet_prefect(verbose)
+    from flows.segment import segment as segment_flow
+    from flows.segment import watcher
+
+    with progress_bar(quiet=json or not err.is_terminal) as watch:
+        token = watcher.set(watch)
+        try:
+            summary = segment_flow(settings)
+        finally:
+            watcher.reset(token)
+    if json:
+        print_json(summary.model_dump(mode="json"))
+    else:
+        out.print(summary_table(summary))
+        out.print(f"[dim]masks are in[/dim] {output.rstrip('/')}/masks")
+
+
+def _quiet_prefect(verbose: bool) -> None:
+    """Prefect reads its settings when it is imported, so they are set before. No telemetry unless the user set it up."""
+    defaults = {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING" if verbose else "CRITICAL",
+        "PREFECT_CLI_COLORS": "false",
+    }  # fmt: skip
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if not verbose:
+        import logging
+
+        for name in ("distributed", "prefect", "asyncio", "tornado"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@app.command()
+def plan(
+    input: Input, output: Output, model: Model = "demo", refiner: Refiner = None, revision: Revision = None, dtype: Dtype = "float32",
+    refiner_iterations: Iterations = None, shard_rows: ShardRows = 256,
+    image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
+    max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000, allow_https: Https = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Say what a run would do, without doing it. Give it the options that the run will have.
+
+    Example: [bold]wordmask plan queries.parquet masks/[/bold]
+    """
+    from model.registry import resolve_model
+    from tasks.plan import make_plan
+
+    settings = _run_settings(
+        input, output, model=model, refiner=refiner, revision=revision, device=None, dtype=dtype, refiner_iterations=refiner_iterations,
+        shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column, carry=carry,
+        max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https,
+    )  # fmt: skip
+    found_revision = resolve_model(model, refiner=refiner, revision=revision).revision
+    made = make_plan(settings, found_revision)
+    pending_rows = sum(shard.rows for shard in made.pending)
+    report = {
+        "files": made.files, "input_bytes": made.input_bytes, "rows": made.rows, "rows_done": made.rows - pending_rows, "rows_pending": pending_rows,
+        "duplicate_row_ids": sum(len(shard.duplicates) for shard in made.shards),
+        "shards": len(made.shards), "shards_done": len(made.done), "shards_pending": len(made.pending),
+        "model_revision": found_revision, "settings_hash": settings.segment.settings_hash,
+    }  # fmt: skip
+    if json:
+        print_json(report)
+        return
+    rows = [(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)) for name, value in report.items()]
+    out.print(two_columns(f"plan of {input} → {output}", rows))
+
+
+@app.command()
+def status(output: Output, json: Json = False) -> None:
+    """Say what an output holds: its published runs, and shards that wait for their run to end.
+
+    Example: [bold]wordmask status masks/[/bold]
+    """
+    from tasks.summarize import status as read_status
+
+    found = read_status(output)
+    if json:
+        print_json(found.model_dump(mode="json"))
+        return
+    if not found.runs:
+        out.print(f"{output}: no published run; {found.shards:,} shards are done. [dim]`wordmask run` takes up what is left.[/dim]")
+        return
+    out.print(
+        f"[bold]{output}[/bold]: {len(found.runs)} published runs, {found.shards:,} shards, {found.unpublished:,} of them in no published run"
+    )
+    for summary in found.runs:
+        out.print(summary_table(summary))
+
+
+@app.command()
+def models(json: Json = False) -> None:
+    """Say which models there are and what each was trained on."""
+    from model.registry import list_models
+
+    cards = list_models()
+    if json:
+        print_json([dataclasses.asdict(card) for card in cards])
+        return
+    for card in cards:
+        rows = [
+            ("what", card.description),
+            ("trained on", card.trained_on),
+            ("parameters", f"{card.parameters:,}"),
+            ("size", f"{card.size_bytes / 1e6:,.1f} MB"),
+        ]
+        rows += [(name, f"{value:.3f}" if isinstance(value, float) else str(value)) for name, value in card.results.items()]
+        rows += [("source", card.results_source)]
+        out.print(two_columns(card.name, rows))
+
+
+@app.command()
+def evaluate(
+    output: Output,
+    truth: Annotated[
+        str, typer.Argument(metavar="TRUTH.parquet", help="Table with row_id and mask struct<size, counts>.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Score the newest published run against ground truth, joined on row_id.
+
+    mIoU is the mean of the rows' IoUs; cIoU all intersections over all unions. Every row of the truth counts: one that is
+    absent, rejected or missing is scored as an empty mask, which is IoU 0 unless the truth is empty too.
+
+    Example: [bold]wordmask evaluate masks/ scenes.parquet --json[/bold]
+    """
+    from tasks.results import evaluate as score
+
+    scores = dataclasses.asdict(score(output, truth))
+    if json:
+        print_json(scores)
+        return
+    out.print(
+        two_columns("scores", [(name, f"{value:.4f}" if isinstance(value, float) else f"{value:,}") for name, value in scores.items()])
+    )
+
+
+@app.command()
+def scenes(
+    dest: Annotated[str, typer.Argument(metavar="DEST.parquet", help="Table to write.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, max=99, help="Tables of different seeds share no scene.")] = 0,
+    queries_per_image: Annotated[int, typer.Option(min=1, max=8, help="Expressions about each scene.")] = 1,
+    json: Json = False,
+) -> None:
+    """Draw synthetic scenes with expressions and ground truth, from seeds that the default model never saw.
+
+    Example: [bold]wordmask scenes scenes.parquet --count 500 --seed 1[/bold]
+    """
+    from tasks.export_scenes import export_scenes
+
+    written = export_scenes(dest, count=count, seed=seed, queries_per_image=queries_per_image)
+    if json:
+        print_json({"rows": written, "dest": dest})
+    else:
+        out.print(f"wrote {written:,} rows to {dest}")
+
+
+@import_app.command("coco")
+def import_coco_command(
+    instances: Annotated[
+        Path, typer.Argument(metavar="INSTANCES.json", exists=True, dir_okay=False, help="COCO instances.", show_default=False)
+    ],
+    dest: Annotated[str, typer.Argument(metavar="DEST.parquet", help="Table to write.", show_default=False)],
+    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of the image files.", show_default=False)],
+    expressions: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="JSON lines: ref_id, image_id, annotation_id, expression.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write COCO instances as an input table with ground truth. Without expressions, each category's name is the query.
+
+    Example: [bold]wordmask import coco instances.json --images images/ --expressions referring.jsonl coco.parquet[/bold]
+    """
+    from tasks.import_coco import import_coco
+
+    done = import_coco(instances, images, dest, expressions=expressions)
+    if json:
+        print_json(dataclasses.asdict(done))
+        return
+    out.print(f"wrote {done.rows:,} rows to {dest}")
+    if done.missing_images:
+        err.print(f"[yellow]{done.missing_images:,} rows have no image file in {images}; a run will reject them[/yellow]")
+
+
+@app.command()
+def sheet(
+    output: Output,
+    png: Annotated[Path, typer.Argument(metavar="SHEET.png", help="Picture to write.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, max=400, help="Rows to show, spread over the table.")] = 12,
+) -> None:  # fmt: skip
+    """Draw a contact sheet of masks over their images, from the newest published run.
+
+    Example: [bold]wordmask sheet masks/ sheet.png[/bold]
+    """
+    from tasks.overlay import png_bytes
+    from tasks.overlay import sheet as draw_sheet
+
+    page = draw_sheet(output, count)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    png.write_bytes(png_bytes(page))
+    out.print(f"wrote {png} ({page.width} x {page.height} pixels)")
+
+
+def main() -> None:
+    """Entry point: errors become one message on standard error. Exit code 2: the call or the input; 1: the run."""
+    try:
+        app(standalone_mode=False)
+    except KeyboardInterrupt:
+        err.print("\n[yellow]stopped.[/yellow] What is done has its receipts; the same command takes up the rest.")
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """Print an error a person can act on; the exit code. One that is not foreseen keeps its traceback."""
+    import click
+    from pydantic import ValidationError
+
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.exceptions.Abort):
+        return 130
+    if isinstance(error, click.ClickException):
+        error.show(err.file)
+        return error.exit_code
+    if isinstance(error, ValidationError):
+        for problem in error.errors():
+            err.print(f"[red]error:[/red] {'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}", markup=True)
+        return 2
+    if isinstance(error, (ValueError, FileNotFoundError, PermissionError)):
+        err.print("[red]error:[/red]", str(error), markup=False)
+        return 2
+    if isinstance(error, (RuntimeError, OSError)):
+        err.print("[red]failed:[/red]", str(error), markup=False)
+        err.print("What is done has its receipts; the same command takes up the rest.", style="dim")
+        return 1
+    raise error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The main flow: plan, dispatch, verify, summarise. Only their order is here; what they do is in `tasks`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+from distributed import Client, Future, KilledWorker, as_completed
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.cluster import open_cluster, shard_resources
+from model.registry import resolve_model
+from schemas.runs import Plan, Receipt, RunSummary, Shard
+from schemas.settings import RunSettings
+from tasks.plan import make_plan
+from tasks.shard import process_shard
+from tasks.summarize import publish, summarize
+from tasks.verify import require, verify
+from tasks.worker import SEGMENTER
+
+SHARDS_PER_WORKER = 2  # in flight: one running, one ready. Dask blames a dead worker's queue too, so it is kept short
+ARTIFACT_EVERY = 2.0  # seconds
+
+
+class ShardsFailedError(RuntimeError):
+    """Shards that could not be done. What was done has receipts: a further run takes up the rest."""
+
+
+@dataclass
+class Tally:
+    """How far a run is. `started` counts rows that earlier runs had done."""
+
+    rows: int
+    done: int = 0
+    rejected: int = 0
+    computed: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, receipt: Receipt) -> None:
+        self.done += receipt.rows
+        self.computed += receipt.rows
+        self.rejected += receipt.rejected
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.computed / max(time.monotonic() - self.began, 1e-9)
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.done / self.rows if self.rows else 100.0
+
+
+# Who is told of progress. A flow's parameters must be serialisable, and a callback is not.
+watcher: ContextVar[Callable[[Tally], None] | None] = ContextVar("watcher", default=None)
+
+
+@flow(name="segment", validate_parameters=True)
+def segment(settings: RunSettings, factory: str = SEGMENTER) -> RunSummary:
+    """Segment a whole table. Shards that have a receipt are skipped; the summary is published last, once all is verified."""
+    started = datetime.now(UTC)
+    plan = plan_run(settings)
+    if plan.pending:
+        dispatch(plan, settings, factory)
+    verify_run(plan, settings)
+    summary = summarize(plan, settings, started_at=started, finished_at=datetime.now(UTC))
+    publish(summary, settings)
+    _publish_artifacts(summary)
+    return summary
+
+
+@task(name="plan", cache_policy=NO_CACHE)
+def plan_run(settings: RunSettings) -> Plan:
+    revision = resolve_model(settings.model.model, refiner=settings.model.refiner, revision=settings.model.revision).revision
+    return make_plan(settings, revision)
+
+
+@task(name="dispatch", cache_policy=NO_CACHE)
+def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> None:
+    """Send the pending shards to workers and see each of them done.
+
+    Raises:
+        ShardsFailedError: some were not, after all retries; it says which and why.
+    """
+    done_before = sum(shard.rows for shard in plan.shards) - sum(shard.rows for shard in plan.pending)
+    tally = Tally(rows=plan.rows, done=done_before)
+    tell = _announce(tally)
+    with open_cluster(settings, factory) as client:
+        failures = run_shards(client, plan.pending, settings, lambda receipt: (tally.add(receipt), tell(tally)))
+    if failures:
+        lines = [f"{shard.name} rows {shard.first_row}-{shard.first_row + shard.rows - 1}: {reason}" for shard, reason in failures[:10]]
+        raise ShardsFailedError(f"{len(failures)} of {len(plan.pending)} shards failed:\n" + "\n".join(lines))
+
+
+@task(name="verify", cache_policy=NO_CACHE)
+def verify_run(plan: Plan, settings: RunSettings) -> None:
+    require(verify(plan, settings))
+
+
+def run_shards(
+    client: Client, shards: tuple[Shard, ...], settings: RunSettings, on_receipt: Callable[[Receipt], object]
+) -> list[tuple[Shard, str]]:
+    """Keep a bounded window of shards in flight until all are done or given up; those given up, with the reason.
+
+    A shard is tried again when its worker died or its store failed; any other error is its own and final.
+    """
+    waiting, attempts = deque(shards), Counter[str]()
+    in_flight: dict[str, Shard] = {}
+    failures: list[tuple[Shard, str]] = []
+    resources = shard_resources(settings)
+    completed = as_completed(raise_errors=False)
+
+    def submit_more() -> None:
+        window = SHARDS_PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        while waiting and len(in_flight) < window:
+            shard = waiting.popleft()
+            attempts[shard.shard_id] += 1
+            future = client.submit(
+                process_shard, shard, settings, key=f"{shard.shard_id}-{attempts[shard.shard_id]}", resources=resources, pure=False
+            )
+            in_flight[future.key] = shard
+            completed.add(future)
+
+    submit_more()
+    while in_flight:
+        future: Future = next(completed)
+        shard = in_flight.pop(future.key)
+        if future.status == "finished":
+            on_receipt(future.result())
+        else:
+            error = future.exception()
+            if isinstance(error, (KilledWorker, OSError)) and attempts[shard.shard_id] <= settings.retries:
+                waiting.append(shard)
+            else:
+                failures.append((shard, f"{type(error).__name__}: {error}" + f" (attempt {attempts[shard.shard_id]})"))
+        submit_more()
+    return failures
+
+
+def _announce(tally: Tally) -> Callable[[Tally], None]:
+    """Tell the terminal of every shard, and Prefect now and then."""
+    watch = watcher.get()
+    artifact = create_progress_artifact(progress=tally.percent, key="wordmask-progress", description=f"{tally.rows} rows")
+    assert isinstance(artifact, UUID)
+    last = time.monotonic()
+
+    def tell(now: Tally) -> None:
+        nonlocal last
+        if watch is not None:
+            watch(now)
+        if now.done == now.rows or time.monotonic() - last > ARTIFACT_EVERY:
+            update_progress_artifact(artifact, progress=now.percent)
+            last = time.monotonic()
+
+    if watch is not None:
+        watch(tally)
+    return tell
+
+
+def _publish_artifacts(summary: RunSummary) -> None:
+    counts = {
+        "rows": summary.rows,
+        "masks": summary.masks,
+        "absent": summary.absent,
+        **{f"rejected: {k}": v for k, v in summary.rejects.items()},
+    }
+    create_table_artifact(table=[{"what": name, "rows": count} for name, count in counts.items()], key="wordmask-rows")
+    settings = summary.settings
+    text = (
+        f"Run `{summary.run_id}` of `{settings.input}` with `{settings.model.model}` ({summary.model_revision}): "
+        f"{summary.rows} rows in {summary.shards} shards, {summary.seconds} s."
+    )
+    create_markdown_artifact(markdown=text, key="wordmask-run")

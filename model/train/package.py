@@ -1,0 +1,58 @@
+"""Make a model folder of training checkpoints: weights in bfloat16, configuration, tokenizer, card.
+
+Run: `python -m model.train.package --sft runs/sft --refiner runs/refiner --dest model/assets/demo`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from model.moondream import MoondreamSegmentation, parameter_count
+from model.registry import CARD_FILE, TOKENIZER_FILE
+from model.train.sft import SftSettings, new_state
+from model.train.small import small_tokenizer
+
+
+def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentation:
+    """Write the folder; the card keeps its results if there is one, and gets the rest anew."""
+    tokenizer = small_tokenizer()
+    state = new_state(SftSettings(), tokenizer)
+    state.load(sft / "last.pt")
+    model = state.model
+    steps = {"sft": state.step}
+    if refiner is not None:
+        head = torch.load(refiner / "last.pt", weights_only=True)
+        model.head.load_state_dict(head["head"])
+        steps["refiner"] = head["step"]
+    model.to(torch.bfloat16).save_pretrained(dest)
+    tokenizer.fast.backend_tokenizer.save(str(dest / TOKENIZER_FILE))
+    card_file = dest / CARD_FILE
+    results = json.loads(card_file.read_text())["results"] if card_file.exists() else {}
+    card = {
+        "description": "Small model of the full architecture for laptops, tests and demos. It knows coloured shapes and nothing of the real world.",
+        "trained_on": "synthetic scenes of this repository (model/train/scenes.py): 8 shapes, 8 colours, 2 sizes, 2-6 objects, textured backgrounds",
+        "seed": SftSettings.seed,
+        "steps": steps,
+        "parameters": parameter_count(model),
+        "results": results,
+    }
+    card_file.write_text(json.dumps(card, indent=1) + "\n")
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sft", type=Path, required=True, help="folder of the supervised stage")
+    parser.add_argument("--refiner", type=Path, help="folder of the refiner stage; without it the head is untrained")
+    parser.add_argument("--dest", type=Path, required=True, help="model folder to write")
+    args = parser.parse_args()
+    model = package(args.sft, args.refiner, args.dest)
+    print(f"{parameter_count(model) / 1e6:.2f} M parameters in {args.dest}")
+
+
+if __name__ == "__main__":
+    main()

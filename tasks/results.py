@@ -1,0 +1,63 @@
+"""Read what a published run left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from model.eval.referring import Answer, ReferringScores, score
+from schemas.queries import InputError
+from tasks.storage import Store
+from tasks.summarize import newest_run
+from tasks.write import masks_path, rejects_path
+
+
+def read_masks(output: Store, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Mask rows of the newest published run, shard by shard."""
+    for shard_id in newest_run(output).shard_ids:
+        yield from _rows(output, masks_path(shard_id), columns)
+
+
+def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
+    """Score the newest published run of an output against a table with `row_id` and `mask` (COCO RLE), joined on row_id.
+
+    Raises:
+        InputError: the truth lacks a column, or repeats a row_id.
+        FileNotFoundError: nothing was published, or there is no such table.
+    """
+    output = Store.open(output_uri)
+    answers: dict[str, Answer] = {}
+    for shard_id in newest_run(output).shard_ids:
+        for row in _rows(output, rejects_path(shard_id), ["row_id"]):
+            # A duplicate's reject stands beside the mask of the first row with its id, which counts.
+            answers.setdefault(row["row_id"], Answer("rejected"))
+        for row in _rows(output, masks_path(shard_id), ["row_id", "status", "mask"]):
+            answers[row["row_id"]] = Answer(row["status"], row["mask"])
+    return score(_truth(truth_uri), answers)
+
+
+def _rows(store: Store, path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    with store.fs.open(store.full(path), "rb", cache_type="none") as handle:
+        for batch in pq.ParquetFile(handle, pre_buffer=False).iter_batches(columns=columns):
+            yield from batch.to_pylist()
+
+
+def _truth(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    store = Store.open(uri)
+    with store.fs.open(store.root, "rb", cache_type="none") as handle:
+        names = pq.read_schema(handle).names
+    if missing := {"row_id", "mask"} - set(names):
+        raise InputError(
+            f"truth {uri}: no column {', '.join(sorted(missing))}; it needs row_id and mask struct<size, counts>, and has {', '.join(names)}"
+        )
+    seen: set[str] = set()
+    for row in _rows(store, "", ["row_id", "mask"]):
+        row_id = str(row["row_id"])
+        if row_id in seen:
+            raise InputError(f"truth {uri}: row_id = {row_id!r} occurs twice; each must be unique")
+        seen.add(row_id)
+        if row["mask"] is None:
+            raise InputError(f"truth {uri}: mask of row_id = {row_id!r} is null; leave the row out or give an empty mask")
+        yield row_id, row["mask"]

@@ -1,0 +1,50 @@
+"""Write input tables: images embedded, a query each, ground truth beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.masks import RLE
+from tasks.storage import Store
+
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])  # the Hugging Face Image layout
+TRUTH_TABLE = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("image", IMAGE),
+        pa.field("query", pa.string()),
+        pa.field("mask", RLE),
+    ]
+)
+ROW_GROUP_BYTES = 16_000_000
+ROW_GROUP_ROWS = 256
+
+
+def write_table(dest: str, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows of `TRUTH_TABLE` to one Parquet file with bounded row groups; how many there were."""
+    store = Store.open(dest)
+    if store.is_local:
+        store.fs.makedirs(store.root.rsplit("/", 1)[0], exist_ok=True)
+    count = 0
+    with store.fs.open(store.root, "wb") as handle, pq.ParquetWriter(handle, TRUTH_TABLE, compression="zstd") as writer:
+        for group in _groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, schema=TRUTH_TABLE))
+            count += len(group)
+    return count
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row["image"]["bytes"] or b"")
+        if size >= ROW_GROUP_BYTES or len(group) == ROW_GROUP_ROWS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
