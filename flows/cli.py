@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.text import Text
 
 from flows.console import err, out, print_json, progress_bar, summary_table, two_columns
 
@@ -24,6 +25,8 @@ app = typer.Typer(
 )  # fmt: skip
 import_app = typer.Typer(no_args_is_help=True, help="Turn data sets into input tables.")
 app.add_typer(import_app, name="import")
+
+RESUME = "What is done has its receipts; the same command takes up the rest."
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Model = Annotated[str, typer.Option(help="demo, a local folder, or a hub repository such as moondream/moondream3-preview.")]
@@ -152,6 +155,8 @@ def run(
         token = watcher.set(watch)
         try:
             summary = segment_flow(settings)
+        except KeyboardInterrupt:
+            raise SystemExit(_stopped()) from None
         finally:
             watcher.reset(token)
     if json:
@@ -159,6 +164,11 @@ def run(
     else:
         out.print(summary_table(summary))
         out.print(f"[dim]masks are in[/dim] {output.rstrip('/')}/masks")
+
+
+def _stopped() -> int:
+    _complain("stopped", RESUME)
+    return 130
 
 
 def _quiet_prefect(verbose: bool) -> None:
@@ -351,38 +361,29 @@ def sheet(
 def main() -> None:
     """Entry point: errors become one message on standard error. Exit code 2: the call or the input; 1: the run."""
     try:
-        app(standalone_mode=False)
-    except KeyboardInterrupt:
-        err.print("\n[yellow]stopped.[/yellow] What is done has its receipts; the same command takes up the rest.")
-        sys.exit(130)
+        app()
     except Exception as error:
         sys.exit(_explain(error))
 
 
 def _explain(error: Exception) -> int:
     """Print an error a person can act on; the exit code. One that is not foreseen keeps its traceback."""
-    import click
     from pydantic import ValidationError
 
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
-    if isinstance(error, click.exceptions.Abort):
-        return 130
-    if isinstance(error, click.ClickException):
-        error.show(err.file)
-        return error.exit_code
     if isinstance(error, ValidationError):
-        for problem in error.errors():
-            err.print(f"[red]error:[/red] {'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}", markup=True)
+        _complain("error", "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()))
         return 2
     if isinstance(error, (ValueError, FileNotFoundError, PermissionError)):
-        err.print("[red]error:[/red]", str(error), markup=False)
+        _complain("error", str(error))
         return 2
     if isinstance(error, (RuntimeError, OSError)):
-        err.print("[red]failed:[/red]", str(error), markup=False)
-        err.print("What is done has its receipts; the same command takes up the rest.", style="dim")
+        _complain("failed", f"{error}\n{RESUME}")
         return 1
     raise error
+
+
+def _complain(kind: str, message: str) -> None:
+    err.print(Text.assemble((f"{kind}: ", "bold red"), message), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""A model that answers at once and always the same, for tests of what surrounds the model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from model import rle
+from model.mask_trace import trace
+from model.prompt import QueryError
+from model.registry import resolve_model
+from model.segmenter import Query, Segmentation
+
+REVISION = "fake-1"
+
+
+class FakeSegmenter:
+    """An ellipse whose place follows from the image and the words. Words with a meaning: "explode" raises, "absent" is
+    absent, "die:PATH" kills the process unless the file PATH is there (it is made first, so the second try lives)."""
+
+    def __init__(self, model: str | None = None, **_settings: Any) -> None:
+        # In a flow it stands in for a model that was planned with.
+        self.revision = REVISION if model is None else resolve_model(model).revision
+
+    def check_query(self, object: str, spatial_refs: Sequence[Sequence[float]] = ()) -> None:
+        if len(object.split()) > 64:
+            raise QueryError("query_too_long", f"query has {len(object.split())} words, more than the limit of 64; shorten it")
+        for ref in spatial_refs:
+            if len(ref) not in (2, 4):
+                raise QueryError("bad_spatial_ref", f"{list(ref)} has {len(ref)} numbers")
+            if not all(0 <= value <= 1 for value in ref):
+                raise QueryError("spatial_ref_out_of_range", f"{list(ref)} leaves 0..1")
+
+    def segment_many(self, images: Sequence[np.ndarray], queries: Sequence[Query]) -> list[Segmentation]:
+        return [_answer(images[query.image], query.object) for query in queries]
+
+
+def _answer(image: np.ndarray, words: str) -> Segmentation:
+    if words == "explode":
+        raise RuntimeError("this row is explosive")
+    if words == "out of memory":
+        raise MemoryError("no memory left")
+    if words.startswith("die:") and not Path(words[4:]).exists():
+        Path(words[4:]).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    height, width = image.shape[:2]
+    mask = np.zeros((height, width), np.uint8)
+    if words != "absent":
+        a, b, c = hashlib.sha256(image.tobytes() + words.encode()).digest()[:3]
+        cv2.ellipse(mask, (a * width // 256, b * height // 256), (2 + width // 4, 2 + height // 4), c, 0, 360, 1, -1)
+    x, y, w, h = cv2.boundingRect(mask)
+    return Segmentation(
+        status="absent" if words == "absent" else "mask", mask=mask, rle=dict(rle.encode(mask)), bbox=(x, y, w, h), area=int(mask.sum()), path=trace(mask),
+        coarse_path="M 0 0 L 1 0 1 1 z", coarse_bbox=(0.5, 0.5, 0.5, 0.5), predicted_iou=0.9, path_logprob=-0.1, coarse_refined_iou=0.8,
+        iteration_stability=1.0, trust=0.85, refined=True, salvaged=False, truncated=False, n_path_tokens=9,
+    )  # fmt: skip

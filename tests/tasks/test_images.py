@@ -1,0 +1,146 @@
+"""Images as a viewer shows them, or a reason why not."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from schemas.rejects import RejectCode
+from schemas.settings import SegmentSettings
+from tasks.images import ImageError, decode, fetch
+from tests.conftest import png
+
+SETTINGS = SegmentSettings()
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def code_of(data: bytes, settings: SegmentSettings = SETTINGS) -> RejectCode:
+    with pytest.raises(ImageError) as caught:
+        decode(data, settings)
+    assert caught.value.detail
+    return caught.value.code
+
+
+def test_plain_image_comes_back_exactly() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(pixels)), SETTINGS), pixels)
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.new("RGB", (30, 20), (255, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 6  # shown turned by a quarter
+    assert decode(encoded(image, "JPEG", exif=exif), SETTINGS).shape == (30, 20, 3)
+
+
+def test_alpha_is_composited_on_white_not_dropped() -> None:
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    image.putpixel((1, 2), (200, 10, 20, 255))
+    pixels = decode(encoded(image), SETTINGS)
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert pixels[2, 1].tolist() == [200, 10, 20]
+
+
+def test_palette_with_transparency() -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0] + [0] * 762)
+    image.putpixel((0, 0), 1)
+    pixels = decode(encoded(image, transparency=0), SETTINGS)
+    assert pixels[0, 0].tolist() == [255, 0, 0]
+    assert pixels[3, 3].tolist() == [255, 255, 255]
+
+
+def test_grey_of_16_bits_is_scaled_not_clipped() -> None:
+    values = np.array([[0, 32768, 65535]], np.uint16)
+    pixels = decode(encoded(Image.fromarray(values)), SETTINGS)
+    assert pixels[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_other_colour_profiles_become_srgb() -> None:
+    image = Image.new("RGB", (2, 2), (200, 100, 50))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    plain = decode(encoded(image), SETTINGS)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.abs(decode(encoded(image, icc_profile=srgb), SETTINGS).astype(int) - plain).max() <= 1
+    # A profile that does not fit the image is ignored, as viewers do.
+    np.testing.assert_array_equal(decode(encoded(image, icc_profile=profile), SETTINGS), plain)
+
+
+def test_cmyk_jpeg() -> None:
+    assert decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), SETTINGS).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_truncated_files_are_rejected(format: str) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(pixels), format)
+    assert code_of(data[: len(data) // 2]) in (RejectCode.IMAGE_TRUNCATED, RejectCode.IMAGE_UNREADABLE)
+
+
+def test_half_a_jpeg_is_called_truncated() -> None:
+    data = encoded(Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
+    assert code_of(data[: len(data) // 2]) == RejectCode.IMAGE_TRUNCATED
+
+
+def test_what_is_no_image() -> None:
+    assert code_of(b"") == RejectCode.IMAGE_EMPTY
+    assert code_of(b"%PDF-1.7 not an image at all") == RejectCode.IMAGE_UNREADABLE
+
+
+def test_bombs_are_rejected_before_they_are_decoded() -> None:
+    header_only = encoded(Image.new("1", (4000, 4000)))
+    assert code_of(header_only, SegmentSettings(max_image_pixels=1_000_000)) == RejectCode.IMAGE_TOO_LARGE
+    huge = encoded(Image.new("1", (20000, 20000)))
+    assert code_of(huge) == RejectCode.IMAGE_TOO_LARGE
+
+
+def test_too_many_bytes() -> None:
+    assert code_of(png(), SegmentSettings(max_image_bytes=10)) == RejectCode.IMAGE_TOO_LARGE
+
+
+def test_fetch_relative_and_absolute(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(3))
+    table = f"file://{tmp_path}/queries.parquet"
+    assert fetch("a.png", table, SETTINGS) == png(3)
+    assert fetch(str(tmp_path / "a.png"), table, SETTINGS) == png(3)
+    assert fetch(f"file://{tmp_path}/a.png", table, SETTINGS) == png(3)
+
+
+@pytest.mark.parametrize(
+    ("uri", "code"),
+    [
+        ("nowhere.png", RejectCode.IMAGE_NOT_FOUND),
+        (".", RejectCode.IMAGE_NOT_FOUND),
+        ("https://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
+        ("http://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
+        ("ftp://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
+        ("memory://a.png", RejectCode.URI_NOT_ALLOWED),
+    ],
+)
+def test_fetch_rejects(tmp_path: Path, uri: str, code: RejectCode) -> None:
+    with pytest.raises(ImageError) as caught:
+        fetch(uri, f"file://{tmp_path}/queries.parquet", SETTINGS)
+    assert caught.value.code == code
+
+
+def test_a_table_in_a_store_cannot_name_local_files(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png())
+    with pytest.raises(ImageError) as caught:
+        fetch(f"file://{tmp_path}/secret.png", "s3://lake/queries.parquet", SETTINGS)
+    assert caught.value.code == RejectCode.URI_NOT_ALLOWED
+
+
+def test_fetch_checks_the_size_first(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    with pytest.raises(ImageError) as caught:
+        fetch("a.png", f"file://{tmp_path}/t.parquet", SegmentSettings(max_image_bytes=10))
+    assert caught.value.code == RejectCode.IMAGE_TOO_LARGE

@@ -1,0 +1,287 @@
+"""From a table to masks, rejects, receipts and a summary, with a fake model: every row is accounted for, exactly once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from model import rle
+from model.rasterize import rasterize_pixels
+from schemas.masks import MASKS
+from schemas.rejects import RejectCode
+from schemas.runs import Plan
+from schemas.settings import RunSettings, SegmentSettings
+from tasks.plan import make_plan
+from tasks.read import InputChangedError
+from tasks.shard import ModelChangedError, process_shard
+from tasks.storage import Store
+from tasks.summarize import newest_run, publish, status, summarize
+from tasks.verify import AccountingError, require, verify
+from tasks.write import masks_path, rejects_path
+from tests.conftest import ROOT, png, read_rows, write_input
+from tests.fakes import REVISION, FakeSegmenter
+
+GOOD = {"image": png(1), "query": "a thing"}
+
+
+def settings_for(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> RunSettings:
+    write_input(tmp_path / "in.parquet", rows)
+    return RunSettings.model_validate({"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), **options})
+
+
+def run_all(settings: RunSettings) -> Plan:
+    plan = make_plan(settings, REVISION)
+    for shard in plan.pending:
+        process_shard(shard, settings, FakeSegmenter())
+    return plan
+
+
+def test_rows_become_masks_that_mean_what_they_say(tmp_path: Path) -> None:
+    rows = [{"row_id": f"r{i}", "image": png(i // 2, height=40, width=50), "query": f"thing {i}"} for i in range(7)]
+    plan = run_all(settings_for(tmp_path, rows, shard_rows=3))
+    masks = read_rows(tmp_path / "out", "masks")
+    assert sorted(row["row_id"] for row in masks) == [f"r{i}" for i in range(7)]
+    assert len(plan.shards) == 3
+    for row in masks:
+        assert row["mask"]["size"] == [row["height"], row["width"]] == [40, 50]
+        mask = rle.decode(row["mask"])
+        assert row["area"] == mask.sum()
+        np.testing.assert_array_equal(rasterize_pixels(row["path"], 40, 50), mask)
+    assert len({row["image_id"] for row in masks}) == 4
+
+
+def test_columns_have_fixed_types_from_the_first_row_on(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [{"image": None, "query": "x"}])
+    (shard,) = run_all(settings).shards
+    assert pq.read_schema(tmp_path / "out" / masks_path(shard.shard_id)).equals(MASKS)
+
+
+BAD_ROWS: list[tuple[dict[str, Any], RejectCode]] = [
+    ({"image": None}, RejectCode.MISSING_IMAGE),
+    ({"image": {"bytes": None, "path": None}}, RejectCode.MISSING_IMAGE),
+    ({"image": "nowhere.png"}, RejectCode.IMAGE_NOT_FOUND),
+    ({"image": b""}, RejectCode.IMAGE_EMPTY),
+    ({"image": b"not an image"}, RejectCode.IMAGE_UNREADABLE),
+    ({"image": png(2, height=80, width=80)[:2000]}, RejectCode.IMAGE_TRUNCATED),
+    ({"image": png(3, height=90, width=90)}, RejectCode.IMAGE_TOO_LARGE),
+    ({"image": "https://example.invalid/a.png"}, RejectCode.URI_NOT_ALLOWED),
+    ({"query": None}, RejectCode.EMPTY_QUERY),
+    ({"query": " \t"}, RejectCode.EMPTY_QUERY),
+    ({"query": "word " * 100}, RejectCode.QUERY_TOO_LONG),
+    ({"spatial_refs": [[0.5]]}, RejectCode.BAD_SPATIAL_REF),
+    ({"spatial_refs": [[0.5, None]]}, RejectCode.BAD_SPATIAL_REF),
+    ({"spatial_refs": [[0.5, 1.5]]}, RejectCode.SPATIAL_REF_OUT_OF_RANGE),
+    ({"row_id": "good-0"}, RejectCode.DUPLICATE_ROW_ID),
+    ({"mode": "all"}, RejectCode.UNSUPPORTED_MODE),
+    ({"query": "explode"}, RejectCode.MODEL_ERROR),
+]
+
+
+def test_every_code_is_tried() -> None:
+    assert {code for _, code in BAD_ROWS} == set(RejectCode)
+    assert all(code.remedy for code in RejectCode)
+
+
+@pytest.mark.parametrize(("bad", "code"), BAD_ROWS)
+def test_a_bad_row_is_rejected_and_its_neighbours_are_unharmed(tmp_path: Path, bad: dict[str, Any], code: RejectCode) -> None:
+    neighbours = [GOOD | {"row_id": f"good-{i}", "mode": None, "spatial_refs": [[0.1, 0.2], [0.1, 0.1, 0.5, 0.5]]} for i in range(4)]
+    row = GOOD | {"row_id": "bad", "mode": "one", "spatial_refs": None} | bad
+    settings = settings_for(tmp_path, [*neighbours[:2], row, *neighbours[2:]], segment=SegmentSettings(max_image_pixels=8000))
+    plan = run_all(settings)
+    (reject,) = read_rows(tmp_path / "out", "rejects")
+    assert (reject["row"], reject["code"]) == (2, code)
+    assert reject["detail"]
+    assert [mask["row_id"] for mask in read_rows(tmp_path / "out", "masks")] == [f"good-{i}" for i in range(4)]
+    require(verify(plan, settings))
+
+
+def test_all_bad_rows_at_once(tmp_path: Path) -> None:
+    blank = {"mode": None, "spatial_refs": None}
+    rows = [GOOD | blank | {"row_id": f"bad-{i}"} | bad for i, (bad, _) in enumerate(BAD_ROWS)]
+    settings = settings_for(tmp_path, [GOOD | blank | {"row_id": "good-0"}, *rows], segment=SegmentSettings(max_image_pixels=8000), shard_rows=5)
+    plan = run_all(settings)
+    require(verify(plan, settings))
+    assert sorted(reject["code"] for reject in read_rows(tmp_path / "out", "rejects")) == sorted(code.value for _, code in BAD_ROWS)
+
+
+def test_running_out_of_memory_is_not_the_rows_fault(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD, GOOD | {"query": "out of memory"}])
+    with pytest.raises(MemoryError):
+        run_all(settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_row_ids_are_taken_or_derived(tmp_path: Path) -> None:
+    run_all(settings_for(tmp_path, [GOOD | {"row_id": 7}, GOOD | {"row_id": None}, GOOD | {"row_id": None}]))
+    ids = [row["row_id"] for row in read_rows(tmp_path / "out", "masks")]
+    assert ids[0] == "7"
+    assert len(set(ids)) == 3
+
+
+def test_carried_columns_keep_their_types(tmp_path: Path) -> None:
+    rows = [GOOD | {"split": "val", "weight": 0.5}, GOOD | {"split": None, "weight": None}]
+    settings = settings_for(tmp_path, rows, segment=SegmentSettings(carry=("split", "weight")))
+    run_all(settings)
+    found = read_rows(tmp_path / "out", "masks")
+    assert [(row["split"], row["weight"]) for row in found] == [("val", 0.5), (None, None)]
+
+
+def test_image_files_are_read_beside_the_table(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(5))
+    run_all(settings_for(tmp_path, [{"image": "a.png", "query": "x"}, {"image": {"bytes": png(5), "path": "b.png"}, "query": "x"}]))
+    first, second = read_rows(tmp_path / "out", "masks")
+    assert first["image_id"] == second["image_id"]
+    assert (first["image_uri"], second["image_uri"]) == ("a.png", "b.png")
+
+
+def test_two_runs_from_scratch_write_the_same_bytes(tmp_path: Path) -> None:
+    rows = [GOOD | {"query": f"thing {i}"} for i in range(10)] + [GOOD | {"query": None}]
+    settings = settings_for(tmp_path, rows, shard_rows=4)
+    run_all(settings)
+    again = settings.model_copy(update={"output": str(tmp_path / "again"), "batch_rows": 3})
+    run_all(again)
+    for kind in ("masks", "rejects"):
+        parts = {part.name: part.read_bytes() for part in (tmp_path / "out" / kind).iterdir()}
+        assert parts == {part.name: part.read_bytes() for part in (tmp_path / "again" / kind).iterdir()}
+
+
+def test_done_shards_are_skipped(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD] * 5, shard_rows=2)
+    run_all(settings)
+    plan = make_plan(settings, REVISION)
+    assert plan.pending == ()
+    assert len(plan.done) == 3
+
+
+def test_input_replaced_after_planning(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD])
+    plan = make_plan(settings, REVISION)
+    write_input(tmp_path / "in.parquet", [GOOD, GOOD])
+    with pytest.raises(InputChangedError, match="Run again"):
+        process_shard(plan.shards[0], settings, FakeSegmenter())
+
+
+def test_another_model_on_the_worker(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD])
+    with pytest.raises(ModelChangedError):
+        process_shard(make_plan(settings, "planned").shards[0], settings, FakeSegmenter())
+
+
+KILL_BEFORE_RECEIPT = """
+import os, sys
+import tasks.shard
+from schemas.settings import RunSettings
+from tasks.plan import make_plan
+from tasks.storage import Store
+from tests.fakes import REVISION, FakeSegmenter
+
+settings = RunSettings.model_validate_json(sys.argv[1])
+write = Store.write_bytes
+
+def die_at_the_receipt(self, path, data):
+    if path.startswith("receipts/"):
+        os._exit(9)
+    write(self, path, data)
+
+Store.write_bytes = die_at_the_receipt
+tasks.shard.process_shard(make_plan(settings, REVISION).pending[0], settings, FakeSegmenter())
+"""
+
+
+def test_killed_between_data_and_receipt(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD | {"query": f"thing {i}"} for i in range(6)], shard_rows=3)
+    command = [sys.executable, "-c", KILL_BEFORE_RECEIPT, settings.model_dump_json()]
+    assert subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode == 9
+    assert len(list((tmp_path / "out/masks").iterdir())) == 1
+    assert not (tmp_path / "out/receipts").exists()
+    written = {part.name: part.read_bytes() for part in (tmp_path / "out/masks").iterdir()}
+    plan = run_all(settings)
+    require(verify(plan, settings))
+    assert sorted(row["query"] for row in read_rows(tmp_path / "out", "masks")) == [f"thing {i}" for i in range(6)]
+    assert all((tmp_path / "out/masks" / name).read_bytes() == data for name, data in written.items())
+
+
+def test_verify_sees_a_lost_a_doubled_and_an_unplanned_row(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD] * 4)
+    plan = run_all(settings)
+    (shard,) = plan.shards
+    part = tmp_path / "out" / masks_path(shard.shard_id)
+    table = pq.read_table(part)
+    pq.write_table(table.take([0, 1, 1, 3]), part)
+    report = verify(plan, settings)
+    assert len(report.violations) == 2
+    with pytest.raises(AccountingError, match="row 1 occurs 2 times"):
+        require(report)
+    pq.write_table(table.set_column(1, "row", [[0, 1, 2, 9]]), part)
+    assert any("never planned" in violation for violation in verify(plan, settings).violations)
+
+
+def test_verify_sees_missing_parts_and_receipts(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD] * 4, shard_rows=2)
+    plan = run_all(settings)
+    first, second = plan.shards
+    (tmp_path / "out" / rejects_path(first.shard_id)).unlink()
+    (tmp_path / "out" / "receipts" / f"{second.shard_id}.json").unlink()
+    violations = verify(plan, settings).violations
+    assert len(violations) == 2
+    assert "is missing" in violations[0]
+    assert "has no receipt" in violations[1]
+
+
+def test_summary_adds_up_and_is_what_status_tells(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD, GOOD | {"query": "absent"}, GOOD | {"query": None}], shard_rows=2)
+    assert status(settings.output).runs == ()
+    plan = run_all(settings)
+    assert status(settings.output).unpublished == 2
+    now = datetime.now(UTC)
+    summary = summarize(plan, settings, started_at=now, finished_at=now)
+    publish(summary, settings)
+    assert (summary.rows, summary.masks, summary.absent, summary.rejects) == (3, 2, 1, {"empty_query": 1})
+    found = status(settings.output)
+    assert (found.runs, found.shards, found.unpublished) == ((summary,), 2, 0)
+    assert newest_run(Store.open(settings.output)) == summary
+
+
+def test_a_write_whose_reply_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = Store._put
+
+    def put_and_lose_the_reply(self: Store, path: str, data: bytes) -> None:
+        put(self, path, data)
+        raise OSError("connection reset by peer")
+
+    monkeypatch.setattr(Store, "_put", put_and_lose_the_reply)
+    settings = settings_for(tmp_path, [GOOD])
+    plan = run_all(settings)
+    require(verify(plan, settings))
+
+
+def test_a_write_that_never_succeeds_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Store, path: str, data: bytes) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Store, "_put", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        run_all(settings_for(tmp_path, [GOOD]))
+
+
+def test_object_storage_end_to_end(tmp_path: Path, s3: str) -> None:
+    store = Store.open(f"{s3}/pipeline")
+    local = write_input(tmp_path / "in.parquet", [{"image": "pictures/a.png", "query": "x"}, GOOD, GOOD | {"query": None}])
+    store.write_bytes("in.parquet", Path(local).read_bytes())
+    store.write_bytes("pictures/a.png", png(5))
+    settings = RunSettings(input=f"{s3}/pipeline/in.parquet", output=f"{s3}/pipeline/out", shard_rows=2)
+    plan = run_all(settings)
+    require(verify(plan, settings))
+    now = datetime.now(UTC)
+    publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+    summary = newest_run(Store.open(settings.output))
+    assert (summary.masks, summary.rejects) == (2, {"empty_query": 1})
+    assert make_plan(settings, REVISION).pending == ()

@@ -1,0 +1,131 @@
+"""Planning: from footers to shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.queries import InputError
+from schemas.runs import RowRange
+from schemas.settings import Columns, RunSettings, SegmentSettings
+from tasks.plan import cut, make_plan
+from tests.conftest import png, write_input
+
+
+def run_settings(input: Path | str, output: Path | str, **options: object) -> RunSettings:
+    return RunSettings.model_validate({"input": str(input), "output": str(output), **options})
+
+
+def rows(count: int, first: int = 0) -> list[dict[str, object]]:
+    return [{"row_id": f"r{first + i}", "image": png(i % 3), "query": f"thing {i}"} for i in range(count)]
+
+
+@given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 40))
+@settings(derandomize=True, deadline=None)
+def test_cut_covers_every_row_once_in_order(groups: list[int], most: int) -> None:
+    shards = list(cut(tuple(groups), most))
+    covered = [(part.row_group, row) for shard in shards for part in shard for row in range(part.start, part.stop)]
+    assert covered == [(group, row) for group, count in enumerate(groups) for row in range(count)]
+    sizes = [sum(part.stop - part.start for part in shard) for shard in shards]
+    assert all(size == most for size in sizes[:-1])
+    assert all(0 < size <= most for size in sizes)
+
+
+def test_small_groups_are_joined_and_large_ones_cut() -> None:
+    assert list(cut((2, 2, 5), 4)) == [(RowRange(0, 0, 2), RowRange(1, 0, 2)), (RowRange(2, 0, 4),), (RowRange(2, 4, 5),)]
+
+
+def test_folder_glob_and_file_name_the_same_rows(tmp_path: Path) -> None:
+    write_input(tmp_path / "in/a.parquet", rows(3))
+    write_input(tmp_path / "in/deep/b.parquet", rows(2, 3))
+    write_input(tmp_path / "in/_tmp/c.parquet", rows(9))
+    write_input(tmp_path / "in/.hidden.parquet", rows(9))
+    folder = make_plan(run_settings(tmp_path / "in", tmp_path / "out"), "m")
+    assert [(shard.name, shard.rows) for shard in folder.shards] == [("a.parquet", 3), ("deep/b.parquet", 2)]
+    one = make_plan(run_settings(tmp_path / "in/a.parquet", tmp_path / "out"), "m")
+    globbed = make_plan(run_settings(f"{tmp_path}/in/*.parquet", tmp_path / "out"), "m")
+    assert one.shards == globbed.shards == folder.shards[:1]
+
+
+def test_identity_follows_content_model_and_settings(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_input(path, rows(3))
+    base = run_settings(path, tmp_path / "out")
+
+    def ids(settings: RunSettings = base, revision: str = "m") -> set[str]:
+        return {shard.shard_id for shard in make_plan(settings, revision).shards}
+
+    first = ids()
+    assert ids() == first
+    assert ids(base.model_copy(update={"workers": 7, "batch_rows": 3})) == first, "how a run is executed does not change what comes out"
+    assert ids(revision="other").isdisjoint(first)
+    assert ids(base.model_copy(update={"segment": SegmentSettings(refiner_iterations=1)})).isdisjoint(first)
+    write_input(path, rows(4))
+    assert ids().isdisjoint(first)
+
+
+def test_a_repeated_row_id_is_known_across_files(tmp_path: Path) -> None:
+    write_input(tmp_path / "in/a.parquet", rows(3))
+    write_input(tmp_path / "in/b.parquet", [*rows(2, 10), *rows(1, 1), *rows(1, 10)])
+    plan = make_plan(run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2), "m")
+    assert [(shard.name, shard.first_row, shard.duplicates) for shard in plan.shards] == [
+        ("a.parquet", 0, ()), ("a.parquet", 2, ()), ("b.parquet", 0, ()), ("b.parquet", 2, (0, 1)),
+    ]  # fmt: skip
+
+
+def test_null_row_ids_repeat_nothing(tmp_path: Path) -> None:
+    table = [{"row_id": None, "image": png(), "query": "x"}, {"row_id": None, "image": png(), "query": "x"}, {"row_id": "a", "image": png(), "query": "x"}]
+    write_input(tmp_path / "a.parquet", table)
+    assert make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").shards[0].duplicates == ()
+
+
+def test_an_empty_table_is_a_plan_without_shards(tmp_path: Path) -> None:
+    schema = pa.schema([("image", pa.string()), ("query", pa.string())])
+    pq.write_table(schema.empty_table(), tmp_path / "a.parquet")
+    assert make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").rows == 0
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"query": pa.string()}, ["no column 'image'", "--image-column"]),
+        ({"image": pa.binary()}, ["no column 'query'", "--query-column"]),
+        ({"image": pa.int64(), "query": pa.string()}, ["'image' is int64", "must be"]),
+        ({"image": pa.binary(), "query": pa.float32()}, ["'query' is float", "must be string"]),
+        ({"image": pa.binary(), "query": pa.string(), "row_id": pa.float64()}, ["'row_id'", "string or integer"]),
+        ({"image": pa.binary(), "query": pa.string(), "spatial_refs": pa.string()}, ["'spatial_refs'", "list<list<float>>"]),
+        ({"image": pa.binary(), "query": pa.string(), "mode": pa.int8()}, ["'mode'", "string"]),
+    ],
+)
+def test_unusable_tables_are_one_clear_error(tmp_path: Path, schema: dict[str, pa.DataType], words: list[str]) -> None:
+    pq.write_table(pa.schema(list(schema.items())).empty_table(), tmp_path / "a.parquet")
+    with pytest.raises(InputError) as caught:
+        make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
+    assert all(word in str(caught.value) for word in ["a.parquet", *words])
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])])
+def test_image_columns_of_every_usable_type(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.schema([("picture", kind), ("query", pa.large_string())]).empty_table(), tmp_path / "a.parquet")
+    segment = SegmentSettings(columns=Columns(image="picture"))
+    make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", segment=segment), "m")
+
+
+def test_carry_of_an_unknown_or_clashing_column(tmp_path: Path) -> None:
+    write_input(tmp_path / "a.parquet", [{"image": png(), "query": "x", "area": 3}])
+    for carry, words in (("nope", "no column 'nope'"), ("area", "cannot be carried")):
+        with pytest.raises(InputError, match=words):
+            make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", segment=SegmentSettings(carry=(carry,))), "m")
+
+
+def test_nothing_there_and_not_parquet(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no Parquet file"):
+        make_plan(run_settings(tmp_path / "nowhere", tmp_path / "out"), "m")
+    (tmp_path / "a.parquet").write_text("not parquet")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        make_plan(run_settings(tmp_path, tmp_path / "out"), "m")
