@@ -1,0 +1,121 @@
+"""The command line, by running it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from model import rle
+from model.train.scenes import TEST_SEEDS, TRAIN_SEEDS
+from tests.conftest import read_rows
+
+WORDMASK = Path(sys.executable).parent / "wordmask"
+
+
+def wordmask(*words: object, code: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [str(WORDMASK), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "COLUMNS": "160", **environ})
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scenes.parquet and a finished run of the default model over it in masks/."""
+    folder = tmp_path_factory.mktemp("run")
+    wordmask("scenes", folder / "scenes.parquet", "--count", 24, "--seed", 5)
+    # Prefect's own database, so that a developer's is not written to.
+    summary = json.loads(wordmask("run", folder / "scenes.parquet", folder / "masks", "--json", PREFECT_HOME=str(folder / "prefect")).stdout)
+    assert (summary["rows"], summary["masks"], summary["rejects"]) == (24, 24, {})
+    return folder
+
+
+def test_help_is_there_for_every_command() -> None:
+    assert "Words in, masks out" in wordmask("--help").stdout
+    for command in ("segment", "run", "plan", "status", "models", "evaluate", "scenes", "sheet", "import coco"):
+        assert "Example" in wordmask(*command.split(), "--help").stdout
+
+
+def test_scenes_come_from_test_seeds_with_their_truth(done: Path) -> None:
+    rows = pq.read_table(done / "scenes.parquet").to_pylist()
+    assert len({row["row_id"] for row in rows}) == 24
+    for row in rows:
+        seed = int(row["row_id"].split("-")[0])
+        assert seed in TEST_SEEDS
+        assert seed not in TRAIN_SEEDS
+        assert rle.decode(row["mask"]).any()
+
+
+def test_plan_and_status_know_what_is_done(done: Path) -> None:
+    fresh = json.loads(wordmask("plan", done / "scenes.parquet", done / "elsewhere", "--json").stdout)
+    assert (fresh["rows"], fresh["rows_pending"]) == (24, 24)
+    planned = json.loads(wordmask("plan", done / "scenes.parquet", done / "masks", "--json").stdout)
+    assert (planned["rows_done"], planned["shards_pending"]) == (24, 0)
+    found = json.loads(wordmask("status", done / "masks", "--json").stdout)
+    assert len(found["runs"]) == found["shards"] == 1
+    assert "24" in wordmask("status", done / "masks").stdout
+
+
+def test_evaluate_scores_the_default_model(done: Path) -> None:
+    scores = json.loads(wordmask("evaluate", done / "masks", done / "scenes.parquet", "--json").stdout)
+    assert scores["rows"] == scores["masks"] + scores["absent"] == 24
+    assert scores["miou"] > 0.25, "far below what the model reaches on 500 rows: something is broken"
+
+
+def test_sheet_is_a_picture(done: Path) -> None:
+    wordmask("sheet", done / "masks", done / "sheet.png", "--count", 6)
+    assert Image.open(done / "sheet.png").width > 600
+
+
+def test_segment_one_image(done: Path, tmp_path: Path) -> None:
+    row = pq.read_table(done / "scenes.parquet").to_pylist()[0]
+    (tmp_path / "scene.png").write_bytes(row["image"]["bytes"])
+    overlay = tmp_path / "over/lay.png"
+    found = json.loads(wordmask("segment", tmp_path / "scene.png", row["query"], "--overlay", overlay, "--json").stdout)
+    (same,) = [mask for mask in read_rows(done / "masks", "masks") if mask["row_id"] == row["row_id"]]
+    assert found["mask"] == same["mask"], "one image alone and the same in a table give the same mask"
+    assert cv2.imread(str(overlay)) is not None
+    assert "predicted iou" in wordmask("segment", tmp_path / "scene.png", row["query"], "--box", "0,0,1,1").stdout
+
+
+def test_models_say_what_they_were_trained_on() -> None:
+    cards = {card["name"]: card for card in json.loads(wordmask("models", "--json").stdout)}
+    assert "scenes" in cards["demo"]["trained_on"]
+    assert cards["demo"]["size_bytes"] <= 25_000_000
+    assert 9.2e9 < cards["moondream/moondream3-preview"]["parameters"] < 9.3e9
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("run nowhere.parquet out", "no Parquet file"),
+        ("plan nowhere.parquet out", "no Parquet file"),
+        ("run nowhere.parquet out --model no/such/model", "no/such/model"),
+        ("run nowhere.parquet out --workers 0", "--workers"),
+        ("segment nowhere.png x", "nowhere.png"),
+        ("evaluate nowhere truth.parquet", "no published run"),
+        ("sheet nowhere sheet.png", "no published run"),
+        ("scenes a.parquet --count 0", "--count"),
+        ("import coco nowhere.json --images . a.parquet", "nowhere.json"),
+    ],
+)
+def test_errors_are_one_message(words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in wordmask(*words.split(), code=2).stderr
+
+
+def test_a_spatial_reference_that_is_none(done: Path, tmp_path: Path) -> None:
+    row = pq.read_table(done / "scenes.parquet").to_pylist()[0]
+    (tmp_path / "scene.png").write_bytes(row["image"]["bytes"])
+    assert "2 numbers" in wordmask("segment", tmp_path / "scene.png", "x", "--point", "0.5", code=2).stderr
+    assert "0..1" in wordmask("segment", tmp_path / "scene.png", "x", "--point", "0.5,7", code=2).stderr
+    assert "has no words" in wordmask("segment", tmp_path / "scene.png", " ", code=2).stderr

@@ -1,0 +1,101 @@
+"""The flow over real Dask workers, with a fake model: deaths, resumption, the same bytes every time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import LocalCluster
+
+from flows.cluster import ClusterError
+from flows.segment import ShardsFailedError, segment, watcher
+from schemas.runs import RunSummary
+from schemas.settings import RunSettings
+from tasks.summarize import status
+from tests.conftest import png, read_rows, write_input
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+FAKE = "tests.fakes:FakeSegmenter"
+
+
+def settings_for(tmp_path: Path, queries: list[str], **options: Any) -> RunSettings:
+    write_input(tmp_path / "in.parquet", [{"row_id": f"r{i}", "image": png(i % 4), "query": query} for i, query in enumerate(queries)])
+    base = {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), "shard_rows": 3, "workers": 2}
+    return RunSettings.model_validate(base | options)
+
+
+def run(settings: RunSettings) -> RunSummary:
+    return segment(settings, factory=FAKE)
+
+
+def counted(output: str) -> Counter[str]:
+    return Counter(row["row_id"] for kind in ("masks", "rejects") for row in read_rows(output, kind))
+
+
+def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(tmp_path: Path) -> None:
+    queries = [f"thing {i}" for i in range(14)]
+    queries[4] = f"die:{tmp_path / 'died'}"
+    settings = settings_for(tmp_path, queries)
+    summary = run(settings)
+    assert (tmp_path / "died").exists()
+    assert (summary.rows, summary.masks, summary.shards) == (14, 14, 5)
+    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(14)})
+
+
+def test_two_runs_from_scratch_write_the_same_bytes(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [f"thing {i}" for i in range(7)] + [""])
+    again = settings.model_copy(update={"output": str(tmp_path / "again"), "workers": 1})
+    run(settings)
+    run(again)
+    for kind in ("masks", "rejects"):
+        parts = {part.name: part.read_bytes() for part in Path(settings.output, kind).iterdir()}
+        assert parts == {part.name: part.read_bytes() for part in Path(again.output, kind).iterdir()}
+
+
+def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path) -> None:
+    queries = [f"thing {i}" for i in range(6)]
+    queries[5] = f"die:{tmp_path / 'died'}"
+    settings = settings_for(tmp_path, queries, retries=0, workers=1)
+    with pytest.raises(ShardsFailedError, match=r"in\.parquet rows 3-5: KilledWorker"):
+        run(settings)
+    assert status(settings.output).runs == (), "a failed run publishes nothing"
+    summary = run(settings)
+    assert (summary.rows, summary.masks) == (6, 6)
+    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(6)})
+
+
+def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [f"thing {i}" for i in range(5)], workers=1)
+    first = run(settings)
+    told: list[int] = []
+    token = watcher.set(lambda tally: told.append(tally.done))
+    try:
+        second = run(settings)
+    finally:
+        watcher.reset(token)
+    assert (first.shards_computed, second.shards_computed) == (2, 0)
+    assert told == [], "nothing was dispatched"
+    assert second.rows == 5
+
+
+def test_a_standing_cluster(tmp_path: Path) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs="CRITICAL") as cluster:
+        settings = settings_for(tmp_path, ["a", "b", "c", "d"], scheduler=cluster.scheduler_address)
+        assert run(settings).masks == 4
+
+
+def test_no_scheduler_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.cluster.CONNECT_SECONDS", 1)
+    with pytest.raises(ClusterError, match="tcp://127.0.0.1:9: no Dask scheduler answers"):
+        run(settings_for(tmp_path, ["a"], scheduler="tcp://127.0.0.1:9"))
+
+
+def test_object_storage(tmp_path: Path, s3: str) -> None:
+    from tasks.storage import Store
+
+    local = settings_for(tmp_path, ["a", "b", "", "d"])
+    Store.open(f"{s3}/flow").write_bytes("in.parquet", Path(local.input).read_bytes())
+    summary = run(local.model_copy(update={"input": f"{s3}/flow/in.parquet", "output": f"{s3}/flow/out"}))
+    assert (summary.masks, summary.rejects) == (3, {"empty_query": 1})
