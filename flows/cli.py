@@ -72,7 +72,7 @@ def segment(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="Image file.", show_default=False)],
     expression: Annotated[str, typer.Argument(metavar="EXPRESSION", help="What to segment.", show_default=False)],
     overlay: Annotated[Path | None, typer.Option(help="Write the image with its mask drawn over it, as PNG.")] = None,
-    point: Annotated[list[str] | None, typer.Option(metavar="X,Y", help="A point on the object, 0..1 of the image. May be given again.")] = None,
+    point: Annotated[list[str] | None, typer.Option(metavar="X,Y", help="A point on the object, 0..1 of the image; repeatable.")] = None,
     box: Annotated[list[str] | None, typer.Option(metavar="X0,Y0,X1,Y1", help="A box around the object, 0..1 of the image.")] = None,
     model: Model = "demo", refiner: Refiner = None, revision: Revision = None, device: Device = None, dtype: Dtype = "float32",
     refiner_iterations: Iterations = None, json: Json = False,
@@ -139,7 +139,8 @@ def run(
 
     [bold]wordmask run queries.parquet masks/[/bold]
 
-    [bold]wordmask run s3://lake/queries/ s3://lake/masks/ --model moondream/moondream3-preview --refiner moondream/SegHeadRefiner --dtype bfloat16[/bold]
+    [bold]wordmask run s3://lake/queries/ s3://lake/masks/ --dtype bfloat16
+    --model moondream/moondream3-preview --refiner moondream/SegHeadRefiner[/bold]
     """
     settings = _run_settings(
         input, output, model=model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations,
@@ -210,7 +211,8 @@ def plan(
     made = make_plan(settings, found_revision)
     pending_rows = sum(shard.rows for shard in made.pending)
     report = {
-        "files": made.files, "input_bytes": made.input_bytes, "rows": made.rows, "rows_done": made.rows - pending_rows, "rows_pending": pending_rows,
+        "files": made.files, "input_bytes": made.input_bytes,
+        "rows": made.rows, "rows_done": made.rows - pending_rows, "rows_pending": pending_rows,
         "duplicate_row_ids": sum(len(shard.duplicates) for shard in made.shards),
         "shards": len(made.shards), "shards_done": len(made.done), "shards_pending": len(made.pending),
         "model_revision": found_revision, "settings_hash": settings.segment.settings_hash,
@@ -237,9 +239,7 @@ def status(output: Output, json: Json = False) -> None:
     if not found.runs:
         out.print(f"{output}: no published run; {found.shards:,} shards are done. [dim]`wordmask run` takes up what is left.[/dim]")
         return
-    out.print(
-        f"[bold]{output}[/bold]: {len(found.runs)} published runs, {found.shards:,} shards, {found.unpublished:,} of them in no published run"
-    )
+    out.print(f"[bold]{output}[/bold]: {len(found.runs)} published runs, {found.shards:,} shards, {found.unpublished:,} unpublished")
     for summary in found.runs:
         out.print(summary_table(summary))
 

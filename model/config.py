@@ -38,8 +38,20 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _require("vision", "crop_size", self.crop_size, self.crop_size % self.enc_patch_size == 0, "must be a multiple of enc_patch_size")
         _require("vision", "enc_dim", self.enc_dim, self.enc_dim % self.enc_n_heads == 0, "must be a multiple of enc_n_heads")
-        _require("vision", "overlap_margin", self.overlap_margin, 0 <= 2 * self.overlap_margin < self.grid, f"must leave a window inside the grid of {self.grid} patches")
-        _require("vision", "early_layer", self.early_layer, 0 <= self.early_layer < self.enc_n_layers, f"must be a block index below {self.enc_n_layers}")
+        _require(
+            "vision",
+            "overlap_margin",
+            self.overlap_margin,
+            0 <= 2 * self.overlap_margin < self.grid,
+            f"must leave a window inside the grid of {self.grid} patches",
+        )
+        _require(
+            "vision",
+            "early_layer",
+            self.early_layer,
+            0 <= self.early_layer < self.enc_n_layers,
+            f"must be a block index below {self.enc_n_layers}",
+        )
         _require("vision", "max_crops", self.max_crops, self.max_crops >= 1, "must be at least 1")
 
     @property
@@ -73,7 +85,13 @@ class MoeConfig:
     expert_inner_dim: int = 1024
 
     def __post_init__(self) -> None:
-        _require("text.moe", "experts_per_token", self.experts_per_token, 1 <= self.experts_per_token <= self.num_experts, f"must be 1..{self.num_experts} (num_experts)")
+        _require(
+            "text.moe",
+            "experts_per_token",
+            self.experts_per_token,
+            1 <= self.experts_per_token <= self.num_experts,
+            f"must be 1..{self.num_experts} (num_experts)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +112,20 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _require("text", "dim", self.dim, self.dim % self.n_heads == 0, "must be a multiple of n_heads")
-        _require("text", "n_kv_heads", self.n_kv_heads, self.n_kv_heads == self.n_heads, "grouped-query attention is not part of this architecture; set it to n_heads")
-        _require("text", "rotary_dim", self.rotary_dim, self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim, f"must be even and at most the head's {self.head_dim}")
+        _require(
+            "text",
+            "n_kv_heads",
+            self.n_kv_heads,
+            self.n_kv_heads == self.n_heads,
+            "grouped-query attention is not part of this architecture; set it to n_heads",
+        )
+        _require(
+            "text",
+            "rotary_dim",
+            self.rotary_dim,
+            self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim,
+            f"must be even and at most the head's {self.head_dim}",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -191,16 +221,36 @@ class MoondreamSegmentationConfig(PreTrainedConfig):
 
     model_type = "moondream_segmentation"
 
-    def __init__(self, vision: Any = None, text: Any = None, region: Any = None, refiner: Any = None, tokens: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, vision: Any = None, text: Any = None, region: Any = None, refiner: Any = None, tokens: Any = None, **kwargs: Any
+    ) -> None:
         self.vision: VisionConfig = _section("vision", vision)
         self.text: TextConfig = _section("text", text)
         self.region: RegionConfig = _section("region", region)
         self.refiner: RefinerConfig = _section("refiner", refiner)
         self.tokens: TokenConfig = _section("tokens", tokens)
-        _require("text", "prefix_attn", self.text.prefix_attn, self.text.prefix_attn == 1 + self.vision.n_tokens, f"must be BOS + {self.vision.n_tokens} image tokens")
-        _require("vision", "proj_out_dim", self.vision.proj_out_dim, self.vision.proj_out_dim == self.text.dim, f"must be text.dim = {self.text.dim}")
+        _require(
+            "text",
+            "prefix_attn",
+            self.text.prefix_attn,
+            self.text.prefix_attn == 1 + self.vision.n_tokens,
+            f"must be BOS + {self.vision.n_tokens} image tokens",
+        )
+        _require(
+            "vision",
+            "proj_out_dim",
+            self.vision.proj_out_dim,
+            self.vision.proj_out_dim == self.text.dim,
+            f"must be text.dim = {self.text.dim}",
+        )
         _require("region", "dim", self.region.dim, self.region.dim == self.text.dim, f"must be text.dim = {self.text.dim}")
-        _require("refiner", "enc_dim", self.refiner.enc_dim, self.refiner.enc_dim == self.vision.enc_dim, f"must be vision.enc_dim = {self.vision.enc_dim}")
+        _require(
+            "refiner",
+            "enc_dim",
+            self.refiner.enc_dim,
+            self.refiner.enc_dim == self.vision.enc_dim,
+            f"must be vision.enc_dim = {self.vision.enc_dim}",
+        )
         super().__init__(**kwargs)
 
     @classmethod

@@ -41,7 +41,14 @@ class Decoded:
 
 
 @torch.inference_mode()
-def decode(model: Moondream, tokens: TokenConfig, image_IPD: Tensor, prompts: Sequence[Prompt], image_of: Sequence[int], max_new_tokens: int | None = None) -> list[Decoded]:
+def decode(
+    model: Moondream,
+    tokens: TokenConfig,
+    image_IPD: Tensor,
+    prompts: Sequence[Prompt],
+    image_of: Sequence[int],
+    max_new_tokens: int | None = None,
+) -> list[Decoded]:
     """Decode one path per prompt, greedily. `image_of[b]` is the image that prompt b asks about."""
     limit = tokens.max_new_tokens if max_new_tokens is None else max_new_tokens
     cache = prefill_prefix(model, tokens, image_IPD)

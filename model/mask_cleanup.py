@@ -69,9 +69,7 @@ def _drop_islands(window: np.ndarray, limit: float) -> np.ndarray:
     return keep.astype(np.uint8)[labels]
 
 
-def crop_xyxy(
-    box: tuple[float, float, float, float], height: int, width: int, margin: float = 0.25
-) -> tuple[int, int, int, int]:
+def crop_xyxy(box: tuple[float, float, float, float], height: int, width: int, margin: float = 0.25) -> tuple[int, int, int, int]:
     """The refiner's crop (x0, y0, x1, y1) in pixels: a box grown on every side, truncated to integers, clipped.
 
     `box` is (x_min, y_min, x_max, y_max) in unit of image; `margin` is the share of its width and height added on each side.

@@ -81,9 +81,7 @@ class MoondreamSegmentation(PreTrainedModel):
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = super().from_pretrained(folder, *args, **kwargs)
         missing = [key for key in sorted(info["missing_keys"]) if not (refiner_files and key.startswith("head."))]
-        misshapen = [
-            f"{key} is {tuple(found)}, expected {tuple(shape)}" for key, found, shape in info["mismatched_keys"]
-        ]
+        misshapen = [f"{key} is {tuple(found)}, expected {tuple(shape)}" for key, found, shape in info["mismatched_keys"]]
         raise_misfit(str(folder), missing, sorted(info["unexpected_keys"]), misshapen)
         if refiner_files:
             head = nn.ModuleDict({"head": model.head})

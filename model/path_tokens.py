@@ -75,9 +75,7 @@ def _command(tokens: Sequence[str], at: int, *, first: bool) -> _Step:
         return _Step("", at, f"token {at}: the path starts with {letter!r}, not with M")
     numbers, end, problem = _numbers(tokens, at + 1)
     if arity == 0:
-        extra = (
-            f"token {at + 1}: {letter} takes no number, found {tokens[at + 1]!r}" if end > at + 1 or problem else None
-        )
+        extra = f"token {at + 1}: {letter} takes no number, found {tokens[at + 1]!r}" if end > at + 1 or problem else None
         return _Step(letter, at + 1, extra)
     whole = len(numbers) // arity * arity
     if problem is None and (whole < len(numbers) or whole == 0):

@@ -59,7 +59,9 @@ def build_prompt(query: str, spatial_refs: Sequence[SpatialRef], tokenizer: Path
 
 def _reference_tokens(ref: tuple[float, ...], config: TokenConfig) -> list[tuple[int, tuple[float, ...]]]:
     if len(ref) not in (2, 4):
-        raise QueryError("bad_spatial_ref", f"spatial_refs holds {list(ref)}: a reference has 2 numbers (x, y) or 4 (x_min, y_min, x_max, y_max)")
+        raise QueryError(
+            "bad_spatial_ref", f"spatial_refs holds {list(ref)}: a reference has 2 numbers (x, y) or 4 (x_min, y_min, x_max, y_max)"
+        )
     if not all(0.0 <= v <= 1.0 for v in ref):  # also false for NaN
         raise QueryError("spatial_ref_out_of_range", f"spatial_refs holds {list(ref)}: each number must be in 0..1, in unit of the image")
     if len(ref) == 2:

@@ -93,9 +93,7 @@ def _commands(path: str) -> list[tuple[str, list[float]]]:
     for letter, numbers in commands:
         arity = _ARITY[letter.upper()]
         if (len(numbers) % arity or not numbers) if arity else numbers:
-            raise ValueError(
-                f"path {path[:40]!r}: {letter} takes {arity} numbers, or a multiple of that, found {len(numbers)}"
-            )
+            raise ValueError(f"path {path[:40]!r}: {letter} takes {arity} numbers, or a multiple of that, found {len(numbers)}")
     return commands
 
 
@@ -178,9 +176,7 @@ def _scan(edges: np.ndarray, mask: np.ndarray, top: int, bottom: int, left: int,
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_row(
-    crossing: np.ndarray, turn: np.ndarray, start: int, end: int, alpha: np.ndarray, full: int, left: int, right: int
-) -> None:
+def _add_row(crossing: np.ndarray, turn: np.ndarray, start: int, end: int, alpha: np.ndarray, full: int, left: int, right: int) -> None:
     """Add the points of one row that have a nonzero winding number."""
     for i in range(start + 1, end):
         x, t, j = crossing[i], turn[i], i

@@ -130,23 +130,17 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     for pattern in ("*.safetensors.index.json", "model.safetensors", "*.safetensors", "model.pt", "*.pt"):
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
-            raise ModelError(
-                f"{folder}: holds {', '.join(p.name for p in found)}; name the file to load instead of the folder"
-            )
+            raise ModelError(f"{folder}: holds {', '.join(p.name for p in found)}; name the file to load instead of the folder")
         if found:
             return _shards(found[0]) if pattern.endswith(".json") else (found[0],)
-    raise ModelError(
-        f"{folder}: has no weights; expected model.safetensors, an index of safetensors shards, or a .pt file"
-    )
+    raise ModelError(f"{folder}: has no weights; expected model.safetensors, an index of safetensors shards, or a .pt file")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{index}: is no index of safetensors shards ({error!r}); it needs a weight_map of tensor to file"
-        ) from error
+        raise ModelError(f"{index}: is no index of safetensors shards ({error!r}); it needs a weight_map of tensor to file") from error
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise ModelError(f"{index}: lists shards that are not there: {', '.join(missing)}")
     return tuple(index.parent / name for name in names)
@@ -157,10 +151,7 @@ def _locate(name: str, revision: str | None) -> Location:
     if name == DEMO or (name and path.exists()):
         return _locate_local(name, path.resolve(), revision)
     if not _HUB_ID.fullmatch(name):
-        raise ModelError(
-            f"model {name!r}: no such folder or file, and no hub repository is named so; "
-            f"give `{DEMO}`, a path, or owner/name"
-        )
+        raise ModelError(f"model {name!r}: no such folder or file, and no hub repository is named so; give `{DEMO}`, a path, or owner/name")
     # The snapshot's folder is named by the commit, which so is known online and from the cache alike.
     return Location(name=name, path=None, revision=_snapshot(name, CONFIG_FILE, revision=revision).name)
 
@@ -168,19 +159,13 @@ def _locate(name: str, revision: str | None) -> Location:
 def _locate_local(name: str, path: Path, revision: str | None) -> Location:
     if name == DEMO and not any(path.glob("*.safetensors")):
         raise ModelError(
-            f"model {DEMO!r}: this installation has no weights in model/assets/demo; "
-            "name another model, or train it (model/train)"
+            f"model {DEMO!r}: this installation has no weights in model/assets/demo; name another model, or train it (model/train)"
         )
     if path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
-        raise ModelError(
-            f"model {name!r}: is a {path.suffix or 'plain'} file; weights end in {' or '.join(WEIGHT_SUFFIXES)}"
-        )
+        raise ModelError(f"model {name!r}: is a {path.suffix or 'plain'} file; weights end in {' or '.join(WEIGHT_SUFFIXES)}")
     found = _content_hash(path)
     if revision not in (None, found):
-        raise ModelError(
-            f"model {name!r}: its content is {found}, not {revision} as asked; "
-            "put the files back, or leave the revision out"
-        )
+        raise ModelError(f"model {name!r}: its content is {found}, not {revision} as asked; put the files back, or leave the revision out")
     return Location(name=name, path=path, revision=found)
 
 

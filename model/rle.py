@@ -38,11 +38,7 @@ def decode(rle: Rle) -> np.ndarray:
 def validate(rle: Rle) -> None:
     """Raises ValueError unless size is two non-negative integers and the runs add up to its pixels."""
     size, counts = rle.get("size"), rle.get("counts")
-    if (
-        not isinstance(size, (list, tuple))
-        or len(size) != 2
-        or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in size)
-    ):
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in size):
         raise ValueError(f"rle.size = {size!r}: must be [height, width], two integers that are not negative")
     if not isinstance(counts, str) or not counts.isascii():
         raise ValueError(f"rle.counts: must be an ASCII string of compressed counts, found {type(counts).__name__}")

@@ -19,6 +19,10 @@ def trust(*, predicted_iou: float | None, path_logprob: float | None, coarse_ref
     The refiner's predicted IoU (clipped to 0..1), the mean probability of a path token, and the agreement of the
     coarse with the refined mask. None if there is no signal at all.
     """
-    signals = [None if predicted_iou is None else min(max(predicted_iou, 0.0), 1.0), None if path_logprob is None else exp(path_logprob), coarse_refined_iou]
+    signals = [
+        None if predicted_iou is None else min(max(predicted_iou, 0.0), 1.0),
+        None if path_logprob is None else exp(path_logprob),
+        coarse_refined_iou,
+    ]
     known = [max(signal, 1e-6) for signal in signals if signal is not None]
     return float(np.prod(known) ** (1 / len(known))) if known else None

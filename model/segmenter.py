@@ -33,7 +33,10 @@ CROPS_AT_ONCE = 32  # bounds the encoder's memory
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One expression about image number `image` of a batch. References are points (x, y) or boxes (x_min, y_min, x_max, y_max) in unit of image."""
+    """One expression about image number `image` of a batch.
+
+    References are points (x, y) or boxes (x_min, y_min, x_max, y_max) in unit of image.
+    """
 
     image: int
     object: str
@@ -82,7 +85,9 @@ class _Refined:
 class Segmenter:
     """A loaded model. `segment` answers one query, `segment_many` a batch that shares images."""
 
-    def __init__(self, model: MoondreamSegmentation, tokenizer: PathTokenizer, *, revision: str, refiner_iterations: int | None = None) -> None:
+    def __init__(
+        self, model: MoondreamSegmentation, tokenizer: PathTokenizer, *, revision: str, refiner_iterations: int | None = None
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.revision = revision

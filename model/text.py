@@ -43,11 +43,15 @@ class TextAttention(nn.Module):
         self.proj = nn.Linear(config.dim, config.dim)
         self.tau = Tau(config.dim, config.n_heads)
 
-    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
+    def heads(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled and rotated queries and keys, and scaled values, each (B, H, T, d)."""
         qkv = self.qkv(x_BTD)
         scale_q, scale_v = self.tau(qkv, context.positions_BT)
         q, k, v = qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = rotate(q * scale_q, context.rotary), rotate(k, context.rotary), v * scale_v
+        return rotate(q * scale_q, context.rotary), rotate(k, context.rotary), v * scale_v
+
+    def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
+        q, k, v = self.heads(x_BTD, context)
         if context.cache is not None:
             context.cache.write(layer, context.positions_BT, k, v)
             slots = context.mask_B1TS.shape[-1]
@@ -113,7 +117,9 @@ class TextDecoder(nn.Module):
 
     def new_cache(self, rows: int, slots: int) -> KVCache:
         c = self.config
-        return KVCache.empty(layers=c.n_layers, rows=rows, heads=c.n_heads, slots=slots, head_dim=c.head_dim, device=self.wte.device, dtype=self.wte.dtype)
+        return KVCache.empty(
+            layers=c.n_layers, rows=rows, heads=c.n_heads, slots=slots, head_dim=c.head_dim, device=self.wte.device, dtype=self.wte.dtype
+        )
 
 
 def causal_mask(positions_BT: Tensor, slots: int, prefix: int) -> Tensor:

@@ -55,9 +55,7 @@ class PathTokenizer:
     @cached_property
     def _path_token(self) -> dict[int, str]:
         known = {*PATH_COMMANDS, MINUS, *(str(n) for n in range(PATH_SCALE + 1))}
-        decoded = enumerate(
-            self.fast.batch_decode([[i] for i in range(len(self.fast))], clean_up_tokenization_spaces=False)
-        )
+        decoded = enumerate(self.fast.batch_decode([[i] for i in range(len(self.fast))], clean_up_tokenization_spaces=False))
         return {i: text.strip() for i, text in decoded if i >= N_RESERVED and text.strip() in known}
 
     @cached_property
@@ -78,9 +76,7 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     pieces += sorted(words) + list(characters) + [f"##{c}" for c in characters]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
-    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN)

@@ -9,9 +9,7 @@ from model.registry import ModelSource
 from model.tokenizer import PathTokenizer
 
 
-def load_model(
-    source: ModelSource, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> MoondreamSegmentation:
+def load_model(source: ModelSource, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> MoondreamSegmentation:
     """A model for inference, from a checkpoint of any known layout; the weights are held once while loading.
 
     Raises:

@@ -50,7 +50,7 @@ def _truth(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
         names = pq.read_schema(handle).names
     if missing := {"row_id", "mask"} - set(names):
         raise InputError(
-            f"truth {uri}: no column {', '.join(sorted(missing))}; it needs row_id and mask struct<size, counts>, and has {', '.join(names)}"
+            f"truth {uri}: no column {', '.join(sorted(missing))}; needs row_id and mask struct<size, counts>, and has {', '.join(names)}"
         )
     seen: set[str] = set()
     for row in _rows(store, "", ["row_id", "mask"]):

@@ -20,7 +20,7 @@ from model.path_tokens import PATH_SCALE
 from model.prompt import build_prompt
 from model.region import coord_bin, size_bin
 from model.tokenizer import PathTokenizer
-from model.train.scenes import COLOURS, SHAPES, Expression, Scene, make_scene, pick_expressions
+from model.train.scenes import COLOURS, SHAPES, SIZES, Expression, Scene, make_scene, pick_expressions
 from model.train.targets import patch_owners, patch_shares, path_target
 
 IGNORE = -100
@@ -41,6 +41,7 @@ class Batch:
     next_size: Tensor  # (I, K, T, 2) label: bins of the next size, -1 elsewhere
     pointer: Tensor  # (I, K) position of the last prompt token
     target_share: Tensor  # (I, K, P) share of the target in each patch, sums to 1 (0 where there is none)
+    word_fits: Tensor  # (I, K, T, P) which patches a word for a shape, colour or size fits; false for other tokens
     patch_labels: Tensor  # (I, P, C) classes of the object that owns each patch: shape, colour, size, ranks
     patch_box: Tensor  # (I, P, 4) its box (cx, cy, w, h), unit of image, NaN for background
 
@@ -52,6 +53,7 @@ class SceneBatches(Dataset[Batch]):
                  paths: bool, n_objects: tuple[int, int], large_share: float = 0.0) -> None:  # fmt: skip
         self.config, self.tokenizer, self.seed, self.steps = config, tokenizer, seed, steps
         self.images, self.queries, self.paths, self.n_objects, self.large_share = images, queries, paths, n_objects, large_share
+        self.attributes = attribute_words(tokenizer)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -61,7 +63,7 @@ class SceneBatches(Dataset[Batch]):
         step = self.steps[index]
         rng = np.random.default_rng((self.seed, step))
         samples = [self._sample(rng) for _ in range(self.images)]
-        return _collate(samples, self.config)
+        return _collate(samples, self.config, self.attributes)
 
     def _sample(self, rng: np.random.Generator) -> Sample:
         large = rng.random() < self.large_share
@@ -133,7 +135,7 @@ def object_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     boxes = np.array([unit_box(o.box, scene) for o in scene.objects]).reshape(-1, 4)
     shape = np.array([SHAPES.index(o.shape) for o in scene.objects])
     colour = np.array([COLOURS.index(o.colour) for o in scene.objects])
-    size = np.array([("small", "large").index(o.size_name) for o in scene.objects])
+    size = np.array([list(SIZES).index(o.size_name) for o in scene.objects])
     groups = (shape[:, None] == shape, colour[:, None] == colour, np.ones((len(shape), len(shape)), bool))
     before = [sign * boxes[:, axis] for axis in (0, 1) for sign in (1, -1)]
     ranks = [(group & (place[None, :] < place[:, None])).sum(axis=1) for group in groups for place in before]
@@ -144,13 +146,20 @@ def object_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 N_CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, 3, *[MAX_RANK + 1] * 12)
 
 
-def _collate(samples: list[Sample], config: MoondreamSegmentationConfig) -> Batch:
+def attribute_words(tokenizer: PathTokenizer) -> dict[int, tuple[int, int]]:
+    """Token id of each word for a shape, colour or size: which of the patch labels it is about, and their class."""
+    groups = (SHAPES, COLOURS, tuple(SIZES))
+    return {tokenizer.encode(word)[0]: (column, index + 1) for column, group in enumerate(groups) for index, word in enumerate(group)}
+
+
+def _collate(samples: list[Sample], config: MoondreamSegmentationConfig, attributes: dict[int, tuple[int, int]]) -> Batch:
     images, queries = len(samples), len(samples[0].queries)
     length = max(len(q.ids) for s in samples for q in s.queries)
     shape = (images, queries, length)
     ids, coords, sizes = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros((*shape, 2), np.float32)
     next_id, next_coord, next_size = np.full(shape, IGNORE), np.full(shape, -1.0, np.float32), np.full((*shape, 2), -1.0, np.float32)
     pointer = np.zeros(shape[:2], np.int64)
+    word_fits = np.zeros((*shape, config.vision.n_tokens), bool)
     n_coord, n_size = config.region.coord_out_dim, config.region.size_out_dim // 2
     for i, sample in enumerate(samples):
         for k, query in enumerate(sample.queries):
@@ -163,9 +172,13 @@ def _collate(samples: list[Sample], config: MoondreamSegmentationConfig) -> Batc
             next_coord[i, k, p - 1 : p + 1] = coord_bin(cx, n_coord), coord_bin(cy, n_coord)
             next_size[i, k, p + 1] = size_bin(w, n_size), size_bin(h, n_size)
             pointer[i, k] = p - 1
+            for t, token in enumerate(query.ids[:p]):
+                if token in attributes:
+                    column, value = attributes[token]
+                    word_fits[i, k, t] = sample.patch_labels[:, column] == value
     arrays = {
         "crops": np.concatenate([s.crops for s in samples]), "ids": ids, "coords": coords, "sizes": sizes,
-        "next_id": next_id, "next_coord": next_coord, "next_size": next_size, "pointer": pointer,
+        "next_id": next_id, "next_coord": next_coord, "next_size": next_size, "pointer": pointer, "word_fits": word_fits,
         "target_share": np.stack([s.target_share for s in samples]).astype(np.float32),
         "patch_labels": np.stack([s.patch_labels for s in samples]).astype(np.int64),
         "patch_box": np.stack([s.patch_box for s in samples]).astype(np.float32),

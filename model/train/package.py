@@ -33,8 +33,8 @@ def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentatio
     card_file = dest / CARD_FILE
     results = json.loads(card_file.read_text())["results"] if card_file.exists() else {}
     card = {
-        "description": "Small model of the full architecture for laptops, tests and demos. It knows coloured shapes and nothing of the real world.",
-        "trained_on": "synthetic scenes of this repository (model/train/scenes.py): 8 shapes, 8 colours, 2 sizes, 2-6 objects, textured backgrounds",
+        "description": "small model of the full architecture, for laptops, tests and demos; knows coloured shapes, not the real world",
+        "trained_on": "synthetic scenes drawn by model/train/scenes.py: 8 shapes, 8 colours, 2 sizes, 2-6 objects",
         "seed": SftSettings.seed,
         "steps": steps,
         "parameters": parameter_count(model),

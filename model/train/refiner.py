@@ -92,7 +92,9 @@ def perturbed_sample(scene: Scene, target: int, size: int, rng: np.random.Genera
     return refiner_sample(scene.image_HW3, coarse, box, truth.mask_HW, size)
 
 
-def refiner_sample(image_HW3: np.ndarray, coarse_HW: np.ndarray, box: tuple[float, float, float, float], truth_HW: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def refiner_sample(
+    image_HW3: np.ndarray, coarse_HW: np.ndarray, box: tuple[float, float, float, float], truth_HW: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """What the refiner is given, and the truth in the same crop. None if the coarse mask is empty."""
     crop = cut(image_HW3, coarse_HW, box, size) if coarse_HW.any() else None
     if crop is None:
@@ -126,7 +128,9 @@ def refiner_loss(candidates: Candidates, truth_BSS: Tensor, others: float) -> tu
     return ((1 - others) * best + others * per_mask_BM.mean(dim=1)).mean() + iou_error, log
 
 
-def _step(model: MoondreamSegmentation, batch: tuple[Tensor, Tensor, Tensor], settings: RefinerSettings, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+def _step(
+    model: MoondreamSegmentation, batch: tuple[Tensor, Tensor, Tensor], settings: RefinerSettings, rng: np.random.Generator
+) -> tuple[Tensor, dict[str, float]]:
     images, coarse, truth = batch
     with torch.no_grad():
         features = model.model.vision(normalise(images.numpy(), coarse.device, torch.float32))
@@ -163,7 +167,11 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
         writer = csv.writer(file)
         for step, batch in enumerate(track(stream, description="refiner", total=len(dataset)), start=first):
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * min(1, (step + 1) / settings.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
+                group["lr"] = (
+                    settings.learning_rate
+                    * min(1, (step + 1) / settings.warmup)
+                    * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
+                )
             loss, log = _step(model, batch, settings, np.random.default_rng((settings.seed, step, 5)))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -171,7 +179,14 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
             optimizer.step()
             sums = {name: sums.get(name, 0.0) + value for name, value in log.items()}
             if (step + 1) % 50 == 0:
-                writer.writerow(["refiner", step + 1, f"s_per_step={(time.perf_counter() - began) / 50:.3f}", *(f"{k}={v / 50:.4f}" for k, v in sums.items())])
+                writer.writerow(
+                    [
+                        "refiner",
+                        step + 1,
+                        f"s_per_step={(time.perf_counter() - began) / 50:.3f}",
+                        *(f"{k}={v / 50:.4f}" for k, v in sums.items()),
+                    ]
+                )
                 file.flush()
                 sums, began = {}, time.perf_counter()
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:

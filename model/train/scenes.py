@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -276,7 +277,7 @@ def _ordered(scene: Scene, phrase: str, group: list[int]) -> Iterator[Expression
         extent = scene.image_HW3.shape[1 - axis]
         place = {index: sign * scene.objects[index].centre[axis] / extent for index in group}
         order = sorted(group, key=place.__getitem__)
-        gaps = [place[b] - place[a] for a, b in zip(order, order[1:], strict=False)]
+        gaps = [place[b] - place[a] for a, b in pairwise(order)]
         if gaps[0] >= MIN_GAP:
             for text in _extreme(side, phrase):
                 yield Expression(text=text, target=order[0], kind="position")

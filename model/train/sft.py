@@ -6,8 +6,10 @@ The abstract says only that paths are learned with a token loss. What is ours:
   after the size token: half the tokens), `path` (whole sequences). Finding the object is the slow part, so it goes first.
 - Bins and the numbers of a path are learned against a Gaussian around the target rather than a single class, because
   the neighbours of a coordinate are nearly right.
-- Auxiliary losses, for training only: each patch's shape, colour, size, ranks and box from the vision features, and the
-  last prompt token pointing at the image tokens that the target covers.
+- Auxiliary losses, for training only: each patch's shape, colour, size, ranks and box from the vision features; each word
+  for a shape, colour or size pointing at all patches it fits, early, so that the words of an expression can be added up;
+  the last prompt token pointing at the image tokens that the target covers; one attention head of a late block looking
+  there while box tokens are drawn; and image tokens holding their object's box in the code the region decoders read.
 - The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
 
 Run: `python -m model.train.sft --out runs/sft` (again with the same --out to resume).
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 
 from model.image_crops import normalise
 from model.moondream import Moondream, MoondreamSegmentation, parameter_count
+from model.region import SIZE_OCTAVES, Region
 from model.tokenizer import PathTokenizer
 from model.train.batches import IGNORE, N_CLASSES, Batch, SceneBatches, batch_stream, number_ids, to_device
 from model.train.small import small_model, small_tokenizer
@@ -74,6 +77,9 @@ class Auxiliary(nn.Module):
         self.box = nn.Linear(vision_dim, 4)
         self.query = nn.Linear(text_dim, text_dim)
         self.key = nn.Linear(text_dim, text_dim)
+        self.place = nn.Linear(text_dim, 3 * text_dim)
+        self.word_query = nn.Linear(text_dim, text_dim)
+        self.word_key = nn.Linear(text_dim, text_dim)
 
     def patch_losses(self, final_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What each patch shows. Ranks and boxes count only where there is an object."""
@@ -88,6 +94,23 @@ class Auxiliary(nn.Module):
         """Cross-entropy of the query's attention over image tokens against the share of the target in each."""
         scores = torch.einsum("ikd,ipd->ikp", self.query(query_IKD), self.key(image_IPD)).float()
         return -(share_IKP * (scores * query_IKD.shape[-1] ** -0.5).log_softmax(-1)).sum(-1).mean()
+
+    def word_loss(self, words_IKTD: Tensor, image_IPD: Tensor, batch: Batch) -> Tensor:
+        """Each word for an attribute points at the patches that have it, wherever there is one."""
+        scores = torch.einsum("iktd,ipd->iktp", self.word_query(words_IKTD), self.word_key(image_IPD)).float()
+        fits = batch.word_fits / batch.word_fits.sum(-1, keepdim=True).clamp(min=1)
+        meant = batch.word_fits.any(-1)
+        return -(fits * (scores * words_IKTD.shape[-1] ** -0.5).log_softmax(-1)).sum(-1)[meant].mean()
+
+    def place_losses(self, image_IPD: Tensor, batch: Batch, region: Region, soft: SoftTargets) -> Tensor:
+        """Each object's box from its image tokens, through the region decoders themselves."""
+        owned = batch.patch_labels[..., 0] > 0
+        x, y, size = self.place(image_IPD[owned]).chunk(3, dim=-1)
+        cx, cy, w, h = batch.patch_box[owned].unbind(-1)
+        n_coord, n_size = region.config.coord_out_dim, region.config.size_out_dim // 2
+        coords = [soft.bins(region.coord_logits(code), value * (n_coord - 1), soft.coord_sigma) for code, value in ((x, cx), (y, cy))]
+        octaves = (torch.stack([w, h], dim=-1).log2() / SIZE_OCTAVES + 1) * (n_size - 1)
+        return sum(coords) + soft.bins(region.size_logits(size).flatten(0, 1), octaves.flatten(), soft.size_sigma)
 
 
 class SoftTargets(nn.Module):
@@ -117,11 +140,19 @@ class SoftTargets(nn.Module):
         return -(weight * log_p_number).sum(-1).mean(), plain
 
 
-def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """All queries of each image in one pass over [prefix | query 1 | query 2 | ...].
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """One pass over packed queries: the stream of queries (I, K, T, D), the stream after each block (I, S, D), and the
+    attention head `LOOK_HEAD` of block `LOOK_LAYER`, its queries and keys each (I, S, d)."""
 
-    Returns the residual stream of queries (I, K, T, D), of image tokens (I, P, D), and the stream after each block.
-    """
+    hidden: Tensor
+    streams: list[Tensor]
+    look_q: Tensor
+    look_k: Tensor
+
+
+def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> Packed:
+    """All queries of each image in one pass over [prefix | query 1 | query 2 | ...]."""
     text, region = model.text, model.region
     images, queries, length = batch.ids.shape
     image_IPD = model.vision.project(features.final, batch.tilings)
@@ -133,11 +164,31 @@ def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> tu
     prefix = 1 + image_IPD.shape[1]
     positions, mask = packed_layout(prefix, queries, length, packed.device)
     streams: list[Tensor] = []
+    looks: list[tuple[Tensor, ...]] = []
+    attention = text.blocks[LOOK_LAYER].attn
     hooks = [block.register_forward_hook(lambda _m, _i, out: streams.append(out)) for block in text.blocks]
+    hooks.append(attention.register_forward_pre_hook(lambda module, args: looks.append(module.heads(*args[:2]))))
     hidden = text(packed, positions.expand(images, -1), mask)
     for hook in hooks:
         hook.remove()
-    return hidden[:, prefix:].unflatten(1, (queries, length)), hidden[:, 1:prefix], streams
+    q, k, _ = looks[0]
+    return Packed(
+        hidden=hidden[:, prefix:].unflatten(1, (queries, length)), streams=streams, look_q=q[:, LOOK_HEAD], look_k=k[:, LOOK_HEAD]
+    )
+
+
+LOOK_LAYER, LOOK_HEAD = 4, 0
+LOOK_TOKENS = 4  # the last prompt token and the three box tokens
+
+
+def look_loss(packed: Packed, batch: Batch) -> Tensor:
+    """The head's attention over the prefix, against the share of the target in each image token."""
+    prefix = 1 + batch.target_share.shape[-1]
+    q = packed.look_q[:, prefix:].unflatten(1, batch.ids.shape[1:])
+    place = (batch.pointer[..., None] + torch.arange(LOOK_TOKENS, device=q.device)).clamp(max=q.shape[2] - 1)
+    q = q.gather(2, place[..., None].expand(-1, -1, -1, q.shape[-1]))
+    scores = torch.einsum("iktd,ipd->iktp", q, packed.look_k[:, :prefix]).float() * q.shape[-1] ** -0.5
+    return -(batch.target_share[:, :, None] * scores.log_softmax(-1)[..., 1:]).sum(-1).mean()
 
 
 COORD_ID, SIZE_ID = 5, 6
@@ -154,6 +205,7 @@ def packed_layout(prefix: int, queries: int, length: int, device: torch.device) 
     return position[None], mask[None, None]
 
 
+WORD_LAYER = 1
 POINTER_LAYERS = (2, 3)  # after these blocks the last prompt token should know where to look: later blocks read the box there
 
 
@@ -165,13 +217,18 @@ def losses(model: Moondream, auxiliary: Auxiliary, soft: SoftTargets, batch: Bat
     found = auxiliary.patch_losses(features.final[first], batch)
     if phase.name == "vision":
         return found
-    hidden, _, streams = forward_packed(model, features, batch)
+    packed = forward_packed(model, features, batch)
+    hidden = packed.hidden
     prefix = 1 + model.vision.config.n_tokens
     for layer in POINTER_LAYERS:
-        stream = streams[layer]
+        stream = packed.streams[layer]
         queries = stream[:, prefix:].unflatten(1, batch.ids.shape[1:])
         index = batch.pointer[..., None, None].expand(-1, -1, 1, queries.shape[-1])
         found[f"point{layer}"] = auxiliary.pointer_loss(queries.gather(2, index)[:, :, 0], stream[:, 1:prefix], batch.target_share)
+    words = packed.streams[WORD_LAYER]
+    found["word"] = auxiliary.word_loss(words[:, prefix:].unflatten(1, batch.ids.shape[1:]), words[:, 1:prefix], batch)
+    found["place"] = auxiliary.place_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch, model.region, soft)
+    found["look"] = look_loss(packed, batch)
     wants_coord, wants_size, wants_id = batch.next_coord >= 0, batch.next_size[..., 0] >= 0, batch.next_id != IGNORE
     found["coord"] = soft.bins(model.region.coord_logits(hidden[wants_coord]), batch.next_coord[wants_coord], soft.coord_sigma)
     size_logits, size_bins = model.region.size_logits(hidden[wants_size]), batch.next_size[wants_size]
@@ -180,7 +237,20 @@ def losses(model: Moondream, auxiliary: Auxiliary, soft: SoftTargets, batch: Bat
     return found
 
 
-WEIGHTS = {"patch": 1.0, "rank": 1.0, "patch_box": 20.0, "point2": 0.5, "point3": 0.5, "coord": 1.0, "size": 1.0, "number": 1.0, "token": 1.0}
+WEIGHTS = {
+    "patch": 1.0,
+    "rank": 1.0,
+    "patch_box": 20.0,
+    "point2": 0.5,
+    "point3": 0.5,
+    "place": 0.3,
+    "look": 0.5,
+    "word": 1.0,
+    "coord": 1.0,
+    "size": 1.0,
+    "number": 1.0,
+    "token": 1.0,
+}
 
 
 @dataclass
@@ -194,7 +264,15 @@ class State:
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
-        torch.save({"step": self.step, "model": self.model.state_dict(), "auxiliary": self.auxiliary.state_dict(), "optimizer": self.optimizer.state_dict()}, partial)
+        torch.save(
+            {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "auxiliary": self.auxiliary.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+            partial,
+        )
         partial.replace(path)
 
     def load(self, path: Path) -> None:
@@ -247,7 +325,9 @@ def train(out: Path, settings: SftSettings) -> State:
     return state
 
 
-def _train_phase(state: State, phase: Phase, start: int, settings: SftSettings, tokenizer: PathTokenizer, out: Path, progress: Progress, log) -> None:
+def _train_phase(
+    state: State, phase: Phase, start: int, settings: SftSettings, tokenizer: PathTokenizer, out: Path, progress: Progress, log
+) -> None:
     soft = SoftTargets(number_ids(tokenizer))
     steps = range(state.step, start + phase.steps)
     dataset = SceneBatches(

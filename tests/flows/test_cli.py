@@ -22,7 +22,9 @@ WORDMASK = Path(sys.executable).parent / "wordmask"
 
 def wordmask(*words: object, code: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [str(WORDMASK), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "COLUMNS": "160", **environ})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "COLUMNS": "160", **environ}
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -34,7 +36,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     wordmask("scenes", folder / "scenes.parquet", "--count", 24, "--seed", 5)
     # Prefect's own database, so that a developer's is not written to.
-    summary = json.loads(wordmask("run", folder / "scenes.parquet", folder / "masks", "--json", PREFECT_HOME=str(folder / "prefect")).stdout)
+    summary = json.loads(
+        wordmask("run", folder / "scenes.parquet", folder / "masks", "--json", PREFECT_HOME=str(folder / "prefect")).stdout
+    )
     assert (summary["rows"], summary["masks"], summary["rejects"]) == (24, 24, {})
     return folder
 

@@ -34,7 +34,9 @@ def table(coco100: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def output(table: Path) -> Path:
-    summary = json.loads(wordmask("run", table, table.parent / "out", "--json", "--shard-rows", 70, PREFECT_HOME=str(table.parent / "prefect")).stdout)
+    summary = json.loads(
+        wordmask("run", table, table.parent / "out", "--json", "--shard-rows", 70, PREFECT_HOME=str(table.parent / "prefect")).stdout
+    )
     assert summary["rows"] == ROWS
     return table.parent / "out"
 

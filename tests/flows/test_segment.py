@@ -88,7 +88,7 @@ def test_a_standing_cluster(tmp_path: Path) -> None:
 
 def test_no_scheduler_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.cluster.CONNECT_SECONDS", 1)
-    with pytest.raises(ClusterError, match="tcp://127.0.0.1:9: no Dask scheduler answers"):
+    with pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"):
         run(settings_for(tmp_path, ["a"], scheduler="tcp://127.0.0.1:9"))
 
 

@@ -58,7 +58,9 @@ def test_refiner_crops_are_equal(golden_dir: Path) -> None:
         assert list(crop_xyxy(corners, case["height"], case["width"], golden["crop_margin"])) == case["crop_xyxy"]
 
 
-def test_a_missing_golden_directory_is_a_failure_not_a_skip(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_golden_directory_is_a_failure_not_a_skip(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("GOLDEN_DIR", str(tmp_path / "nowhere"))
     pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
     pytester.makepyfile("def test_it(golden_dir): pass")

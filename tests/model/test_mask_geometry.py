@@ -39,12 +39,17 @@ def test_rle_is_what_pycocotools_writes(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(rle.decode(found), mask)
 
 
-@pytest.mark.parametrize("mask", [np.zeros((3, 5), np.uint8), np.ones((3, 5), np.uint8), np.eye(4, dtype=np.uint8), np.ones((900, 700), np.uint8)])
+@pytest.mark.parametrize(
+    "mask", [np.zeros((3, 5), np.uint8), np.ones((3, 5), np.uint8), np.eye(4, dtype=np.uint8), np.ones((900, 700), np.uint8)]
+)
 def test_rle_of_extremes(mask: np.ndarray) -> None:
     assert rle.encode(mask)["counts"] == coco.encode(np.asfortranarray(mask))["counts"].decode()
 
 
-@pytest.mark.parametrize("broken", [{"size": [3, 3], "counts": "4"}, {"size": [3, 3], "counts": ""}, {"size": [3], "counts": "9"}, {"size": [3, 3], "counts": b"9"}, {}])
+@pytest.mark.parametrize(
+    "broken",
+    [{"size": [3, 3], "counts": "4"}, {"size": [3, 3], "counts": ""}, {"size": [3], "counts": "9"}, {"size": [3, 3], "counts": b"9"}, {}],
+)
 def test_rle_that_does_not_fit_is_an_error(broken: dict) -> None:
     with pytest.raises(ValueError, match=r"rle\."):
         rle.validate(broken)
@@ -92,7 +97,10 @@ def covered(path: str, height: int, width: int) -> np.ndarray:
     return counts
 
 
-@pytest.mark.parametrize("path", ["M 1.3 0.7 L 6.1 2.2 3.4 6.6 z", "M -2 1 L 5 1 5 9 z", "M 0 0 h 6 v 6 h -6 z M 2 2 v 2 h 2 v -2 z", "M 1 5 C 2 -3 5 -2 6.5 5.5 z"])
+@pytest.mark.parametrize(
+    "path",
+    ["M 1.3 0.7 L 6.1 2.2 3.4 6.6 z", "M -2 1 L 5 1 5 9 z", "M 0 0 h 6 v 6 h -6 z M 2 2 v 2 h 2 v -2 z", "M 1 5 C 2 -3 5 -2 6.5 5.5 z"],
+)
 def test_fill_counts_test_points(path: str) -> None:
     counts, found = covered(path, 7, 7), rasterize_pixels(path, 7, 7)
     half = SUB * SUB // 2
@@ -205,7 +213,7 @@ def test_malformed_paths(tokens: list[str], path: str) -> None:
 
 
 def test_repeated_arguments_are_kept_as_written() -> None:
-    assert parse_path("M 0 0 L 960 0 960 960 z".split()).path == "M 0 0 L 1 0 1 1 z"
+    assert parse_path(["M", "0", "0", "L", "960", "0", "960", "960", "z"]).path == "M 0 0 L 1 0 1 1 z"
 
 
 @given(st.lists(st.sampled_from([*"MLCzmlcZ", "-", "0", "5", "960", "961", "x", ""]), max_size=20))

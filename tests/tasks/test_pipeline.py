@@ -106,7 +106,9 @@ def test_a_bad_row_is_rejected_and_its_neighbours_are_unharmed(tmp_path: Path, b
 def test_all_bad_rows_at_once(tmp_path: Path) -> None:
     blank = {"mode": None, "spatial_refs": None}
     rows = [GOOD | blank | {"row_id": f"bad-{i}"} | bad for i, (bad, _) in enumerate(BAD_ROWS)]
-    settings = settings_for(tmp_path, [GOOD | blank | {"row_id": "good-0"}, *rows], segment=SegmentSettings(max_image_pixels=8000), shard_rows=5)
+    settings = settings_for(
+        tmp_path, [GOOD | blank | {"row_id": "good-0"}, *rows], segment=SegmentSettings(max_image_pixels=8000), shard_rows=5
+    )
     plan = run_all(settings)
     require(verify(plan, settings))
     assert sorted(reject["code"] for reject in read_rows(tmp_path / "out", "rejects")) == sorted(code.value for _, code in BAD_ROWS)

@@ -79,7 +79,11 @@ def test_a_repeated_row_id_is_known_across_files(tmp_path: Path) -> None:
 
 
 def test_null_row_ids_repeat_nothing(tmp_path: Path) -> None:
-    table = [{"row_id": None, "image": png(), "query": "x"}, {"row_id": None, "image": png(), "query": "x"}, {"row_id": "a", "image": png(), "query": "x"}]
+    table = [
+        {"row_id": None, "image": png(), "query": "x"},
+        {"row_id": None, "image": png(), "query": "x"},
+        {"row_id": "a", "image": png(), "query": "x"},
+    ]
     write_input(tmp_path / "a.parquet", table)
     assert make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").shards[0].duplicates == ()
 
@@ -109,7 +113,9 @@ def test_unusable_tables_are_one_clear_error(tmp_path: Path, schema: dict[str, p
     assert all(word in str(caught.value) for word in ["a.parquet", *words])
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])]
+)
 def test_image_columns_of_every_usable_type(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(pa.schema([("picture", kind), ("query", pa.large_string())]).empty_table(), tmp_path / "a.parquet")
     segment = SegmentSettings(columns=Columns(image="picture"))
