@@ -1,0 +1,110 @@
+"""The batched decoder against one row decoded plainly, token by token, with nothing kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import TokenConfig
+from model.engine import Decoded, decode
+from model.moondream import MoondreamSegmentation
+from model.prompt import Prompt, embed_prompt
+from model.region import coord_value, size_value
+from model.text import causal_mask
+from tests.model.tiny import tiny_model
+
+TOKENS = TokenConfig(max_new_tokens=12, prompt_prefix=(1, 9, 2))
+PROMPTS = [
+    Prompt(ids=(1, 9, 2, 30, 31, 3)),
+    Prompt(ids=(1, 9, 2, 40, 3)),
+    Prompt(ids=(1, 9, 2, 5, 5, 6, 33, 34, 35, 3), regions=((3, (0.2,)), (4, (0.7,)), (5, (0.1, 0.3)))),
+    Prompt(ids=(1, 9, 2, 51, 52, 53, 54, 3)),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> MoondreamSegmentation:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def images(model: MoondreamSegmentation) -> Tensor:
+    config = model.config
+    return torch.randn(2, config.vision.n_tokens, config.text.dim, generator=torch.Generator().manual_seed(3))
+
+
+@torch.inference_mode()
+def plainly(model: MoondreamSegmentation, image_PD: Tensor, prompt: Prompt) -> Decoded:
+    """The published algorithm: one row, the whole sequence anew for every token."""
+    text, region = model.model.text, model.model.region
+    n_coord, n_size = region.config.coord_out_dim, region.config.size_out_dim // 2
+    x = torch.cat([text.embed(torch.tensor([TOKENS.bos_id])), image_PD, embed_prompt(prompt, text, region)])
+
+    def hidden() -> Tensor:
+        positions = torch.arange(len(x))[None]
+        return text(x[None], positions, causal_mask(positions, len(x), model.config.text.prefix_attn))[0, -1]
+
+    first = text.logits(hidden())
+    absent = bool(first[TOKENS.eos_id] > first[TOKENS.coord_id])
+    box: list[float] = []
+    for _axis in range(2):
+        value = coord_value(region.coord_logits(hidden()).argmax(-1), n_coord)
+        box.append(value.item())
+        x = torch.cat([x, region.encode_coord(value[None])[None]])
+    size = size_value(region.size_logits(hidden()).argmax(-1), n_size)
+    x = torch.cat([x, region.encode_size(size)[None]])
+    ids, logprobs = [], []
+    while not absent and len(ids) < TOKENS.max_new_tokens:
+        log_p = text.logits(hidden()).log_softmax(-1)
+        ids.append(int(log_p.argmax()))
+        logprobs.append(float(log_p.max()))
+        if ids[-1] == TOKENS.eos_id:
+            break
+        x = torch.cat([x, text.embed(torch.tensor([ids[-1]]))])
+    ended = absent or (bool(ids) and ids[-1] == TOKENS.eos_id)
+    path = tuple(ids[:-1] if ended else ids)
+    mean = sum(logprobs) / len(logprobs) if logprobs else None
+    return Decoded(box=(*box, *size.tolist()), ids=path, absent=absent, truncated=not ended, path_logprob=mean)
+
+
+def test_a_batch_gives_what_each_row_alone_gives(model: MoondreamSegmentation, images: Tensor) -> None:
+    image_of = [0, 1, 1, 0]
+    found = decode(model.model, TOKENS, images, PROMPTS, image_of)
+    for row, prompt, image in zip(found, PROMPTS, image_of, strict=True):
+        expected = plainly(model, images[image], prompt)
+        assert (row.ids, row.absent, row.truncated) == (expected.ids, expected.absent, expected.truncated)
+        assert row.box == pytest.approx(expected.box, abs=1e-6)
+        assert row.path_logprob == (None if expected.path_logprob is None else pytest.approx(expected.path_logprob, abs=1e-4))
+
+
+def test_rows_that_end_early_leave_the_others_as_they_were(model: MoondreamSegmentation, images: Tensor) -> None:
+    """The end token is made likely for some rows, so that they finish at different steps and are dropped."""
+    with torch.no_grad():
+        model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
+    try:
+        prompts, image_of = PROMPTS * 3, [0, 1] * 6
+        found = decode(model.model, TOKENS, images, prompts, image_of)
+        assert len({len(row.ids) for row in found}) > 1
+        for row, prompt, image in zip(found, prompts, image_of, strict=True):
+            assert row.ids == plainly(model, images[image], prompt).ids
+    finally:
+        with torch.no_grad():
+            model.model.text.lm_head.bias[TOKENS.eos_id] -= 3.5
+
+
+def test_an_end_at_once_is_absent(model: MoondreamSegmentation, images: Tensor) -> None:
+    with torch.no_grad():
+        model.model.text.lm_head.bias[TOKENS.eos_id] += 100
+    try:
+        (row,) = decode(model.model, TOKENS, images, PROMPTS[:1], [0])
+        assert (row.absent, row.ids, row.truncated, row.path_logprob) == (True, (), False, None)
+    finally:
+        with torch.no_grad():
+            model.model.text.lm_head.bias[TOKENS.eos_id] -= 100
+
+
+def test_no_path_tokens_at_all(model: MoondreamSegmentation, images: Tensor) -> None:
+    (row,) = decode(model.model, TOKENS, images, PROMPTS[:1], [0], max_new_tokens=0)
+    assert row.ids == ()
+    assert row.path_logprob is None

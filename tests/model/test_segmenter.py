@@ -1,0 +1,161 @@
+"""The whole method on the default model, and what surrounds the refiner."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model import rle
+from model.engine import Decoded
+from model.path_tokens import parse_path
+from model.prompt import QueryError
+from model.rasterize import rasterize, rasterize_pixels
+from model.refiner_crops import cut, paste
+from model.segmenter import Query, Segmenter
+from model.train.scenes import TEST_SEEDS, make_scene, pick_expressions
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.from_pretrained("demo", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scene() -> np.ndarray:
+    return make_scene(TEST_SEEDS.start).image_HW3
+
+
+def test_result_is_the_moondream_clients(segmenter: Segmenter, scene: np.ndarray) -> None:
+    found = segmenter.segment(Image.fromarray(scene), "the red circle", spatial_refs=[(0.5, 0.5)])
+    box = found["bbox"]
+    assert set(box) == {"x_min", "y_min", "x_max", "y_max"}
+    assert 0 <= box["x_min"] < box["x_max"] <= 1
+    assert re.fullmatch(r"[MHVz0-9. ]+", found["path"])
+    centre = ((box["x_min"] + box["x_max"]) / 2, (box["y_min"] + box["y_max"]) / 2)
+    filled = rasterize(found["path"], (*centre, box["x_max"] - box["x_min"], box["y_max"] - box["y_min"]), *scene.shape[:2])
+    np.testing.assert_array_equal(filled, found["mask"])
+    assert found["predicted_iou"] is not None
+    assert found["path_logprob"] < 0
+    assert 0 <= found["coarse_refined_iou"] <= 1
+    assert 0 <= found["trust"] <= 1
+
+
+def test_a_batch_answers_in_order_and_encodes_each_image_once(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = [make_scene(TEST_SEEDS.start + i) for i in range(3)]
+    asked = [(i, e) for i, s in enumerate(scenes) for e in pick_expressions(s, i, 2)]
+    encoded: list[int] = []
+    encode = Segmenter._encode_images
+    monkeypatch.setattr(Segmenter, "_encode_images", lambda self, images: (encoded.append(len(images)), encode(self, images))[1])
+    found = segmenter.segment_many([s.image_HW3 for s in scenes], [Query(image=i, object=e.text) for i, e in asked])
+    assert encoded == [3]
+    assert [answer.mask.shape for answer in found] == [scenes[i].image_HW3.shape[:2] for i, _ in asked]
+    for (i, expression), answer in zip(asked, found, strict=True):
+        (alone,) = segmenter.segment_many([scenes[i].image_HW3], [Query(image=0, object=expression.text)])
+        assert alone.coarse_path == answer.coarse_path
+        np.testing.assert_array_equal(alone.mask, answer.mask)
+
+
+def test_fields_agree_with_each_other(segmenter: Segmenter, scene: np.ndarray) -> None:
+    (found,) = segmenter.segment_many([scene], [Query(image=0, object="the object on the left")])
+    np.testing.assert_array_equal(rle.decode(found.rle), found.mask)
+    np.testing.assert_array_equal(rasterize_pixels(found.path, *found.mask.shape), found.mask)
+    x, y, w, h = found.bbox
+    assert found.mask[y : y + h, x : x + w].sum() == found.area == found.mask.sum()
+
+
+def test_without_refinement_the_mask_is_the_path_and_says_so(segmenter: Segmenter, scene: np.ndarray) -> None:
+    coarse_only = Segmenter(segmenter.model, segmenter.tokenizer, revision="x", refiner_iterations=0)
+    (found,) = coarse_only.segment_many([scene], [Query(image=0, object="the object on the left")])
+    assert not found.refined
+    assert found.predicted_iou is None
+    assert found.trust is not None
+
+
+def test_an_empty_refined_mask_falls_back_to_the_coarse_one_and_says_so(
+    segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = Query(image=0, object="the object on the left")
+    (before,) = segmenter.segment_many([scene], [query])
+    assert before.refined
+    iterate = segmenter.model.head.iterate
+    monkeypatch.setattr(segmenter.model.head, "iterate", lambda *args: (r := iterate(*args))._replace(probs=torch.zeros_like(r.probs)))
+    (found,) = segmenter.segment_many([scene], [query])
+    assert not found.refined
+    assert found.area > 0
+    assert found.coarse_refined_iou == 0
+    assert found.predicted_iou == pytest.approx(before.predicted_iou), "kept, though its mask was not used"
+
+
+def test_a_malformed_path_is_salvaged_and_says_so(segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = tuple(segmenter.tokenizer.path_ids(iter(["M", "0", "0", "L", "960", "0", "960", "960", "0", "960", "C", "5", "5"])))
+    row = Decoded(box=(0.5, 0.5, 0.4, 0.4), ids=ids, absent=False, truncated=True, path_logprob=-0.5)
+    monkeypatch.setattr(Segmenter, "_draw", lambda *_: [row])
+    (found,) = segmenter.segment_many([scene], [Query(image=0, object="x")])
+    assert found.salvaged
+    assert found.truncated
+    assert found.coarse_path == "M 0 0 L 1 0 1 1 0 1"
+    assert not parse_path(segmenter.tokenizer.path_tokens(ids)).well_formed
+
+
+def test_absent_is_an_empty_mask(segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Decoded(box=(0.5, 0.5, 0.4, 0.4), ids=(), absent=True, truncated=False, path_logprob=None)
+    monkeypatch.setattr(Segmenter, "_draw", lambda *_: [row])
+    found = segmenter.segment(scene, "a unicorn")
+    assert (found["status"], found["area"], found["bbox"], found["path"]) == ("absent", 0, None, "")
+    assert not found["salvaged"]
+
+
+def test_photographs_of_any_shape(segmenter: Segmenter) -> None:
+    for height, width in ((1, 1), (3, 500), (500, 3), (300, 200), (1000, 1400)):
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        (found,) = segmenter.segment_many([image], [Query(image=0, object="the red circle")])
+        assert found.mask.shape == (height, width)
+
+
+@pytest.mark.parametrize(
+    ("query", "refs", "code"),
+    [
+        ("  ", (), "empty_query"), ("circle " * 100, (), "query_too_long"), ("circle", ((0.5,),), "bad_spatial_ref"),
+        ("circle", ((0.5, 1.2),), "spatial_ref_out_of_range"), ("circle", ((0.5, float("nan")),), "spatial_ref_out_of_range"),
+        ("circle", ((0.5, 0.5, 0.4, 0.6),), "spatial_ref_out_of_range"),
+    ],
+)  # fmt: skip
+def test_queries_that_cannot_be_asked(segmenter: Segmenter, query: str, refs: tuple, code: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        segmenter.check_query(query, refs)
+    assert caught.value.code == code
+
+
+def test_bfloat16_runs_and_finds_much_the_same(segmenter: Segmenter, scene: np.ndarray) -> None:
+    low = Segmenter.from_pretrained("demo", device="cpu", dtype="bfloat16")
+    query = Query(image=0, object="the object on the left")
+    (found,), (exact,) = (s.segment_many([scene], [query]) for s in (low, segmenter))
+    assert low.model.dtype == torch.bfloat16
+    assert found.status == exact.status == "mask"
+
+
+# --- around the refiner
+
+
+def test_crop_is_the_grown_box_and_paste_puts_it_back() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[40:60, 80:120] = 255
+    coarse = (image[..., 0] > 0).astype(np.uint8)
+    crop = cut(image, coarse, (0.5, 0.5, 0.2, 0.2), 64)
+    assert crop is not None
+    assert crop.xyxy == (70, 35, 130, 65)
+    assert crop.image.shape == (64, 64, 3)
+    assert set(np.unique(crop.mask)) == {0.0, 1.0}
+    back = paste(crop.mask, crop.xyxy, 100, 200)
+    assert (back & coarse).sum() / (back | coarse).sum() > 0.93
+    assert not back[:35].any()
+    assert not back[:, 130:].any()
+
+
+def test_a_box_outside_the_image_has_no_crop() -> None:
+    image, mask = np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8)
+    assert cut(image, mask, (1.9, 0.5, 0.2, 0.2), 64) is None
