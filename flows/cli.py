@@ -344,6 +344,7 @@ def sheet(
     output: Output,
     png: Annotated[Path, typer.Argument(metavar="SHEET.png", help="Picture to write.", show_default=False)],
     count: Annotated[int, typer.Option(min=1, max=400, help="Rows to show, spread over the table.")] = 12,
+    json: Json = False,
 ) -> None:  # fmt: skip
     """Draw a contact sheet of masks over their images, from the newest published run.
 
@@ -355,7 +356,10 @@ def sheet(
     page = draw_sheet(output, count)
     png.parent.mkdir(parents=True, exist_ok=True)
     png.write_bytes(png_bytes(page))
-    out.print(f"wrote {png} ({page.width} x {page.height} pixels)")
+    if json:
+        print_json({"png": str(png), "width": page.width, "height": page.height})
+    else:
+        out.print(f"wrote {png} ({page.width} x {page.height} pixels)")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -57,12 +57,10 @@ def progress_bar(quiet: bool) -> Iterator[Any]:
         yield None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True) as progress:
         bar = progress.add_task("planning", total=None, note="")
 
         def watch(tally: Tally) -> None:
-            note = f"{tally.done:,}/{tally.rows:,} rows"
-            note += f", {tally.rows_per_second:.1f} rows/s, {tally.rejected:,} rejected" if tally.computed else ", loading the model"
-            progress.update(bar, description="segmenting", total=tally.rows, completed=tally.done, note=note)
+            progress.update(bar, description="segmenting", total=tally.rows, completed=tally.done, note=str(tally))
 
         yield watch

@@ -52,6 +52,13 @@ class Tally:
     def rows_per_second(self) -> float:
         return self.computed / max(time.monotonic() - self.began, 1e-9)
 
+    def __str__(self) -> str:
+        """Rows done, speed, rejects, time left."""
+        if not self.computed:
+            return f"{self.done:,}/{self.rows:,} rows, loading the model"
+        left = (self.rows - self.done) / self.rows_per_second
+        return f"{self.done:,}/{self.rows:,} rows, {self.rows_per_second:.1f} rows/s, {self.rejected:,} rejected, {left:,.0f} s left"
+
     @property
     def percent(self) -> float:
         return 100.0 * self.done / self.rows if self.rows else 100.0
@@ -146,7 +153,7 @@ def run_shards(
 def _announce(tally: Tally) -> Callable[[Tally], None]:
     """Tell the terminal of every shard, and Prefect now and then."""
     watch = watcher.get()
-    artifact = create_progress_artifact(progress=tally.percent, key="wordmask-progress", description=f"{tally.rows} rows")
+    artifact = create_progress_artifact(progress=tally.percent, key="wordmask-progress", description=str(tally))
     assert isinstance(artifact, UUID)
     last = time.monotonic()
 
@@ -155,7 +162,7 @@ def _announce(tally: Tally) -> Callable[[Tally], None]:
         if watch is not None:
             watch(now)
         if now.done == now.rows or time.monotonic() - last > ARTIFACT_EVERY:
-            update_progress_artifact(artifact, progress=now.percent)
+            update_progress_artifact(artifact, progress=now.percent, description=str(now))
             last = time.monotonic()
 
     if watch is not None:

@@ -6,18 +6,18 @@ Pillow decodes, because it alone of the libraries tried raises on truncated file
 from __future__ import annotations
 
 import io
+import urllib.request
 import warnings
+from http.client import HTTPException
 from typing import Any
-from urllib.parse import urljoin
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from schemas.rejects import RejectCode
 from schemas.settings import SegmentSettings
-from tasks.storage import S3_SCHEMES, Store, storage_options
+from tasks.storage import S3_SCHEMES, Store
 
 HTTPS_TIMEOUT = 30  # seconds
 
@@ -65,12 +65,15 @@ def _resolve(uri: str, table_uri: str, settings: SegmentSettings) -> str:
 
 
 def _fetch_https(url: str, limit: int) -> bytes:
-    fs, _ = fsspec.core.url_to_fs(url, client_kwargs={"trust_env": True}, **storage_options(url))
     try:
-        with fs.open(urljoin(url, url), "rb", block_size=0, timeout=HTTPS_TIMEOUT) as file:
-            data: bytes = file.read(limit + 1)
-    except (FileNotFoundError, OSError, ValueError) as error:
-        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{url}: {type(error).__name__}") from None
+        with urllib.request.urlopen(url, timeout=HTTPS_TIMEOUT) as reply:
+            if not reply.geturl().startswith("https://"):
+                raise ImageError(RejectCode.URI_NOT_ALLOWED, f"{url}: leads to {reply.geturl()}, which is not https://")
+            data: bytes = reply.read(limit + 1)
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{url}: {type(error).__name__}: {error}") from None
     if len(data) > limit:
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{url}: more than the limit of {limit} bytes")
     return data
