@@ -34,8 +34,10 @@ from model.path_tokens import PATH_SCALE
 from model.rasterize import rasterize
 from model.refiner import Candidates
 from model.refiner_crops import cut
+from model.segmenter import Query, Segmenter
+from model.tokenizer import PathTokenizer
 from model.train.batches import unit_box
-from model.train.scenes import Scene, make_scene
+from model.train.scenes import Scene, make_scene, pick_expressions
 from model.train.sft import SftSettings, new_state
 from model.train.small import small_tokenizer
 from model.train.targets import path_target
@@ -43,7 +45,8 @@ from model.train.targets import path_target
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerSettings:
-    """`others` is the weight of the masks that are not the best of the four."""
+    """`others` is the weight of the masks that are not the best of the four; `decoded` rows of a batch come from a pool of
+    `pool_rows` that the supervised model drew, the rest are perturbed ground truth."""
 
     seed: int = 1
     steps: int = 4000
@@ -52,6 +55,8 @@ class RefinerSettings:
     warmup: int = 100
     weight_decay: float = 0.01
     others: float = 0.1
+    decoded: int = 8
+    pool_rows: int = 1600
     checkpoint_every: int = 250
     workers: int = 1
 
@@ -61,6 +66,7 @@ class RefinerSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __init__(self, settings: RefinerSettings, steps: range, size: int) -> None:
         self.settings, self.steps, self.size = settings, steps, size
+        self.count = settings.batch - settings.decoded
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -69,13 +75,13 @@ class RefinerSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         cv2.setNumThreads(1)
         rng = np.random.default_rng((self.settings.seed, self.steps[index], 3))
         rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        while len(rows) < self.settings.batch:
+        while len(rows) < self.count:
             scene = make_scene(int(rng.integers(0, 10**8)))
             for target in rng.permutation(len(scene.objects))[:3]:
                 row = perturbed_sample(scene, int(target), self.size, rng)
                 if row is not None:
                     rows.append(row)
-        images, coarse, truth = (np.stack(part) for part in zip(*rows[: self.settings.batch], strict=True))
+        images, coarse, truth = (np.stack(part) for part in zip(*rows[: self.count], strict=True))
         return torch.from_numpy(images), torch.from_numpy(coarse), torch.from_numpy(truth)
 
 
@@ -108,6 +114,32 @@ def jittered_path(tokens: list[str], amount: float, rng: np.random.Generator) ->
     """Path string (unit of box) of path tokens with noise on every number."""
     noisy = (str(round(float(t) / PATH_SCALE + rng.normal(0, 0.3 * amount), 3)) if t.isdigit() else t for t in tokens)
     return " ".join(noisy)
+
+
+def decoded_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, settings: RefinerSettings) -> list[Tensor]:
+    """Images, coarse masks and truths, each (rows, S, S, ...), of training scenes as the supervised model draws them.
+
+    A row whose coarse mask misses the target altogether teaches nothing and is left out.
+    """
+    segmenter = Segmenter(model, tokenizer, revision="training", refiner_iterations=0)
+    rng = np.random.default_rng((settings.seed, 11))
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    while len(rows) < settings.pool_rows:
+        seeds = rng.integers(0, 10**8, 16).tolist()
+        scenes = [make_scene(seed) for seed in seeds]
+        asked = [
+            (i, expression)
+            for i, (scene, seed) in enumerate(zip(scenes, seeds, strict=True))
+            for expression in pick_expressions(scene, seed, 4)
+        ]
+        found = segmenter.segment_many([scene.image_HW3 for scene in scenes], [Query(image=i, object=e.text) for i, e in asked])
+        for (i, expression), answer in zip(asked, found, strict=True):
+            truth = scenes[i].objects[expression.target].mask_HW
+            coarse = rasterize(answer.coarse_path, answer.coarse_bbox, *truth.shape)
+            row = refiner_sample(scenes[i].image_HW3, coarse, answer.coarse_bbox, truth, model.config.vision.crop_size)
+            if row is not None and (coarse & truth).any():
+                rows.append(row)
+    return [torch.from_numpy(np.stack(part[: settings.pool_rows])) for part in zip(*rows, strict=True)]
 
 
 def refiner_loss(candidates: Candidates, truth_BSS: Tensor, others: float) -> tuple[Tensor, dict[str, float]]:
@@ -148,7 +180,8 @@ def _step(
 def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
     """Train the head on top of the checkpoint `sft/last.pt`, from the checkpoint in `out` if there is one."""
     out.mkdir(parents=True, exist_ok=True)
-    state = new_state(SftSettings(), small_tokenizer())
+    tokenizer = small_tokenizer()
+    state = new_state(SftSettings(), tokenizer)
     state.load(sft / "last.pt")
     model = state.model
     model.model.requires_grad_(False)
@@ -159,6 +192,7 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
         first = saved["step"]
         model.head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
+    pool = decoded_pool(model, tokenizer, settings)
     dataset = RefinerSamples(settings, range(first, settings.steps), model.config.vision.crop_size)
     stream = DataLoader(dataset, batch_size=None, num_workers=settings.workers, prefetch_factor=8 if settings.workers else None)
     sums: dict[str, float] = {}
@@ -172,7 +206,10 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
                     * min(1, (step + 1) / settings.warmup)
                     * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
                 )
-            loss, log = _step(model, batch, settings, np.random.default_rng((settings.seed, step, 5)))
+            rng = np.random.default_rng((settings.seed, step, 5))
+            picked = torch.from_numpy(rng.choice(settings.pool_rows, settings.decoded, replace=False))
+            mixed = tuple(torch.cat([part, drawn[picked]]) for part, drawn in zip(batch, pool, strict=True))
+            loss, log = _step(model, mixed, settings, rng)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.head.parameters(), 1.0)
