@@ -194,7 +194,9 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
         optimizer.load_state_dict(saved["optimizer"])
     pool = decoded_pool(model, tokenizer, settings)
     dataset = RefinerSamples(settings, range(first, settings.steps), model.config.vision.crop_size)
-    stream = DataLoader(dataset, batch_size=None, num_workers=settings.workers, prefetch_factor=8 if settings.workers else None)
+    # Spawned, not forked: OpenCV's threads, which drew the pool, do not survive a fork.
+    context = {"multiprocessing_context": "spawn", "prefetch_factor": 8} if settings.workers else {}
+    stream = DataLoader(dataset, batch_size=None, num_workers=settings.workers, **context)
     sums: dict[str, float] = {}
     began = time.perf_counter()
     with (out / "log.csv").open("a", newline="") as file:
