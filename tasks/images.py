@@ -13,13 +13,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from schemas.rejects import RejectCode
 from schemas.settings import SegmentSettings
 from tasks.storage import S3_SCHEMES, Store
 
 HTTPS_TIMEOUT = 30  # seconds
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation to what undoes it
 
 
 class ImageError(ValueError):
@@ -97,7 +106,7 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
         raise ImageError(code, f"{image.format}, {width} x {height}: {error}") from None
-    return np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
+    return np.asarray(_as_rgb(_upright(image)))
 
 
 def _open(data: bytes) -> Image.Image:
@@ -121,6 +130,17 @@ def _is_truncation(error: Exception) -> bool:
     return isinstance(error, EOFError) or any(
         word in str(error).lower() for word in ("truncated", "unexpected end", "not enough data", "eof")
     )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says. Broken EXIF is ignored, as viewers do; nothing but the orientation is read of it."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises whatever the broken bytes lead it to: SyntaxError, struct.error, ...
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
