@@ -103,6 +103,8 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail)
     try:
         image.load()
+    except MemoryError:  # the machine's fault, not the image's: its size was checked
+        raise
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
         raise ImageError(code, f"{image.format}, {width} x {height}: {error}") from None
