@@ -165,7 +165,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _grey16_as_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
-    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    # "I" and "F" do not say how many bits they mean; I;16 does, also of a dark image.
+    top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
     grey = np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
