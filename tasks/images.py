@@ -5,6 +5,7 @@ Pillow decodes, because it alone of the libraries tried raises on truncated file
 
 from __future__ import annotations
 
+import errno
 import io
 import urllib.request
 import warnings
@@ -12,6 +13,7 @@ from http.client import HTTPException
 from typing import Any
 
 import numpy as np
+from botocore.exceptions import ParamValidationError
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
@@ -59,9 +61,20 @@ def fetch(uri: str, table_uri: str, settings: SegmentSettings) -> bytes:
         return store.read_bytes("")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: there is no such file") from None
+    except (OSError, ValueError, ParamValidationError) as error:
+        if isinstance(error, ImageError) or not _is_unnameable(error):
+            raise
+        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri!r}: no file can have this name") from None
+
+
+def _is_unnameable(error: Exception) -> bool:
+    """Whether it is the name that no store could hold: a NUL in it, too long, an impossible bucket."""
+    return not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG
 
 
 def _resolve(uri: str, table_uri: str, settings: SegmentSettings) -> str:
+    if "::" in uri:
+        raise ImageError(RejectCode.URI_NOT_ALLOWED, f"{uri}: names one file system inside another with ::, which is not allowed")
     scheme = uri.split("://", 1)[0] if "://" in uri else ""
     table_scheme = table_uri.split("://", 1)[0] if "://" in table_uri else "file"
     if scheme == "":
