@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
 
 from schemas.rejects import RejectCode
 from schemas.settings import SegmentSettings
@@ -42,6 +45,46 @@ def test_exif_orientation_is_applied() -> None:
     assert decode(encoded(image, "JPEG", exif=exif), SETTINGS).shape == (30, 20, 3)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_undone(orientation: int) -> None:
+    image = Image.fromarray(np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, exif=exif)
+    np.testing.assert_array_equal(decode(data, SETTINGS), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0" + b"\xff" * 40, b"Exif\0\0MM", b"Exif\0\0II*\0"])
+def test_broken_exif_is_ignored_as_viewers_do(exif: bytes) -> None:
+    assert decode(encoded(Image.new("RGB", (30, 20)), exif=exif), SETTINGS).shape == (20, 30, 3)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    st.sampled_from(("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")),
+    st.lists(st.tuples(st.integers(0, 199), st.binary(min_size=1, max_size=4))),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_bytes_are_an_image_or_an_image_error(format: str, damage: list[tuple[int, bytes]]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(encoded(Image.new("RGB", (12, 9), (1, 2, 3)), format, **({} if format in ("GIF", "BMP") else {"exif": exif})))
+    for at, what in damage:
+        data[at : at + len(what)] = what
+    with contextlib.suppress(ImageError):
+        pixels = decode(bytes(data), SegmentSettings(max_image_pixels=100_000))
+        assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
+
+
+def test_running_out_of_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(self: Image.Image) -> None:
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", exhausted)
+    with pytest.raises(MemoryError):
+        decode(png(), SETTINGS)
+
+
 def test_alpha_is_composited_on_white_not_dropped() -> None:
     image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     image.putpixel((1, 2), (200, 10, 20, 255))
@@ -65,6 +108,11 @@ def test_grey_of_16_bits_is_scaled_not_clipped() -> None:
     assert pixels[0, :, 0].tolist() == [0, 128, 255]
 
 
+def test_dark_grey_of_16_bits_stays_dark() -> None:
+    values = np.array([[0, 100, 255]], np.uint16)
+    assert decode(encoded(Image.fromarray(values)), SETTINGS)[0, :, 0].tolist() == [0, 0, 1]
+
+
 def test_other_colour_profiles_become_srgb() -> None:
     image = Image.new("RGB", (2, 2), (200, 100, 50))
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
@@ -73,6 +121,14 @@ def test_other_colour_profiles_become_srgb() -> None:
     assert np.abs(decode(encoded(image, icc_profile=srgb), SETTINGS).astype(int) - plain).max() <= 1
     # A profile that does not fit the image is ignored, as viewers do.
     np.testing.assert_array_equal(decode(encoded(image, icc_profile=profile), SETTINGS), plain)
+
+
+def test_a_profile_is_applied_not_dropped() -> None:
+    """A profile whose red and green primaries are swapped: what was stored as red is seen as green."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+    pixels = decode(encoded(Image.new("RGB", (2, 2), (200, 100, 50)), icc_profile=swapped), SETTINGS)
+    assert np.abs(pixels.astype(int) - [100, 200, 50]).max() <= 1
 
 
 def test_cmyk_jpeg() -> None:
@@ -124,12 +180,22 @@ def test_fetch_relative_and_absolute(tmp_path: Path) -> None:
         ("http://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
         ("ftp://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
         ("memory://a.png", RejectCode.URI_NOT_ALLOWED),
+        ("s3://lake/a.png::file:///secret.png", RejectCode.URI_NOT_ALLOWED),  # fsspec would chain these
+        ("nul\0.png", RejectCode.IMAGE_NOT_FOUND),
+        ("x" * 300 + ".png", RejectCode.IMAGE_NOT_FOUND),
     ],
 )
 def test_fetch_rejects(tmp_path: Path, uri: str, code: RejectCode) -> None:
     with pytest.raises(ImageError) as caught:
         fetch(uri, f"file://{tmp_path}/queries.parquet", SETTINGS)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3://Not A Bucket/a.png", "s3://lake/nowhere.png", "s3://no-such-bucket/a.png"])
+def test_fetch_rejects_what_no_store_can_hold(s3: str, uri: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        fetch(uri, f"{s3}/queries.parquet", SETTINGS)
+    assert caught.value.code == RejectCode.IMAGE_NOT_FOUND
 
 
 def test_a_table_in_a_store_cannot_name_local_files(tmp_path: Path) -> None:
