@@ -6,7 +6,9 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+PILLOW_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS: it refuses larger images whatever is set here
 
 
 class Frozen(BaseModel):
@@ -34,9 +36,16 @@ class SegmentSettings(Frozen):
         None, ge=0, le=100, description="refinement steps; 0 keeps the coarse mask, None the model's own"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the model")
-    max_image_pixels: int = Field(100_000_000, ge=1, description="larger images are rejected before they are decoded")
+    max_image_pixels: int = Field(100_000_000, ge=1, le=PILLOW_PIXELS, description="larger images are rejected before they are decoded")
     max_image_bytes: int = Field(100_000_000, ge=1, description="larger encoded images are rejected")
     allow_https: bool = Field(False, description="fetch https:// images; http:// never is")
+
+    @field_validator("carry")
+    @classmethod
+    def _carried_once(cls, carry: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := sorted({name for name in carry if carry.count(name) > 1}):
+            raise ValueError(f"names {', '.join(repeated)} more than once; name each column once")
+        return carry
 
     @property
     def settings_hash(self) -> str:
