@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 from uuid import uuid4
 
@@ -61,11 +62,9 @@ def make_plan(settings: RunSettings, model_revision: str) -> Plan:
 def input_files(settings: RunSettings) -> list[InputFile]:
     """Every Parquet file of the input, sorted by name, with checked columns."""
     store = Store.open(settings.input)
-    found = _find(store, settings.input)
+    base, found = _find(store)
     if not found:
         raise InputError(f"input {settings.input}: no Parquet file there ({', '.join('*' + s for s in PARQUET_SUFFIXES)}). Check the path")
-    base = store.root if len(found) > 1 or found[0][0] != store.root else store.root.rsplit("/", 1)[0]
-    base = base.split("*")[0].rsplit("/", 1)[0] if "*" in base else base
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         files = list(pool.map(lambda item: _read_footer(store, *item, base=base), found))
     for file in files:
@@ -73,20 +72,22 @@ def input_files(settings: RunSettings) -> list[InputFile]:
     return files
 
 
-def _find(store: Store, uri: str) -> list[tuple[str, dict[str, Any]]]:
-    """(path, info) of each file. A folder is searched recursively; names that start with . or _ are not data."""
-    if glob.has_magic(store.root):
+def _find(store: Store) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+    """The folder that names are relative to, and (path, info) of each file. A folder is searched recursively; below it,
+    names that start with . or _ are not data. What exists under its very name is no pattern."""
+    if store.fs.isfile(store.root):
+        return store.root.rsplit("/", 1)[0], [(store.root, store.fs.info(store.root))]
+    if glob.has_magic(store.root) and not store.fs.isdir(store.root):
+        base = "/".join(takewhile(lambda part: not glob.has_magic(part), store.root.split("/")))
         entries = store.fs.glob(store.root, detail=True)
-    elif store.fs.isfile(store.root):
-        return [(store.root, store.fs.info(store.root))]
     else:
-        entries = store.fs.find(store.root, detail=True)
+        base, entries = store.root, store.fs.find(store.root, detail=True)
 
     def is_data(path: str) -> bool:
-        inside = path.removeprefix(store.root).split("/")
+        inside = path.removeprefix(base).split("/")
         return path.endswith(PARQUET_SUFFIXES) and not any(part.startswith((".", "_")) for part in inside)
 
-    return sorted((path, info) for path, info in entries.items() if info["type"] == "file" and is_data(path))
+    return base, sorted((path, info) for path, info in entries.items() if info["type"] == "file" and is_data(path))
 
 
 def _read_footer(store: Store, path: str, info: dict[str, Any], *, base: str) -> InputFile:
