@@ -23,7 +23,9 @@ def check_columns(schema: pa.Schema, settings: SegmentSettings, file: str) -> No
         (columns.spatial_refs, _is_refs, "list<list<float>>"),
         (columns.mode, _is_string, "string"),
     ):
-        if name in schema.names:
+        if (count := schema.names.count(name)) > 1:
+            raise InputError(f"{file}: {count} columns are named {name!r}. Rename all but one, or name another column")
+        if count:
             if not fits(schema.field(name).type):
                 raise InputError(
                     f"{file}: column {name!r} is {schema.field(name).type}, but must be {expected}. Cast it, or name another column"
