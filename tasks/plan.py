@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from schemas.queries import InputError, check_columns
 from schemas.runs import Plan, RowRange, Shard
 from schemas.settings import RunSettings
-from tasks.storage import Store, fingerprint
+from tasks.storage import Store, fingerprint, is_damaged_parquet
 
 FOOTERS_AT_ONCE = 16
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -97,7 +97,9 @@ def _read_footer(store: Store, path: str, info: dict[str, Any], *, base: str) ->
             footer = pq.read_metadata(handle)
             groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
             schema = footer.schema.to_arrow_schema()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, OSError) as error:
+        if not is_damaged_parquet(error):
+            raise
         raise InputError(f"input {name}: not a readable Parquet file ({error}). Export it again, or move it out of the input") from error
     return InputFile(
         uri=store.fs.unstrip_protocol(path),

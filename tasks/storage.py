@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 S3_SCHEMES = ("s3", "s3a")
@@ -120,6 +121,11 @@ def fingerprint(info: dict[str, Any]) -> str:
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     changed = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or ""
     return str(etag).strip('"') if etag else f"{info['size']}-{changed}"
+
+
+def is_damaged_parquet(error: Exception) -> bool:
+    """Whether the file is at fault, not the store: pyarrow reports a footer it cannot parse as an OSError, too."""
+    return isinstance(error, pa.ArrowException) or "thrift" in str(error)
 
 
 def sha256(data: bytes) -> str:

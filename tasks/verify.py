@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from schemas.runs import Plan, Shard
 from schemas.settings import Frozen, RunSettings
-from tasks.storage import Store
+from tasks.storage import Store, is_damaged_parquet
 from tasks.write import masks_path, rejects_path
 
 SHARDS_AT_ONCE = 8
@@ -64,6 +65,11 @@ def _violations(shard: Shard, output: Store) -> Iterator[str]:
                 rows.update(pq.read_table(handle, columns=["row"]).column(0).to_pylist())
         except FileNotFoundError:
             yield f"shard {shard.shard_id} ({shard.name}): {path} is missing"
+            return
+        except (pa.ArrowException, OSError) as error:
+            if not is_damaged_parquet(error):
+                raise
+            yield f"shard {shard.shard_id} ({shard.name}): {path} cannot be read ({error})"
             return
     for row in range(shard.rows):
         if rows[row] != 1:
