@@ -55,7 +55,8 @@ def make_plan(settings: RunSettings, model_revision: str) -> Plan:
     shards = tuple(shard for file in files for shard in _shards(file, settings, model_revision, duplicates.get(file.name, ())))
     receipts = Store.open(settings.output).names("receipts", ".json")
     done = frozenset(shard.shard_id for shard in shards) & receipts
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
+    # Microseconds: the newest run is found by name, also among runs of one second.
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid4().hex[:6]}"
     return Plan(run_id=run_id, shards=shards, done=done, files=len(files), input_bytes=sum(file.size for file in files))
 
 
