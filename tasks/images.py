@@ -13,7 +13,7 @@ from http.client import HTTPException
 from typing import Any
 
 import numpy as np
-from botocore.exceptions import ParamValidationError
+from botocore.exceptions import ParamValidationError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 

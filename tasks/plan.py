@@ -98,7 +98,7 @@ def _read_footer(store: Store, path: str, info: dict[str, Any], *, base: str) ->
             footer = pq.read_metadata(handle)
             groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
             schema = footer.schema.to_arrow_schema()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if not is_damaged_parquet(error):
             raise
         raise InputError(f"input {name}: not a readable Parquet file ({error}). Export it again, or move it out of the input") from error

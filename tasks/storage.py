@@ -125,7 +125,7 @@ def fingerprint(info: dict[str, Any]) -> str:
 
 def is_damaged_parquet(error: Exception) -> bool:
     """Whether the file is at fault, not the store: pyarrow reports a footer it cannot parse as an OSError, too."""
-    return isinstance(error, pa.ArrowException) or "thrift" in str(error)
+    return isinstance(error, pa.ArrowInvalid | pa.ArrowNotImplementedError) or "thrift" in str(error)
 
 
 def sha256(data: bytes) -> str:

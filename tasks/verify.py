@@ -66,7 +66,7 @@ def _violations(shard: Shard, output: Store) -> Iterator[str]:
         except FileNotFoundError:
             yield f"shard {shard.shard_id} ({shard.name}): {path} is missing"
             return
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             if not is_damaged_parquet(error):
                 raise
             yield f"shard {shard.shard_id} ({shard.name}): {path} cannot be read ({error})"
