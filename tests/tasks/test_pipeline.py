@@ -238,6 +238,26 @@ def test_verify_sees_missing_parts_and_receipts(tmp_path: Path) -> None:
     assert "has no receipt" in violations[1]
 
 
+def test_verify_sees_damaged_parts(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD] * 2)
+    plan = run_all(settings)
+    part = tmp_path / "out" / masks_path(plan.shards[0].shard_id)
+    data = part.read_bytes()
+    for damaged in (b"", data[:50], data[:-60] + b"\xff" * 52 + data[-8:]):
+        part.write_bytes(damaged)
+        (violation,) = verify(plan, settings).violations
+        assert "cannot be read" in violation
+
+
+def test_the_newest_of_runs_in_one_second(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, [GOOD])
+    for _ in range(8):
+        plan = run_all(settings)
+        now = datetime.now(UTC)
+        publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+        assert newest_run(Store.open(settings.output)).run_id == plan.run_id
+
+
 def test_summary_adds_up_and_is_what_status_tells(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD, GOOD | {"query": "absent"}, GOOD | {"query": None}], shard_rows=2)
     assert status(settings.output).runs == ()

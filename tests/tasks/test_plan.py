@@ -52,6 +52,20 @@ def test_folder_glob_and_file_name_the_same_rows(tmp_path: Path) -> None:
     assert one.shards == globbed.shards == folder.shards[:1]
 
 
+@pytest.mark.parametrize("pattern", ["*.parquet", "?.parquet", "[ab].parquet", "**/?.parquet"])
+def test_names_do_not_depend_on_how_or_where_the_input_lies(tmp_path: Path, pattern: str) -> None:
+    for place in ("here", ".there/_deep"):
+        write_input(tmp_path / place / "a.parquet", rows(3))
+        plan = make_plan(run_settings(f"{tmp_path}/{place}/{pattern}", tmp_path / "out"), "m")
+        assert [shard.name for shard in plan.shards] == ["a.parquet"]
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
+    write_input(tmp_path / "run[1]/a.parquet", rows(3))
+    for path in ("run[1]/a.parquet", "run[1]"):
+        assert [shard.name for shard in make_plan(run_settings(tmp_path / path, tmp_path / "out"), "m").shards] == ["a.parquet"]
+
+
 def test_identity_follows_content_model_and_settings(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_input(path, rows(3))
@@ -127,6 +141,33 @@ def test_carry_of_an_unknown_or_clashing_column(tmp_path: Path) -> None:
     for carry, words in (("nope", "no column 'nope'"), ("area", "cannot be carried")):
         with pytest.raises(InputError, match=words):
             make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", segment=SegmentSettings(carry=(carry,))), "m")
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = pa.table([pa.array([b""]), pa.array(["x"]), pa.array(["y"])], names=["image", "query", "query"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: 2 columns are named 'query'"):
+        make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
+
+
+def test_damaged_footers_are_named(tmp_path: Path) -> None:
+    write_input(tmp_path / "a.parquet", rows(3))
+    data = (tmp_path / "a.parquet").read_bytes()
+    for damaged in (b"", data[: len(data) // 2], data[:-60] + b"\xff" * 52 + data[-8:], data[:-8] + bytes(4) + b"PAR1"):
+        (tmp_path / "a.parquet").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file"):
+            make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
+
+
+def test_a_store_that_fails_is_not_a_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_input(tmp_path / "a.parquet", rows(1))
+
+    def refuse(handle: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("tasks.plan.pq.read_metadata", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
 
 
 def test_nothing_there_and_not_parquet(tmp_path: Path) -> None:
