@@ -1,0 +1,110 @@
+"""Reading the rows of a shard: exactly the planned ones, of every kind of image column."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from schemas.rejects import RejectCode
+from schemas.settings import RunSettings
+from tasks.plan import make_plan
+from tasks.read import read_rows
+from tasks.shard import process_shard
+from tasks.verify import require, verify
+from tests import conftest
+from tests.conftest import png, write_input
+from tests.fakes import REVISION, FakeSegmenter
+
+
+def run(input: Path, output: Path, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Masks and rejects of a whole run, its accounts checked."""
+    settings = RunSettings.model_validate({"input": str(input), "output": str(output), **options})
+    plan = make_plan(settings, REVISION)
+    receipts = [process_shard(shard, settings, FakeSegmenter()) for shard in plan.pending]
+    require(verify(plan, settings))
+    masks, rejects = conftest.read_rows(output, "masks"), conftest.read_rows(output, "rejects")
+    assert sum(receipt.masks for receipt in receipts) == len(masks)
+    assert sum((Counter(receipt.rejects) for receipt in receipts), Counter()) == Counter(row["code"] for row in rejects)
+    assert len(masks) + len(rejects) == plan.rows
+    return masks, rejects
+
+
+@given(count=st.integers(1, 3000), group=st.integers(1, 3000), most=st.integers(1, 3000))
+@hypothesis_settings(derandomize=True, deadline=None, max_examples=30)
+def test_shards_together_read_every_row_once_in_order(tmp_path_factory: pytest.TempPathFactory, count: int, group: int, most: int) -> None:
+    # Few but large enough to cross the batches a row group is read in.
+    group, most = max(group, count // 40), max(most, count // 40)
+    folder = tmp_path_factory.mktemp("read")
+    table = pa.table({"image": pa.nulls(count, pa.string()), "query": [f"thing {i}" for i in range(count)]})
+    pq.write_table(table, folder / "a.parquet", row_group_size=group)
+    settings = RunSettings(input=str(folder / "a.parquet"), output=str(folder / "out"), shard_rows=most)
+    shards = make_plan(settings, REVISION).shards
+    found = [read_rows(shard, settings.segment)[0] for shard in shards]
+    assert [row.query for rows in found for row in rows] == [f"thing {i}" for i in range(count)]
+    assert [[row.row for row in rows] for rows in found] == [list(range(shard.rows)) for shard in shards]
+    assert len({row.row_id for rows in found for row in rows}) == count
+
+
+def test_a_column_of_uris(tmp_path: Path) -> None:
+    for name in ("a.png", "deep/b.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    uris = ["a.png", "deep/b.png", str(tmp_path / "c.png"), (tmp_path / "c.png").as_uri(), "d.png", "ftp://host/a.png", None, ""]
+    pq.write_table(pa.table({"image": uris, "query": ["x"] * len(uris)}), tmp_path / "in.parquet")
+    masks, rejects = run(tmp_path / "in.parquet", tmp_path / "out")
+    assert [row["image_uri"] for row in masks] == uris[:4]
+    assert len({row["image_id"] for row in masks}) == 1
+    assert [row["code"] for row in rejects] == [
+        RejectCode.IMAGE_NOT_FOUND, RejectCode.URI_NOT_ALLOWED, RejectCode.MISSING_IMAGE, RejectCode.MISSING_IMAGE,
+    ]  # fmt: skip
+    assert [row["image_uri"] for row in rejects] == uris[4:]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_a_column_of_bytes(tmp_path: Path, kind: pa.DataType) -> None:
+    images = pa.array([png(1), None, png(2)], kind)
+    pq.write_table(pa.table({"image": images, "query": ["x", "y", "z"]}), tmp_path / "in.parquet")
+    masks, rejects = run(tmp_path / "in.parquet", tmp_path / "out")
+    assert [row["query"] for row in masks] == ["x", "z"]
+    assert [row["code"] for row in rejects] == [RejectCode.MISSING_IMAGE]
+
+
+def test_a_table_that_polars_wrote(tmp_path: Path) -> None:
+    columns = {"image": [png(1), png(2)], "query": ["x", "y"], "row_id": [7, 8], "spatial_refs": [[[0.5, 0.5]], None]}
+    pl.DataFrame(columns).write_parquet(tmp_path / "in.parquet")
+    masks, rejects = run(tmp_path / "in.parquet", tmp_path / "out")
+    assert ([row["row_id"] for row in masks], rejects) == (["7", "8"], [])
+
+
+def test_dictionary_columns(tmp_path: Path) -> None:
+    queries = pa.array(["x", "y", "x"]).dictionary_encode()
+    pq.write_table(pa.table({"image": [png(1)] * 3, "query": queries}), tmp_path / "in.parquet")
+    assert [row["query"] for row in run(tmp_path / "in.parquet", tmp_path / "out")[0]] == ["x", "y", "x"]
+
+
+def test_of_a_row_id_that_repeats_the_first_row_wins_across_files(tmp_path: Path) -> None:
+    good = {"image": png(1)}
+    write_input(tmp_path / "in/a.parquet", [good | {"row_id": 1, "query": "first"}, good | {"row_id": 2, "query": "only"}])
+    write_input(tmp_path / "in/b.parquet", [good | {"row_id": "1", "query": "second"}, good | {"row_id": None, "query": "unnamed"}])
+    masks, rejects = run(tmp_path / "in", tmp_path / "out", shard_rows=1)
+    assert sorted(row["query"] for row in masks) == ["first", "only", "unnamed"]
+    assert [(row["row_id"], row["query"], row["code"]) for row in rejects] == [("1", "second", RejectCode.DUPLICATE_ROW_ID)]
+
+
+def test_derived_row_ids_follow_place_and_content(tmp_path: Path) -> None:
+    rows = [{"image": png(1), "query": "x"}, {"image": png(1), "query": "x"}]
+    write_input(tmp_path / "in/a.parquet", rows)
+    write_input(tmp_path / "in/b.parquet", rows)
+    first = [row["row_id"] for row in run(tmp_path / "in", tmp_path / "out")[0]]
+    assert len(set(first)) == 4
+    again = [row["row_id"] for row in run(tmp_path / "in", tmp_path / "again", shard_rows=1)[0]]
+    assert sorted(again) == sorted(first), "how the input is cut does not name its rows"
