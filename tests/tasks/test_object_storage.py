@@ -1,0 +1,94 @@
+"""The pipeline on a real S3-compatible server: whole folders, reruns, and files replaced under way."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from schemas.settings import RunSettings
+from tasks.plan import make_plan
+from tasks.read import InputChangedError
+from tasks.shard import process_shard
+from tasks.storage import Store
+from tasks.summarize import newest_run, publish, status, summarize
+from tasks.verify import require, verify
+from tasks.write import masks_path
+from tests.conftest import png, write_input
+from tests.fakes import REVISION, FakeSegmenter
+
+ROWS = [{"image": png(seed), "query": f"thing {seed}"} for seed in range(5)]
+
+
+@pytest.fixture
+def lake(s3: str) -> Store:
+    """An empty folder of the bucket."""
+    return Store.open(f"{s3}/{uuid4().hex}")
+
+
+def settings_of(lake: Store, input: str = "in") -> RunSettings:
+    return RunSettings(input=f"s3://{lake.root}/{input}", output=f"s3://{lake.root}/out", shard_rows=2)
+
+
+def put_table(lake: Store, name: str, rows: list[dict[str, object]], tmp_path: Path) -> None:
+    lake.write_bytes(name, Path(write_input(tmp_path / "table.parquet", rows)).read_bytes())
+
+
+def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) -> None:
+    put_table(lake, "in/a.parquet", ROWS, tmp_path)
+    put_table(lake, "in/deep/b.parquet", [{"image": "c.png", "query": "x"}, {"image": "d.png", "query": "x"}], tmp_path)
+    lake.write_bytes("in/deep/c.png", png(9))
+    settings = settings_of(lake)
+    plan = make_plan(settings, REVISION)
+    assert [(shard.name, shard.rows) for shard in plan.shards] == [("a.parquet", 2)] * 2 + [("a.parquet", 1), ("deep/b.parquet", 2)]
+    for shard in plan.pending:
+        process_shard(shard, settings, FakeSegmenter())
+    require(verify(plan, settings))
+    now = datetime.now(UTC)
+    publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+    output = Store.open(settings.output)
+    assert (newest_run(output).masks, newest_run(output).rejects) == (6, {"image_not_found": 1})
+    assert status(settings.output).unpublished == 0
+
+    written = {shard.shard_id: output.read_bytes(masks_path(shard.shard_id)) for shard in plan.shards}
+    assert make_plan(settings, REVISION).pending == ()
+    for shard in plan.shards:
+        process_shard(shard, settings, FakeSegmenter())
+    assert written == {shard_id: output.read_bytes(masks_path(shard_id)) for shard_id in written}
+
+
+def test_patterns(lake: Store, tmp_path: Path) -> None:
+    for name in ("a", "b", "_c"):
+        put_table(lake, f"in/{name}.parquet", ROWS[:1], tmp_path)
+    whole = make_plan(settings_of(lake), REVISION)
+    for pattern in ("in/*.parquet", "in/?.parquet", "in/[ab].parquet"):
+        assert make_plan(settings_of(lake, pattern), REVISION).shards == whole.shards
+    assert [shard.name for shard in whole.shards] == ["a.parquet", "b.parquet"]
+
+
+def test_a_replaced_object_is_noticed_and_planned_anew(lake: Store, tmp_path: Path) -> None:
+    put_table(lake, "in/a.parquet", ROWS, tmp_path)
+    settings = settings_of(lake)
+    before = make_plan(settings, REVISION)
+    process_shard(before.shards[0], settings, FakeSegmenter())
+    put_table(lake, "in/a.parquet", ROWS[::-1], tmp_path)
+    with pytest.raises(InputChangedError, match="Run again"):
+        process_shard(before.shards[1], settings, FakeSegmenter())
+    after = make_plan(settings, REVISION)
+    assert after.done == frozenset()
+    assert {shard.shard_id for shard in before.shards}.isdisjoint(shard.shard_id for shard in after.shards)
+
+
+def test_a_lost_row_is_seen_in_what_lies_there(lake: Store, tmp_path: Path) -> None:
+    put_table(lake, "in/a.parquet", ROWS, tmp_path)
+    settings = settings_of(lake)
+    plan = make_plan(settings, REVISION)
+    for shard in plan.pending:
+        process_shard(shard, settings, FakeSegmenter())
+    output = Store.open(settings.output)
+    output.fs.rm_file(output.full(masks_path(plan.shards[1].shard_id)))
+    (violation,) = verify(plan, settings).violations
+    assert plan.shards[1].shard_id in violation
+    assert "is missing" in violation
