@@ -30,6 +30,8 @@ class FakeSegmenter:
         self.revision = REVISION if model is None else resolve_model(model).revision
 
     def check_query(self, object: str, spatial_refs: Sequence[Sequence[float]] = ()) -> None:
+        if not object.strip():
+            raise QueryError("empty_query", f"query = {object!r}: has no words")
         if len(object.split()) > 64:
             raise QueryError("query_too_long", f"query has {len(object.split())} words, more than the limit of 64; shorten it")
         for ref in spatial_refs:
