@@ -92,3 +92,12 @@ def test_a_lost_row_is_seen_in_what_lies_there(lake: Store, tmp_path: Path) -> N
     (violation,) = verify(plan, settings).violations
     assert plan.shards[1].shard_id in violation
     assert "is missing" in violation
+
+
+def test_what_another_writer_put_there_is_seen(lake: Store, tmp_path: Path) -> None:
+    put_table(lake, "in/a.parquet", ROWS[:1], tmp_path)
+    settings = settings_of(lake)
+    assert make_plan(settings, REVISION).files == 1
+    elsewhere = type(lake.fs)(**lake.fs.storage_options, skip_instance_cache=True)
+    elsewhere.pipe_file(lake.full("in/b.parquet"), (tmp_path / "table.parquet").read_bytes())
+    assert make_plan(settings, REVISION).files == 2
