@@ -6,7 +6,6 @@ Heavy libraries are imported inside the commands that need them, so that `--help
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,9 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from flows.console import err, out, print_json, progress_bar, summary_table, two_columns
+from flows.console import err, out, print_json, progress, summary_table, two_columns
+from flows.prefect_api import configure, start_own_api
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from flows.console import Watch
+    from schemas.runs import RunSummary
     from schemas.settings import RunSettings
 
 app = typer.Typer(
@@ -26,7 +31,7 @@ app = typer.Typer(
 import_app = typer.Typer(no_args_is_help=True, help="Turn data sets into input tables.")
 app.add_typer(import_app, name="import")
 
-RESUME = "What is done has its receipts; the same command takes up the rest."
+RESUME = "what is done has its receipts, and the same command takes up the rest"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Model = Annotated[str, typer.Option(help="demo, a local folder, or a hub repository such as moondream/moondream3-preview.")]
@@ -82,11 +87,9 @@ def segment(
     Example: [bold]wordmask segment scene.png "the red circle" --overlay out.png[/bold]
     """
     from model.segmenter import Query, Segmenter
-    from schemas.settings import SegmentSettings
-    from tasks.images import decode
 
     refs = tuple(_numbers("--point", text, 2) for text in point or ()) + tuple(_numbers("--box", text, 4) for text in box or ())
-    pixels = decode(image.read_bytes(), SegmentSettings())
+    pixels = _read_image(image)
     segmenter = Segmenter.from_pretrained(
         model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations
     )
@@ -109,6 +112,16 @@ def segment(
     ]
     rows += [("overlay", str(overlay))] if overlay is not None else []
     out.print(two_columns(f"“{expression}” in {image.name}", rows))
+
+
+def _read_image(path: Path) -> NDArray[np.uint8]:
+    from schemas.settings import SegmentSettings
+    from tasks.images import ImageError, decode
+
+    try:
+        return decode(path.read_bytes(), SegmentSettings())
+    except ImageError as error:
+        raise ValueError(f"{path}: {error.detail}; {error.code.remedy}") from None
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
@@ -148,18 +161,13 @@ def run(
         max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https,
         batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries,
     )  # fmt: skip
-    _quiet_prefect(verbose)
-    from flows.segment import segment as segment_flow
-    from flows.segment import watcher
-
-    with progress_bar(quiet=json or not err.is_terminal) as watch:
-        token = watcher.set(watch)
-        try:
-            summary = segment_flow(settings)
-        except KeyboardInterrupt:
-            raise SystemExit(_stopped()) from None
-        finally:
-            watcher.reset(token)
+    _check_local_input(settings)
+    try:
+        with progress(json) as watch:
+            summary = _segment_flow(settings, watch, verbose)
+    except KeyboardInterrupt:
+        _complain("stopped", RESUME)
+        raise SystemExit(130) from None
     if json:
         print_json(summary.model_dump(mode="json"))
     else:
@@ -167,25 +175,26 @@ def run(
         out.print(f"[dim]masks are in[/dim] {output.rstrip('/')}/masks")
 
 
-def _stopped() -> int:
-    _complain("stopped", RESUME)
-    return 130
+def _check_local_input(settings: RunSettings) -> None:
+    """Footers of local files are read in a moment, while Prefect takes seconds to start: an input that cannot be used is told first."""
+    from tasks.plan import input_files
+    from tasks.storage import Store
+
+    if Store.open(settings.input).is_local:
+        input_files(settings)
 
 
-def _quiet_prefect(verbose: bool) -> None:
-    """Prefect reads its settings when it is imported, so they are set before. No telemetry unless the user set it up."""
-    defaults = {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING" if verbose else "CRITICAL",
-        "PREFECT_CLI_COLORS": "false",
-    }  # fmt: skip
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    if not verbose:
-        import logging
+def _segment_flow(settings: RunSettings, watch: Watch | None, verbose: bool) -> RunSummary:
+    configure(verbose)
+    from flows.segment import segment as segment_flow
+    from flows.segment import watcher
 
-        for name in ("distributed", "prefect", "asyncio", "tornado"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    start_own_api()
+    token = watcher.set(watch)
+    try:
+        return segment_flow(settings)
+    finally:
+        watcher.reset(token)
 
 
 @app.command()
@@ -237,16 +246,24 @@ def status(output: Output, json: Json = False) -> None:
         print_json(found.model_dump(mode="json"))
         return
     if not found.runs:
-        out.print(f"{output}: no published run; {found.shards:,} shards are done. [dim]`wordmask run` takes up what is left.[/dim]")
+        out.print(f"{output}: no published run; {_count(found.shards, 'shard')} done. [dim]`wordmask run` takes up what is left.[/dim]")
         return
-    out.print(f"[bold]{output}[/bold]: {len(found.runs)} published runs, {found.shards:,} shards, {found.unpublished:,} unpublished")
+    out.print(f"[bold]{output}[/bold]: {_count(len(found.runs), 'published run')}, {_count(found.shards, 'shard')}", end="")
+    out.print(f", {found.unpublished:,} of them in no published run" if found.unpublished else "")
     for summary in found.runs:
         out.print(summary_table(summary))
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 @app.command()
 def models(json: Json = False) -> None:
-    """Say which models there are and what each was trained on."""
+    """Say which models there are and what each was trained on.
+
+    Example: [bold]wordmask models --json[/bold]
+    """
     from model.registry import list_models
 
     cards = list_models()
@@ -381,7 +398,7 @@ def _explain(error: Exception) -> int:
         _complain("error", str(error))
         return 2
     if isinstance(error, (RuntimeError, OSError)):
-        _complain("failed", f"{error}\n{RESUME}")
+        _complain("failed", str(error))
         return 1
     raise error
 

@@ -6,15 +6,18 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 import dask
 import torch
 from distributed import Client, LocalCluster
 
-from schemas.settings import RunSettings
+from flows.interrupts import held_back
+from schemas.settings import ModelSettings, RunSettings
 from tasks.worker import SEGMENTER, ResidentModel
 
 CONNECT_SECONDS = 20
+LOCALHOST = "127.0.0.1"
 
 
 class ClusterError(RuntimeError):
@@ -23,19 +26,26 @@ class ClusterError(RuntimeError):
 
 @contextmanager
 def open_cluster(settings: RunSettings, factory: str = SEGMENTER) -> Iterator[Client]:
-    """A client of workers that hold the model, each shard's whole share of the machine.
+    """A client of workers that hold the model, each worker with its share of the machine.
 
     Raises:
-        ClusterError: no scheduler answers at `settings.scheduler`.
+        ClusterError: no scheduler answers at `settings.scheduler`, it has no workers, or they lack this package.
     """
-    with _quiet_dask(), _connect(settings) as client:
-        client.register_plugin(ResidentModel(settings.model, settings.segment, threads=_threads(settings), factory=factory))
+    with _run_owns_retries(), _connect(settings) as client:
+        model = ResidentModel(worker_model(settings), settings.segment, threads=_threads(settings), factory=factory)
+        try:
+            client.register_plugin(model)
+        except ImportError as error:
+            raise ClusterError(
+                f"a worker cannot import {error.name}: install wordmask on every worker, in the version that runs here"
+            ) from None
         yield client
 
 
-def shard_resources(settings: RunSettings) -> dict[str, float]:
-    """What one shard occupies of a worker: a GPU where the workers we start have one."""
-    return {"GPU": 1} if settings.scheduler is None and _gpus(settings) else {}
+def shard_resources(client: Client) -> dict[str, float]:
+    """What one shard occupies of a worker: a GPU where every worker offers one, so that each works on one shard at a time."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return {"GPU": 1} if workers and all(worker["resources"].get("GPU") for worker in workers) else {}
 
 
 def worker_count(settings: RunSettings) -> int:
@@ -43,12 +53,27 @@ def worker_count(settings: RunSettings) -> int:
     return settings.workers or _gpus(settings) or _cores()
 
 
+def worker_model(settings: RunSettings) -> ModelSettings:
+    """The model as a worker is told to load it. dask-cuda makes each worker's own GPU its first one; without it,
+    `ResidentModel` takes the one of the worker's number."""
+    return settings.model.model_copy(update={"device": "cuda:0"}) if _wants_dask_cuda(settings) else settings.model
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus(settings: RunSettings) -> int:
-    return 0 if (settings.model.device or "cuda").startswith("cpu") else torch.cuda.device_count()
+    """GPUs to use on this machine."""
+    device = settings.model.device
+    if device in (None, "cuda"):
+        return torch.cuda.device_count()
+    return int(device.startswith("cuda:"))
+
+
+def _wants_dask_cuda(settings: RunSettings) -> bool:
+    chosen_by_us = settings.scheduler is None and settings.model.device in (None, "cuda")
+    return chosen_by_us and 0 < worker_count(settings) <= _gpus(settings) and importlib.util.find_spec("dask_cuda") is not None
 
 
 def _threads(settings: RunSettings) -> int | None:
@@ -57,37 +82,49 @@ def _threads(settings: RunSettings) -> int | None:
 
 
 @contextmanager
-def _quiet_dask() -> Iterator[None]:
-    # A worker's death is reported at once rather than after three silent repetitions: the run owns the retries.
+def _run_owns_retries() -> Iterator[None]:
+    # A worker's death is reported at once rather than after three silent repetitions: the run counts the attempts.
     with dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.admin.log-length": 0}):
         yield
 
 
 @contextmanager
 def _connect(settings: RunSettings) -> Iterator[Client]:
-    if settings.scheduler is not None:
-        try:
-            client = Client(settings.scheduler, timeout=CONNECT_SECONDS)
-        except OSError as error:
-            raise ClusterError(
-                f"--scheduler {settings.scheduler}: no Dask scheduler answers there ({error}). Start one with `dask scheduler`"
-            ) from None
-        with client:
+    if settings.scheduler is None:
+        with _local_cluster(settings) as cluster, Client(cluster) as client:
             yield client
         return
-    with _local_cluster(settings) as cluster, Client(cluster) as client:
+    try:
+        client = Client(settings.scheduler, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"--scheduler {settings.scheduler}: no Dask scheduler answers there ({error}). Start one with `dask scheduler`"
+        ) from None
+    with client:
+        _require_workers(client, settings.scheduler)
         yield client
+
+
+def _require_workers(client: Client, scheduler: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+    except TimeoutError:
+        raise ClusterError(
+            f"--scheduler {scheduler}: has no workers after {CONNECT_SECONDS} s. Start some with `dask worker {scheduler}`"
+        ) from None
 
 
 def _local_cluster(settings: RunSettings) -> LocalCluster:
     count, gpus, threads = worker_count(settings), _gpus(settings), _threads(settings)
-    if gpus and importlib.util.find_spec("dask_cuda"):
-        from dask_cuda import LocalCUDACluster  # an option, so imported only where it is used
-
-        return LocalCUDACluster(n_workers=count, host="127.0.0.1", dashboard_address=None, resources={"GPU": 1})
+    # No memory limit: Dask's acts on data it holds, and it holds receipts; what it would kill is a large model while it loads.
+    options = {"n_workers": count, "threads_per_worker": 1, "host": LOCALHOST, "dashboard_address": None, "memory_limit": 0}
+    options |= {"silence_logs": "CRITICAL", "resources": {"GPU": 1} if gpus else None}
     environ = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": environ}):
-        return LocalCluster(
-            n_workers=count, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
-            silence_logs="CRITICAL", resources={"GPU": 1} if gpus else None,
-        )  # fmt: skip
+    resource_tracker.ensure_running()  # at its start it lets interrupts through again, so that must not happen within
+    # Workers outlive an interrupt until the cluster is closed, rather than dying of it with a traceback each.
+    with held_back(), dask.config.set({"distributed.nanny.pre-spawn-environ": environ}):
+        if _wants_dask_cuda(settings):
+            from dask_cuda import LocalCUDACluster  # an option, so imported only where it is used
+
+            return LocalCUDACluster(**options)
+        return LocalCluster(processes=True, **options)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from flows.segment import Tally
     from schemas.runs import RunSummary
+
+    Watch = Callable[[Tally], None]
+
+LOG_EVERY = 30.0  # seconds
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -24,16 +30,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def two_columns(title: str, rows: list[tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+def two_columns(title: str, rows: list[tuple[str, str]]) -> Group:
+    table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
     for name, value in rows:
-        table.add_row(name, value)
-    return table
+        table.add_row(name, Text(value))
+    return Group(Text(title, style="bold"), table)
 
 
-def summary_table(summary: RunSummary) -> Table:
+def summary_table(summary: RunSummary) -> Group:
     rows = [
         ("rows", f"{summary.rows:,}"),
         ("masks", f"{summary.masks - summary.absent:,}"),
@@ -51,16 +57,35 @@ def summary_table(summary: RunSummary) -> Table:
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Any]:
-    """Yields what a run tells its progress to: a bar on the terminal's error stream, so that output can be piped."""
-    if quiet:
-        yield None
-        return
+def progress(json: bool) -> Iterator[Watch | None]:
+    """Yields what a run tells its progress to, on the error stream so that output can be piped: a bar on a terminal, a
+    line now and then in a log, nothing beside JSON."""
+    if err.is_terminal:
+        with _bar() as watch:
+            yield watch
+    else:
+        yield None if json else _log_lines()
+
+
+@contextmanager
+def _bar() -> Iterator[Watch]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        bar = progress.add_task("planning", total=None, note="")
+    with Progress(*columns, console=err, transient=True) as bars:
+        bar = bars.add_task("planning", total=None, note="")
 
         def watch(tally: Tally) -> None:
-            progress.update(bar, description="segmenting", total=tally.rows, completed=tally.done, note=str(tally))
+            bars.update(bar, description="segmenting", total=tally.rows, completed=tally.done, note=str(tally))
 
         yield watch
+
+
+def _log_lines() -> Watch:
+    last = -LOG_EVERY
+
+    def watch(tally: Tally) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LOG_EVERY or tally.done == tally.rows:
+            last = time.monotonic()
+            err.print(str(tally))
+
+    return watch

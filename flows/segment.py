@@ -6,9 +6,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from distributed import Client, Future, KilledWorker, as_completed
 from prefect import flow, task
@@ -27,6 +27,7 @@ from tasks.worker import SEGMENTER
 
 SHARDS_PER_WORKER = 2  # in flight: one running, one ready. Dask blames a dead worker's queue too, so it is kept short
 ARTIFACT_EVERY = 2.0  # seconds
+SHOWN = 10  # failed shards named in an error
 
 
 class ShardsFailedError(RuntimeError):
@@ -35,13 +36,17 @@ class ShardsFailedError(RuntimeError):
 
 @dataclass
 class Tally:
-    """How far a run is. `started` counts rows that earlier runs had done."""
+    """How far a run is. `done` counts rows of earlier runs too; `computed` only this one's, since the workers are ready."""
 
     rows: int
     done: int = 0
     rejected: int = 0
     computed: int = 0
-    began: float = field(default_factory=time.monotonic)
+    began: float | None = None
+
+    def start(self) -> None:
+        """Starting workers takes seconds that say nothing of the rows to come: the clock runs from here."""
+        self.began = time.monotonic()
 
     def add(self, receipt: Receipt) -> None:
         self.done += receipt.rows
@@ -50,12 +55,14 @@ class Tally:
 
     @property
     def rows_per_second(self) -> float:
-        return self.computed / max(time.monotonic() - self.began, 1e-9)
+        return self.computed / max(time.monotonic() - self.began, 1e-9) if self.began else 0.0
 
     def __str__(self) -> str:
         """Rows done, speed, rejects, time left."""
+        if self.began is None:
+            return f"{self.done:,}/{self.rows:,} rows, starting workers"
         if not self.computed:
-            return f"{self.done:,}/{self.rows:,} rows, loading the model"
+            return f"{self.done:,}/{self.rows:,} rows"
         left = (self.rows - self.done) / self.rows_per_second
         return f"{self.done:,}/{self.rows:,} rows, {self.rows_per_second:.1f} rows/s, {self.rejected:,} rejected, {left:,.0f} s left"
 
@@ -99,10 +106,19 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Non
     tally = Tally(rows=plan.rows, done=done_before)
     tell = _announce(tally)
     with open_cluster(settings, factory) as client:
-        failures = run_shards(client, plan.pending, settings, lambda receipt: (tally.add(receipt), tell(tally)))
+        tally.start()
+        tell(tally)
+
+        def done(receipt: Receipt) -> None:
+            tally.add(receipt)
+            tell(tally)
+
+        failures = run_shards(client, plan.pending, settings, done)
     if failures:
-        lines = [f"{shard.name} rows {shard.first_row}-{shard.first_row + shard.rows - 1}: {reason}" for shard, reason in failures[:10]]
-        raise ShardsFailedError(f"{len(failures)} of {len(plan.pending)} shards failed:\n" + "\n".join(lines))
+        lines = [f"{shard.name} rows {shard.first_row}-{shard.first_row + shard.rows - 1}: {reason}" for shard, reason in failures[:SHOWN]]
+        more = [f"... and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
+        what = f"{len(failures)} of {len(plan.pending)} shards failed; the rest are done, and the same command takes up these:"
+        raise ShardsFailedError("\n".join([what, *lines, *more]))
 
 
 @task(name="verify", cache_policy=NO_CACHE)
@@ -120,34 +136,42 @@ def run_shards(
     waiting, attempts = deque(shards), Counter[str]()
     in_flight: dict[str, Shard] = {}
     failures: list[tuple[Shard, str]] = []
-    resources = shard_resources(settings)
+    resources = shard_resources(client)
     completed = as_completed(raise_errors=False)
+    nonce = uuid4().hex[:8]  # another run on the same cluster may be at the same shard
 
     def submit_more() -> None:
         window = SHARDS_PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
         while waiting and len(in_flight) < window:
             shard = waiting.popleft()
             attempts[shard.shard_id] += 1
-            future = client.submit(
-                process_shard, shard, settings, key=f"{shard.shard_id}-{attempts[shard.shard_id]}", resources=resources, pure=False
-            )
+            key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
+            future = client.submit(process_shard, shard, settings, key=key, resources=resources, pure=False)
             in_flight[future.key] = shard
             completed.add(future)
 
     submit_more()
     while in_flight:
-        future: Future = next(completed)
+        future = next(completed)
         shard = in_flight.pop(future.key)
-        if future.status == "finished":
-            on_receipt(future.result())
+        outcome = _outcome(future)
+        if isinstance(outcome, Receipt):
+            on_receipt(outcome)
+        elif isinstance(outcome, (KilledWorker, OSError)) and attempts[shard.shard_id] <= settings.retries:
+            waiting.append(shard)
         else:
-            error = future.exception()
-            if isinstance(error, (KilledWorker, OSError)) and attempts[shard.shard_id] <= settings.retries:
-                waiting.append(shard)
-            else:
-                failures.append((shard, f"{type(error).__name__}: {error}" + f" (attempt {attempts[shard.shard_id]})"))
+            failures.append((shard, f"{type(outcome).__name__}: {outcome} (attempt {attempts[shard.shard_id]})"))
         submit_more()
     return failures
+
+
+def _outcome(future: Future) -> Receipt | Exception:
+    """A shard's receipt, or why it has none: its own exception, its worker's death, or a scheduler that went away."""
+    try:
+        receipt: Receipt = future.result()
+    except Exception as error:
+        return error
+    return receipt
 
 
 def _announce(tally: Tally) -> Callable[[Tally], None]:
