@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.eval.referring import Answer, ReferringScores, score
@@ -13,11 +14,12 @@ from tasks.storage import Store
 from tasks.summarize import newest_run
 from tasks.write import masks_path, rejects_path
 
+TRUTH_COLUMNS = "row_id and mask struct<size, counts>"
 
-def read_masks(output: Store, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Mask rows of the newest published run, shard by shard."""
-    for shard_id in newest_run(output).shard_ids:
-        yield from _rows(output, masks_path(shard_id), columns)
+
+def read_masks(output: Store, shard_id: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Mask rows of a shard, in row order."""
+    yield from _rows(output, masks_path(shard_id), columns)
 
 
 def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
@@ -46,12 +48,16 @@ def _rows(store: Store, path: str, columns: list[str]) -> Iterator[dict[str, Any
 
 def _truth(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
     store = Store.open(uri)
-    with store.fs.open(store.root, "rb", cache_type="none") as handle:
-        names = pq.read_schema(handle).names
-    if missing := {"row_id", "mask"} - set(names):
-        raise InputError(
-            f"truth {uri}: no column {', '.join(sorted(missing))}; needs row_id and mask struct<size, counts>, and has {', '.join(names)}"
-        )
+    try:
+        with store.fs.open(store.root, "rb", cache_type="none") as handle:
+            schema = pq.read_schema(handle)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"truth {uri}: not a readable Parquet file ({error})") from None
+    if missing := {"row_id", "mask"} - set(schema.names):
+        raise InputError(f"truth {uri}: no column {', '.join(sorted(missing))}; needs {TRUTH_COLUMNS}, and has {', '.join(schema.names)}")
+    kind = schema.field("mask").type
+    if not pa.types.is_struct(kind) or not {"size", "counts"} <= {field.name for field in kind}:
+        raise InputError(f"truth {uri}: column 'mask' is {kind}; needs {TRUTH_COLUMNS}")
     seen: set[str] = set()
     for row in _rows(store, "", ["row_id", "mask"]):
         row_id = str(row["row_id"])
