@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pycocotools import mask as coco
 
+from model import rle
 from schemas.queries import InputError
 from tasks.tables import write_table
+
+Record = dict[str, Any]
+POLYGON_NUMBERS = 6  # x and y of three corners: the least that encloses something
 
 
 @dataclass(frozen=True)
@@ -22,79 +26,155 @@ class Imported:
     missing_images: int
 
 
+@dataclass(frozen=True)
+class Instances:
+    """A COCO instances file by id. `path` is for messages."""
+
+    path: Path
+    images: dict[Any, Record]
+    annotations: dict[Any, Record]
+    categories: dict[Any, Record]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one row asks: the words that single out an annotation. `where` it stands is for messages."""
+
+    row_id: str
+    annotation: Record
+    query: str
+    where: str
+
+
 def import_coco(instances: Path, images: Path, dest: str, *, expressions: Path | None = None) -> Imported:
     """Write one row per expression (row_id = ref_id), or without expressions one per instance, asking for its category
     (row_id = annotation id). Ordered by image, so that an image's queries meet in one batch.
 
+    An image file that is not there leaves its rows with a path and null bytes, which a run rejects one by one.
+
     Raises:
-        InputError: a file is not what it should be, or an expression names an unknown annotation.
+        InputError: a file is not what it should be; the message names the record.
     """
-    data = _load_instances(instances)
-    missing: set[str] = set()
-    asked = list(_asked(data, expressions))
-    rows = write_table(dest, _rows(data, asked, images, missing))
-    names = {image["id"]: image["file_name"] for image in data["images"]}
-    return Imported(rows=rows, missing_images=sum(names[annotation["image_id"]] in missing for _, annotation, _ in asked))
+    data = _load(instances)
+    asked = _of_categories(data) if expressions is None else _of_expressions(expressions, data)
+    questions = sorted(_distinct(asked), key=lambda question: _image_of(question, data)["id"])
+    missing: set[Any] = set()
+    rows = write_table(dest, _rows(questions, data, images, missing))
+    return Imported(rows=rows, missing_images=sum(question.annotation["image_id"] in missing for question in questions))
 
 
-def _load_instances(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Instances:
     try:
-        data: dict[str, Any] = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}). Give a COCO instances file") from None
-    if missing := [key for key in ("images", "annotations", "categories") if key not in data]:
-        raise InputError(f"{path}: no {', '.join(missing)} in it. Give a COCO instances file")
-    return data
+    tables = {"images": ("file_name", "height", "width"), "annotations": ("image_id", "segmentation"), "categories": ("name",)}
+    if not isinstance(data, dict) or (missing := [name for name in tables if not isinstance(data.get(name), list)]):
+        raise InputError(f"{path}: no list {', '.join(missing) if isinstance(data, dict) else 'of images'}. Give a COCO instances file")
+    by_id = {
+        name: {record["id"]: record for record in _whole(data[name], ("id", *fields), f"{path}, {name}")} for name, fields in tables.items()
+    }
+    return Instances(path=path, **by_id)
 
 
-def _asked(data: dict[str, Any], expressions: Path | None) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(row_id, annotation, query) in order of image, then of the source."""
-    if expressions is None:
-        names = {category["id"]: category["name"] for category in data["categories"]}
-        asked = [(str(a["id"]), a, names[a["category_id"]]) for a in data["annotations"]]
-    else:
-        annotations = {annotation["id"]: annotation for annotation in data["annotations"]}
-        asked = list(_expressions(expressions, annotations))
-    yield from sorted(asked, key=lambda item: item[1]["image_id"])
+def _whole(records: list[Any], fields: Iterable[str], where: str) -> Iterator[Record]:
+    for index, record in enumerate(records):
+        if not isinstance(record, dict) or (absent := [field for field in fields if field not in record]):
+            lacks = ", ".join(absent) if isinstance(record, dict) else "everything: it is no object"
+            raise InputError(f"{where}[{index}]: lacks {lacks}")
+        yield record
 
 
-def _expressions(path: Path, annotations: dict[int, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+def _of_categories(data: Instances) -> Iterator[Question]:
+    for key, annotation in data.annotations.items():
+        where = f"{data.path}, annotation {key}"
+        category = _look_up(annotation.get("category_id"), data.categories, "category_id", where)
+        yield Question(row_id=str(key), annotation=annotation, query=category["name"], where=where)
+
+
+def _of_expressions(path: Path, data: Instances) -> Iterator[Question]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            ref = json.loads(line)
-            annotation = annotations[ref["annotation_id"]]
-            yield str(ref["ref_id"]), annotation, ref["expression"]
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: not a JSON object ({error})") from None
-        except KeyError as error:
-            needed = "each line needs ref_id, image_id, annotation_id, expression, and an annotation_id of the instances file"
-            raise InputError(f"{path}, line {number}: {error} is missing or unknown; {needed}") from None
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: not JSON ({error})") from None
+        (ref,) = _whole([record], ("ref_id", "image_id", "annotation_id", "expression"), where)
+        annotation = _look_up(ref["annotation_id"], data.annotations, "annotation_id", where)
+        if ref["image_id"] != annotation["image_id"]:
+            raise InputError(f"{where}: image_id = {ref['image_id']!r}, but its annotation lies in image {annotation['image_id']!r}")
+        if not isinstance(ref["expression"], str):
+            raise InputError(f"{where}: expression = {ref['expression']!r}: must be a string")
+        yield Question(row_id=str(ref["ref_id"]), annotation=annotation, query=ref["expression"], where=where)
 
 
-def _rows(data: dict[str, Any], asked: list[tuple[str, dict[str, Any], str]], folder: Path, missing: set[str]) -> Iterator[dict[str, Any]]:
-    images = {image["id"]: image for image in data["images"]}
-    name, data_bytes = "", None
-    for row_id, annotation, query in asked:
-        image = images[annotation["image_id"]]
-        if image["file_name"] != name:
-            name = image["file_name"]
-            path = folder / name
-            data_bytes = path.read_bytes() if path.is_file() else None
-            if data_bytes is None:
-                missing.add(name)
-        truth = true_rle(annotation["segmentation"], image["height"], image["width"])
-        yield {"row_id": row_id, "image": {"bytes": data_bytes, "path": name}, "query": query, "mask": truth}
+def _image_of(question: Question, data: Instances) -> Record:
+    return _look_up(question.annotation["image_id"], data.images, "image_id", question.where)
 
 
-def true_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """COCO's polygons, uncompressed or compressed runs, as one compressed RLE with string counts."""
+def _look_up(key: Any, table: dict[Any, Record], field: str, where: str) -> Record:
+    try:
+        return table[key]
+    except (KeyError, TypeError):
+        raise InputError(f"{where}: {field} = {key!r}: the instances file has none of that id") from None
+
+
+def _distinct(questions: Iterable[Question]) -> Iterator[Question]:
+    seen: dict[str, str] = {}
+    for question in questions:
+        if question.row_id in seen:
+            raise InputError(
+                f"{question.where}: ref_id = {question.row_id!r} stands at {seen[question.row_id]} too. "
+                "It becomes the row_id, so give each expression its own"
+            )
+        seen[question.row_id] = question.where
+        yield question
+
+
+def _rows(questions: Iterable[Question], data: Instances, folder: Path, missing: set[Any]) -> Iterator[Record]:
+    """`missing` gets the ids of the images whose file is not there."""
+    read: tuple[Any, bytes | None] = (None, None)
+    for question in questions:
+        image = _image_of(question, data)
+        if read[0] != image["id"]:
+            path = folder / image["file_name"]
+            read = (image["id"], path.read_bytes() if path.is_file() else None)
+        if read[1] is None:
+            missing.add(image["id"])
+        try:
+            truth = true_rle(question.annotation["segmentation"], image["height"], image["width"])
+        except ValueError as error:
+            raise InputError(f"{data.path}, annotation {question.annotation['id']}: {error}") from None
+        yield {"row_id": question.row_id, "image": {"bytes": read[1], "path": image["file_name"]}, "query": question.query, "mask": truth}
+
+
+def true_rle(segmentation: Any, height: int, width: int) -> rle.Rle:
+    """COCO's polygons (pixels), or its uncompressed or compressed runs (crowds), as one compressed RLE with string counts.
+
+    Raises:
+        ValueError: it is none of these, a polygon has no area to speak of, or the runs do not fit height x width.
+    """
     if isinstance(segmentation, list):
-        merged = coco.merge(coco.frPyObjects(segmentation, height, width))
+        merged = coco.merge(coco.frPyObjects(_polygons(segmentation), height, width))
+    elif not isinstance(segmentation, dict) or "counts" not in segmentation or list(segmentation.get("size", ())) != [height, width]:
+        raise ValueError(f"segmentation: must be a list of polygons, or counts with size [{height}, {width}] as the image has")
     elif isinstance(segmentation["counts"], list):
         merged = coco.frPyObjects(segmentation, height, width)
     else:
         merged = segmentation
     counts = merged["counts"]
-    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    found = rle.Rle(size=[height, width], counts=counts.decode("ascii") if isinstance(counts, bytes) else counts)
+    rle.validate(found)
+    return found
+
+
+def _polygons(segmentation: list[Any]) -> list[list[float]]:
+    if not segmentation:
+        raise ValueError("segmentation: is empty; leave the annotation out, or give its outline")
+    for index, polygon in enumerate(segmentation):
+        if not isinstance(polygon, list) or len(polygon) < POLYGON_NUMBERS or len(polygon) % 2:
+            count = len(polygon) if isinstance(polygon, list) else 0
+            raise ValueError(f"segmentation[{index}]: has {count} numbers; a polygon needs x and y of three corners or more")
+    return segmentation

@@ -25,14 +25,18 @@ ROW_GROUP_ROWS = 256
 
 
 def write_table(dest: str, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows of `TRUTH_TABLE` to one Parquet file with bounded row groups; how many there were."""
+    """Write rows of `TRUTH_TABLE` to one Parquet file with bounded row groups; how many there were.
+
+    The file appears when it is whole: an error among the rows leaves none, and an older one of that name as it was.
+    """
     store = Store.open(dest)
     if store.is_local:
         store.fs.makedirs(store.root.rsplit("/", 1)[0], exist_ok=True)
     count = 0
-    with store.fs.open(store.root, "wb") as handle, pq.ParquetWriter(handle, TRUTH_TABLE, compression="zstd") as writer:
+    # Closing a ParquetWriter writes a footer even after an error, so without the transaction half a table would look whole.
+    with store.fs.transaction, store.fs.open(store.root, "wb") as handle, pq.ParquetWriter(handle, TRUTH_TABLE, compression="zstd") as out:
         for group in _groups(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema=TRUTH_TABLE))
+            out.write_table(pa.Table.from_pylist(group, schema=TRUTH_TABLE))
             count += len(group)
     return count
 

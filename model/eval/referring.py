@@ -36,20 +36,31 @@ class Answer:
 
 
 def score(truth: Iterable[tuple[str, Mapping[str, Any]]], answers: Mapping[str, Answer]) -> ReferringScores:
-    """Score (row_id, true RLE) pairs against answers by row_id. Raises ValueError if a mask's size is not the truth's."""
+    """Score (row_id, true RLE) pairs against answers by row_id. Raises ValueError, naming the row, if a mask is no RLE or its
+    size is not the truth's."""
     overlaps: list[Overlap] = []
     boundaries: list[Overlap] = []
     counts = dict.fromkeys(("mask", "absent", "rejected", "missing"), 0)
     for row_id, true_rle in truth:
         answer = answers.get(row_id, Answer("missing"))
         counts[answer.status] += 1
-        true_mask = rle.decode(rle.Rle(size=list(true_rle["size"]), counts=true_rle["counts"]))
-        predicted = np.zeros_like(true_mask)
-        if answer.mask is not None:
-            predicted = rle.decode(rle.Rle(size=list(answer.mask["size"]), counts=answer.mask["counts"]))
+        true_mask = _decode(row_id, "true", true_rle)
+        predicted = np.zeros_like(true_mask) if answer.mask is None else _decode(row_id, "predicted", answer.mask)
+        if predicted.shape != true_mask.shape:
+            raise ValueError(
+                f"row_id = {row_id!r}: the predicted mask is {predicted.shape}, the true one {true_mask.shape} (height, width); "
+                "both must have the size of the image, EXIF orientation applied"
+            )
         overlaps.append(overlap(predicted, true_mask))
         boundaries.append(boundary_overlap(predicted, true_mask))
     return ReferringScores(
         rows=len(overlaps), masks=counts["mask"], absent=counts["absent"], rejected=counts["rejected"], missing=counts["missing"],
         miou=miou(overlaps), ciou=ciou(overlaps), boundary_iou=miou(boundaries),
     )  # fmt: skip
+
+
+def _decode(row_id: str, which: str, mask: Mapping[str, Any]) -> np.ndarray:
+    try:
+        return rle.decode(rle.Rle(size=list(mask["size"]), counts=mask["counts"]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"row_id = {row_id!r}: the {which} mask is no RLE: {error}") from None
