@@ -24,6 +24,9 @@ def clean(mask_HW: np.ndarray, *, area_fraction: float = 0.0015) -> np.ndarray:
         return mask_HW.copy()
     limit = area_fraction * height * width
     x0, y0, x1, y1 = max(x - PAD, 0), max(y - PAD, 0), min(x + w + PAD, width), min(y + h + PAD, height)
+    # OpenCV numbers components by 2 x 2 blocks, row by row. From an even row they come in the order they have in the whole image,
+    # which decides among islands that are equally large.
+    y0 -= y0 % 2
     if _outside_is_small(mask_HW.shape, (x0, y0, x1, y1), limit):
         x0, y0, x1, y1 = 0, 0, width, height
     cleaned = np.zeros_like(mask_HW)

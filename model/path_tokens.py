@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 PATH_SCALE = 960  # integers of a path are in a 960 x 960 box
 MINUS = "-"
+MAX_DIGITS = 16  # a longer number token is out of range, whatever it says
 ARITY = {"M": 2, "L": 2, "C": 6, "Z": 0}  # numbers per command; arguments may repeat, as in SVG
 
 
@@ -46,7 +47,7 @@ def parse_path(tokens: Sequence[str]) -> ParsedPath:
         step = _command(tokens, at, first=not commands)
         if step.text:
             commands.append(step.text)
-            drawn += tokens[at] not in "Mm"
+            drawn += tokens[at] not in "Mm" or len(step.text.split()) > 3  # further pairs of a move are lines, as in SVG
         if step.problem:
             problem = step.problem
             break
@@ -92,9 +93,9 @@ def _numbers(tokens: Sequence[str], at: int) -> tuple[list[int], int, str | None
         digits = at + negative
         if digits >= len(tokens) or not _is_number(tokens[digits]):
             return numbers, at, f"token {at}: a minus sign without a number" if negative else None
-        value = int(tokens[digits])
-        if value > PATH_SCALE:
-            return numbers, at, f"token {digits}: {value} is outside 0-{PATH_SCALE}"
+        value = int(tokens[digits][:MAX_DIGITS])  # Python refuses to read thousands of digits
+        if value > PATH_SCALE or len(tokens[digits]) > MAX_DIGITS:
+            return numbers, at, f"token {digits}: {tokens[digits][:MAX_DIGITS]} is outside 0-{PATH_SCALE}"
         numbers.append(-value if negative else value)
         at = digits + 1
     return numbers, at, None

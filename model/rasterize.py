@@ -20,6 +20,8 @@ POINT = 256 // CELL**2
 FULL_ROW = CELL * POINT
 HALF = 2 * 255  # half of four cells' alpha
 FLATNESS = 0.01  # pixels a flattened curve may be off
+MAX_CHORDS = 512  # per curve; a quarter circle across a 12 MP photograph takes some 260
+FAR = 1e9  # numbers are clipped to +- this: beyond any image, yet sums and products of them stay finite
 _TOKEN = re.compile(r"[A-Za-z]|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _ARITY = {"M": 2, "L": 2, "H": 1, "V": 1, "C": 6, "Z": 0}
 Point = tuple[float, float]
@@ -32,16 +34,18 @@ def rasterize(path: str, bbox: tuple[float, float, float, float], height: int, w
         path: SVG commands M L C Z (either case), in unit of box.
         bbox: (x_centre, y_centre, w, h) of that box, in unit of image. The path may leave the box, and the box the image.
 
+    Numbers beyond +-FAR, in the path or the box, are clipped to it.
+
     Raises:
         ValueError: the path text is malformed or a number is not finite.
     """
-    cx, cy, w, h = bbox
     if not all(map(isfinite, bbox)):
         raise ValueError(f"bbox = {bbox}: must be finite numbers")
+    cx, cy, w, h = (_clipped(value) for value in bbox)
     scale = np.array([w * width, h * height])
     origin = np.array([(cx - w / 2) * width, (cy - h / 2) * height])
     return _fill(
-        [outline * scale + origin for outline in flatten(path, tolerance=FLATNESS / max(scale.max(), 1e-9))],
+        [outline * scale + origin for outline in flatten(path, tolerance=FLATNESS / max(abs(scale).max(), 1e-9))],
         height,
         width,
     )
@@ -60,18 +64,17 @@ def flatten(path: str, tolerance: float) -> list[np.ndarray]:
     outlines: list[list[Point]] = []
     here: Point = (0.0, 0.0)
     for letter, numbers in _commands(path):
+        if not outlines and letter not in "Mm":
+            raise ValueError(f"path {path[:40]!r}: starts with {letter}, not with M")
         if letter in "Zz":
-            if outlines:
-                here = outlines[-1][0]
-                outlines.append([here])
+            here = outlines[-1][0]
+            outlines.append([here])
             continue
         arity = _ARITY[letter.upper()]
         for start in range(0, len(numbers), arity):
             points = _absolute(letter, numbers[start : start + arity], here)
             if letter in "Mm" and start == 0:
                 outlines.append([])
-            elif not outlines:
-                raise ValueError(f"path {path[:40]!r}: starts with {letter}, not with M")
             outlines[-1] += points if len(points) == 1 else _chords(here, *points, tolerance)
             here = points[-1]
     return [np.array(outline) for outline in outlines if len(outline) >= 3]
@@ -89,12 +92,16 @@ def _commands(path: str) -> list[tuple[str, list[float]]]:
         elif not commands or not isfinite(float(token)):
             raise ValueError(f"path {path[:40]!r}: number {token} is out of place or not finite")
         else:
-            commands[-1][1].append(float(token))
+            commands[-1][1].append(_clipped(float(token)))
     for letter, numbers in commands:
         arity = _ARITY[letter.upper()]
         if (len(numbers) % arity or not numbers) if arity else numbers:
             raise ValueError(f"path {path[:40]!r}: {letter} takes {arity} numbers, or a multiple of that, found {len(numbers)}")
     return commands
+
+
+def _clipped(value: float) -> float:
+    return min(max(value, -FAR), FAR)
 
 
 def _absolute(letter: str, numbers: list[float], here: Point) -> list[Point]:
@@ -107,12 +114,12 @@ def _absolute(letter: str, numbers: list[float], here: Point) -> list[Point]:
 
 
 def _chords(p0: Point, p1: Point, p2: Point, p3: Point, tolerance: float) -> list[Point]:
-    """Points of a cubic curve after p0. A chord over 1/n of it is at most 0.75 * bend / n**2 away."""
+    """Points of a cubic curve after p0, MAX_CHORDS at most. A chord over 1/n of it is at most 0.75 * bend / n**2 away."""
     bend = max(
         hypot(p0[0] - 2 * p1[0] + p2[0], p0[1] - 2 * p1[1] + p2[1]),
         hypot(p1[0] - 2 * p2[0] + p3[0], p1[1] - 2 * p2[1] + p3[1]),
     )
-    count = min(max(ceil(sqrt(0.75 * bend / tolerance)), 1), 128)
+    count = min(max(ceil(sqrt(0.75 * bend / tolerance)), 1), MAX_CHORDS)
     t = np.linspace(0, 1, count + 1)[1:, None]
     weights = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
     return [(float(x), float(y)) for x, y in weights @ np.array([p0, p1, p2, p3])]
@@ -123,6 +130,7 @@ def _fill(outlines: list[np.ndarray], height: int, width: int) -> np.ndarray:
     if not outlines:
         return mask
     points = np.concatenate(outlines)
+    assert np.isfinite(points).all()  # compiled code would write outside its arrays
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
     top, bottom = max(floor(max(y0, 0)), 0), min(ceil(min(y1, height)), height)
     left, right = max(floor(max(x0, 0)), 0), min(ceil(min(x1, width)), width)

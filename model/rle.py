@@ -13,6 +13,8 @@ import numba
 import numpy as np
 from pycocotools import mask as coco
 
+MAX_PIXELS = 2**32 - 1  # pycocotools counts in 32 bits, unchecked
+
 
 class Rle(TypedDict):
     """`size` is [height, width]; `counts` the compressed counts as ASCII."""
@@ -42,8 +44,12 @@ def validate(rle: Rle) -> None:
         raise ValueError(f"rle.size = {size!r}: must be [height, width], two integers that are not negative")
     if not isinstance(counts, str) or not counts.isascii():
         raise ValueError(f"rle.counts: must be an ASCII string of compressed counts, found {type(counts).__name__}")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"rle.size = {list(size)}: has more than the {MAX_PIXELS} pixels that 32-bit counts can say")
     total, whole, negative = _total(np.frombuffer(counts.encode("ascii"), np.uint8))
-    if not whole or negative or total != size[0] * size[1]:
+    if not whole or negative:
+        raise ValueError(f"rle.counts = {counts[:20]!r}...: {'a run is negative' if whole else 'ends within a run, or is no RLE text'}")
+    if total != size[0] * size[1]:
         raise ValueError(f"rle.counts: runs add up to {total} pixels, but size {list(size)} has {size[0] * size[1]}")
 
 
