@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from typing import Any
 
 import dask
 import torch
@@ -44,8 +45,16 @@ def open_cluster(settings: RunSettings, factory: str = SEGMENTER) -> Iterator[Cl
 
 def shard_resources(client: Client) -> dict[str, float]:
     """What one shard occupies of a worker: a GPU where every worker offers one, so that each works on one shard at a time."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    workers = workers_of(client)
     return {"GPU": 1} if workers and all(worker["resources"].get("GPU") for worker in workers) else {}
+
+
+def workers_of(client: Client) -> list[dict[str, Any]]:
+    """What the scheduler knows of its workers at this moment. Raises ClusterError if it went away."""
+    info = client.scheduler_info(n_workers=-1)
+    if "workers" not in info:
+        raise ClusterError("the Dask scheduler went away; shards with receipts are done, and the same command takes up the rest")
+    return list(info["workers"].values())
 
 
 def worker_count(settings: RunSettings) -> int:
@@ -116,9 +125,17 @@ def _require_workers(client: Client, scheduler: str) -> None:
 
 def _local_cluster(settings: RunSettings) -> LocalCluster:
     count, gpus, threads = worker_count(settings), _gpus(settings), _threads(settings)
-    # No memory limit: Dask's acts on data it holds, and it holds receipts; what it would kill is a large model while it loads.
-    options = {"n_workers": count, "threads_per_worker": 1, "host": LOCALHOST, "dashboard_address": None, "memory_limit": 0}
-    options |= {"silence_logs": "CRITICAL", "resources": {"GPU": 1} if gpus else None}
+    options: dict[str, Any] = {
+        "n_workers": count,
+        "threads_per_worker": 1,
+        "resources": {"GPU": 1} if gpus else None,
+        "host": LOCALHOST,
+        # Any free port for the status page: a fixed one would have a second run on this machine complain.
+        "dashboard_address": f"{LOCALHOST}:0",
+        # Dask's limit acts on data it holds, and it holds receipts; what it would kill is a large model while it loads.
+        "memory_limit": 0,
+        "silence_logs": "CRITICAL",
+    }
     environ = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     resource_tracker.ensure_running()  # at its start it lets interrupts through again, so that must not happen within
     # Workers outlive an interrupt until the cluster is closed, rather than dying of it with a traceback each.

@@ -15,7 +15,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import open_cluster, shard_resources
+from flows.cluster import open_cluster, shard_resources, workers_of
 from model.registry import resolve_model
 from schemas.runs import Plan, Receipt, RunSummary, Shard
 from schemas.settings import RunSettings
@@ -141,7 +141,7 @@ def run_shards(
     nonce = uuid4().hex[:8]  # another run on the same cluster may be at the same shard
 
     def submit_more() -> None:
-        window = SHARDS_PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        window = SHARDS_PER_WORKER * max(1, len(workers_of(client)))
         while waiting and len(in_flight) < window:
             shard = waiting.popleft()
             attempts[shard.shard_id] += 1

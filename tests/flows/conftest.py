@@ -1,4 +1,4 @@
-"""One Prefect API on a database of its own for all flows of the session."""
+"""One Prefect API on a database of its own for all flows of the session, and one for all commands."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def prefect_api() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of commands that run a flow: a developer's own database is not written to, and only the first makes one."""
+    return {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}

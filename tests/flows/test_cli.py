@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,25 +22,23 @@ from tests.conftest import read_rows
 WORDMASK = Path(sys.executable).parent / "wordmask"
 
 
-def wordmask(*words: object, code: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
+def wordmask(*words: object, code: int = 0, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [str(WORDMASK), *map(str, words)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=280, check=False, env={**os.environ, "COLUMNS": "160", **environ}
-    )
+    env = {**os.environ, "COLUMNS": "160", **environ}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=cwd, env=env)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory, prefect_home: dict[str, str]) -> Path:
     """A folder with scenes.parquet and a finished run of the default model over it in masks/."""
     folder = tmp_path_factory.mktemp("run")
     wordmask("scenes", folder / "scenes.parquet", "--count", 24, "--seed", 5)
-    # Prefect's own database, so that a developer's is not written to.
-    summary = json.loads(
-        wordmask("run", folder / "scenes.parquet", folder / "masks", "--json", PREFECT_HOME=str(folder / "prefect")).stdout
-    )
+    ran = wordmask("run", folder / "scenes.parquet", folder / "masks", "--json", **prefect_home)
+    assert ran.stderr == "", "no noise of Prefect's, Dask's or a library's"
+    summary = json.loads(ran.stdout)
     assert (summary["rows"], summary["masks"], summary["rejects"]) == (24, 24, {})
     return folder
 
@@ -103,18 +103,50 @@ def test_models_say_what_they_were_trained_on() -> None:
     [
         ("run nowhere.parquet out", "no Parquet file"),
         ("plan nowhere.parquet out", "no Parquet file"),
-        ("run nowhere.parquet out --model no/such/model", "no/such/model"),
+        ("plan scenes.parquet out --model no/such/model", "no/such/model"),
+        ("plan scenes.parquet out --query-column words", "--query-column"),
         ("run nowhere.parquet out --workers 0", "--workers"),
         ("segment nowhere.png x", "nowhere.png"),
+        ("segment broken.png x", "broken.png: no known image format"),
         ("evaluate nowhere truth.parquet", "no published run"),
         ("sheet nowhere sheet.png", "no published run"),
         ("scenes a.parquet --count 0", "--count"),
         ("import coco nowhere.json --images . a.parquet", "nowhere.json"),
+        ("import coco broken.png --images . a.parquet", "broken.png: not JSON"),
+        ("evaluate masks broken.png", "broken.png: not a readable Parquet file"),
     ],
 )
-def test_errors_are_one_message(words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert says in wordmask(*words.split(), code=2).stderr
+def test_errors_are_one_message(words: str, says: str, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done)
+    (done / "broken.png").write_text("so")
+    failed = wordmask(*words.split(), code=2)
+    assert says in failed.stderr
+    assert failed.stdout == ""
+
+
+def test_a_run_that_fails_says_so_with_another_exit_code(done: Path, tmp_path: Path, prefect_home: dict[str, str]) -> None:
+    failed = wordmask("run", done / "scenes.parquet", tmp_path / "out", "--scheduler", "nonsense://x", code=1, **prefect_home)
+    assert "failed: --scheduler nonsense://x: no Dask scheduler answers there" in failed.stderr
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(done: Path, tmp_path: Path, prefect_home: dict[str, str]) -> None:
+    command = [str(WORDMASK), "run", "scenes.parquet", str(tmp_path / "out"), "--shard-rows", "1", "--workers", "1"]
+    running = subprocess.Popen(
+        command, cwd=done, env=os.environ | prefect_home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not any(tmp_path.glob("out/receipts/*.json")):
+        assert running.poll() is None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(0.05)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the workers and Prefect's server get it too
+    stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert stderr.splitlines()[-1] == "stopped: what is done has its receipts, and the same command takes up the rest"
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    summary = json.loads(wordmask(*command[1:], "--json", cwd=done, **prefect_home).stdout)
+    assert summary["rows"] == summary["masks"] == 24
+    assert 0 < summary["shards_computed"] < 24
 
 
 def test_a_spatial_reference_that_is_none(done: Path, tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from distributed import LocalCluster
+from prefect.artifacts import Artifact
 
-from flows.cluster import ClusterError
 from flows.segment import ShardsFailedError, segment, watcher
 from schemas.runs import RunSummary
 from schemas.settings import RunSettings
@@ -34,31 +35,48 @@ def counted(output: str) -> Counter[str]:
     return Counter(row["row_id"] for kind in ("masks", "rejects") for row in read_rows(output, kind))
 
 
-def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def killed(prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSettings, RunSummary]:
+    """A run of 14 rows, one of them empty, in which a worker dies once."""
+    folder = tmp_path_factory.mktemp("killed")
     queries = [f"thing {i}" for i in range(14)]
-    queries[4] = f"die:{tmp_path / 'died'}"
-    settings = settings_for(tmp_path, queries)
+    queries[4], queries[9] = f"die:{folder / 'died'}", ""
+    settings = settings_for(folder, queries)
     summary = run(settings)
-    assert (tmp_path / "died").exists()
-    assert (summary.rows, summary.masks, summary.shards) == (14, 14, 5)
+    assert (folder / "died").exists()
+    return settings, summary
+
+
+def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(killed: tuple[RunSettings, RunSummary]) -> None:
+    settings, summary = killed
+    assert (summary.rows, summary.masks, summary.rejects, summary.shards) == (14, 13, {"empty_query": 1}, 5)
     assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(14)})
 
 
-def test_two_runs_from_scratch_write_the_same_bytes(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [f"thing {i}" for i in range(7)] + [""])
-    again = settings.model_copy(update={"output": str(tmp_path / "again"), "workers": 1})
-    run(settings)
+def test_two_runs_from_scratch_write_the_same_bytes(killed: tuple[RunSettings, RunSummary], tmp_path: Path) -> None:
+    settings, _ = killed
+    again = settings.model_copy(update={"output": str(tmp_path / "again"), "workers": 1, "batch_rows": 2})
     run(again)
     for kind in ("masks", "rejects"):
         parts = {part.name: part.read_bytes() for part in Path(settings.output, kind).iterdir()}
+        assert len(parts) == 5
         assert parts == {part.name: part.read_bytes() for part in Path(again.output, kind).iterdir()}
+
+
+def test_progress_and_results_are_artifacts(killed: tuple[RunSettings, RunSummary]) -> None:
+    artifacts = {key: Artifact.get(key) for key in ("wordmask-progress", "wordmask-rows", "wordmask-run")}
+    assert all(artifacts.values())
+    assert artifacts["wordmask-progress"].data == 100
+    assert "14/14 rows" in artifacts["wordmask-progress"].description
+    assert {"what": "rejected: empty_query", "rows": 1} in json.loads(artifacts["wordmask-rows"].data)
+    assert killed[1].run_id in artifacts["wordmask-run"].data
 
 
 def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path) -> None:
     queries = [f"thing {i}" for i in range(6)]
     queries[5] = f"die:{tmp_path / 'died'}"
     settings = settings_for(tmp_path, queries, retries=0, workers=1)
-    with pytest.raises(ShardsFailedError, match=r"in\.parquet rows 3-5: KilledWorker"):
+    with pytest.raises(ShardsFailedError, match=r"1 of 2 shards failed.*\n.*in\.parquet rows 3-5: KilledWorker"):
         run(settings)
     assert status(settings.output).runs == (), "a failed run publishes nothing"
     summary = run(settings)
@@ -66,30 +84,23 @@ def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path
     assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(6)})
 
 
-def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [f"thing {i}" for i in range(5)], workers=1)
-    first = run(settings)
+def test_a_finished_run_is_not_done_again(killed: tuple[RunSettings, RunSummary]) -> None:
+    settings, first = killed
     told: list[int] = []
     token = watcher.set(lambda tally: told.append(tally.done))
     try:
         second = run(settings)
     finally:
         watcher.reset(token)
-    assert (first.shards_computed, second.shards_computed) == (2, 0)
+    assert (first.shards_computed, second.shards_computed) == (5, 0)
     assert told == [], "nothing was dispatched"
-    assert second.rows == 5
+    assert (second.rows, second.rejects, second.shard_ids) == (first.rows, first.rejects, first.shard_ids)
 
 
 def test_a_standing_cluster(tmp_path: Path) -> None:
     with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs="CRITICAL") as cluster:
         settings = settings_for(tmp_path, ["a", "b", "c", "d"], scheduler=cluster.scheduler_address)
         assert run(settings).masks == 4
-
-
-def test_no_scheduler_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.cluster.CONNECT_SECONDS", 1)
-    with pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"):
-        run(settings_for(tmp_path, ["a"], scheduler="tcp://127.0.0.1:9"))
 
 
 def test_object_storage(tmp_path: Path, s3: str) -> None:

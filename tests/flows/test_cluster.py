@@ -1,0 +1,135 @@
+"""Which workers are started and what they are told, and what is said when there are none."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed import Client, LocalCluster
+
+from flows import cluster
+from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
+from flows.segment import run_shards
+from schemas.runs import Receipt
+from schemas.settings import RunSettings
+from tasks.plan import make_plan
+from tests.conftest import png, write_input
+from tests.fakes import FakeSegmenter
+
+FAKE = "tests.fakes:FakeSegmenter"
+
+
+def settings(device: str | None = None, **options: Any) -> RunSettings:
+    return RunSettings.model_validate({"input": "in", "output": "out", "model": {"device": device}} | options)
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(cluster, "_cores", lambda: 16)
+
+
+@pytest.fixture
+def dask_cuda(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stands in for dask-cuda; what its cluster was asked for."""
+    asked: list[dict[str, Any]] = []
+    module = types.ModuleType("dask_cuda")
+    module.__spec__ = importlib.machinery.ModuleSpec("dask_cuda", None)
+    module.LocalCUDACluster = lambda **options: asked.append(options)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dask_cuda", module)
+    return asked
+
+
+def test_one_worker_per_core_with_a_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(cluster, "_cores", lambda: 6)
+    assert (worker_count(settings()), cluster._threads(settings())) == (6, 1)
+    assert (worker_count(settings(workers=2)), cluster._threads(settings(workers=2))) == (2, 3)
+    assert cluster._threads(settings(workers=12)) == 1
+    assert cluster._threads(settings(scheduler="tcp://a:1")) is None, "a standing cluster's threads are its owner's"
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_one_worker_per_gpu() -> None:
+    assert [worker_count(settings(device)) for device in (None, "cuda", "cuda:2", "cpu")] == [4, 4, 1, 16]
+    assert cluster._threads(settings()) == 4
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_dask_cuda_is_used_where_it_can_be(dask_cuda: list[dict[str, Any]]) -> None:
+    cluster._local_cluster(settings())
+    (options,) = dask_cuda
+    assert (options["n_workers"], options["resources"], options["host"]) == (4, {"GPU": 1}, "127.0.0.1")
+    assert worker_model(settings()).device == "cuda:0", "dask-cuda makes each worker's own GPU its first"
+    for other in (settings("cuda:2"), settings("cpu"), settings(workers=8), settings(scheduler="tcp://a:1")):
+        assert worker_model(other) == other.model
+
+
+@pytest.mark.skipif(importlib.util.find_spec("dask_cuda") is not None, reason="dask-cuda is installed")
+@pytest.mark.usefixtures("four_gpus")
+def test_without_dask_cuda_workers_find_their_gpu_by_number() -> None:
+    assert worker_model(settings()).device is None
+
+
+@pytest.fixture
+def standing() -> Iterator[LocalCluster]:
+    """A cluster within this process, whose worker offers a GPU."""
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None, "resources": {"GPU": 1}}
+    with LocalCluster(**options) as local:
+        yield local
+
+
+def test_a_shard_takes_a_gpu_where_all_workers_offer_one(standing: LocalCluster) -> None:
+    with Client(standing) as client:
+        assert shard_resources(client) == {"GPU": 1}
+        standing.scale(0)
+        client.sync(standing._correct_state)
+        assert shard_resources(client) == {}
+
+
+def test_a_worker_that_lacks_the_package_is_named(standing: LocalCluster) -> None:
+    with (
+        pytest.raises(ClusterError, match="cannot import nowhere: install wordmask on every worker"),
+        open_cluster(settings(scheduler=standing.scheduler_address), "nowhere:Segmenter"),
+    ):
+        pass
+
+
+def test_a_scheduler_without_workers_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty:
+        address = empty.scheduler_address
+        with pytest.raises(ClusterError, match=f"has no workers.*dask worker {address}"), open_cluster(settings(scheduler=address), FAKE):
+            pass
+
+
+def test_no_scheduler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    for address in ("tcp://127.0.0.1:9", "nonsense://x"):
+        with pytest.raises(ClusterError, match=f"{address}: no Dask scheduler answers"), open_cluster(settings(scheduler=address), FAKE):
+            pass
+
+
+def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
+    tmp_path: Path, standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_input(tmp_path / "in.parquet", [{"image": png(i), "query": f"thing {i}"} for i in range(9)])
+    asked = settings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=1, scheduler=standing.scheduler_address)
+    plan = make_plan(asked, FakeSegmenter("demo").revision)
+    receipts: list[Receipt] = []
+
+    def lose_it(receipt: Receipt) -> None:
+        receipts.append(receipt)
+        standing.close()
+
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with pytest.raises(ClusterError, match=r"the Dask scheduler went away.*takes up the rest"), open_cluster(asked, FAKE) as client:
+        run_shards(client, plan.pending, asked, lose_it)
+    assert 0 < len(receipts) < 9
