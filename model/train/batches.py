@@ -40,6 +40,7 @@ class Batch:
     next_coord: Tensor  # (I, K, T) label: bin of the next coordinate, -1 elsewhere
     next_size: Tensor  # (I, K, T, 2) label: bins of the next size, -1 elsewhere
     pointer: Tensor  # (I, K) position of the last prompt token
+    target_shape: Tensor  # (I, K) index of the target's shape
     target_share: Tensor  # (I, K, P) share of the target in each patch, sums to 1 (0 where there is none)
     word_fits: Tensor  # (I, K, T, P) which patches a word for a shape, colour or size fits; false for other tokens
     patch_labels: Tensor  # (I, P, C) classes of the object that owns each patch: shape, colour, size, ranks
@@ -99,7 +100,7 @@ class SceneBatches(Dataset[Batch]):
         ids = [*prompt.ids, tokens.coord_id, tokens.coord_id, tokens.size_id]
         if self.paths:
             ids += [*self.tokenizer.path_ids(path_target(target.mask_HW, target.box)), tokens.eos_id]
-        return QuerySample(ids=ids, prompt_length=len(prompt.ids), box=(cx, cy, w, h))
+        return QuerySample(ids=ids, prompt_length=len(prompt.ids), box=(cx, cy, w, h), shape=SHAPES.index(target.shape))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,7 @@ class QuerySample:
     ids: list[int]
     prompt_length: int
     box: tuple[float, float, float, float]
+    shape: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +181,7 @@ def _collate(samples: list[Sample], config: MoondreamSegmentationConfig, attribu
     arrays = {
         "crops": np.concatenate([s.crops for s in samples]), "ids": ids, "coords": coords, "sizes": sizes,
         "next_id": next_id, "next_coord": next_coord, "next_size": next_size, "pointer": pointer, "word_fits": word_fits,
+        "target_shape": np.array([[query.shape for query in s.queries] for s in samples], np.int64),
         "target_share": np.stack([s.target_share for s in samples]).astype(np.float32),
         "patch_labels": np.stack([s.patch_labels for s in samples]).astype(np.int64),
         "patch_box": np.stack([s.patch_box for s in samples]).astype(np.float32),

@@ -38,7 +38,7 @@ from model.segmenter import Query, Segmenter
 from model.tokenizer import PathTokenizer
 from model.train.batches import unit_box
 from model.train.scenes import Scene, make_scene, pick_expressions
-from model.train.sft import SftSettings, new_state
+from model.train.sft import LOG_EVERY, SftSettings, new_state
 from model.train.small import small_tokenizer
 from model.train.targets import path_target
 
@@ -177,6 +177,12 @@ def _step(
     return loss, log
 
 
+def learning_rate(step: int, settings: RefinerSettings) -> float:
+    """Linear warm-up, then a cosine to a fiftieth."""
+    falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return settings.learning_rate * min(1, (step + 1) / settings.warmup) * falling
+
+
 def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
     """Train the head on top of the checkpoint `sft/last.pt`, from the checkpoint in `out` if there is one."""
     out.mkdir(parents=True, exist_ok=True)
@@ -203,11 +209,7 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
         writer = csv.writer(file)
         for step, batch in enumerate(track(stream, description="refiner", total=len(dataset)), start=first):
             for group in optimizer.param_groups:
-                group["lr"] = (
-                    settings.learning_rate
-                    * min(1, (step + 1) / settings.warmup)
-                    * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
-                )
+                group["lr"] = learning_rate(step, settings)
             rng = np.random.default_rng((settings.seed, step, 5))
             picked = torch.from_numpy(rng.choice(settings.pool_rows, settings.decoded, replace=False))
             mixed = tuple(torch.cat([part, drawn[picked]]) for part, drawn in zip(batch, pool, strict=True))
@@ -217,15 +219,10 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
             nn.utils.clip_grad_norm_(model.head.parameters(), 1.0)
             optimizer.step()
             sums = {name: sums.get(name, 0.0) + value for name, value in log.items()}
-            if (step + 1) % 50 == 0:
-                writer.writerow(
-                    [
-                        "refiner",
-                        step + 1,
-                        f"s_per_step={(time.perf_counter() - began) / 50:.3f}",
-                        *(f"{k}={v / 50:.4f}" for k, v in sums.items()),
-                    ]
-                )
+            if (step + 1) % LOG_EVERY == 0:
+                rate = (time.perf_counter() - began) / LOG_EVERY
+                row = [f"{name}={total / LOG_EVERY:.4f}" for name, total in sums.items()]
+                writer.writerow(["refiner", step + 1, f"s_per_step={rate:.3f}", *row])
                 file.flush()
                 sums, began = {}, time.perf_counter()
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:

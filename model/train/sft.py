@@ -9,10 +9,12 @@ The abstract says only that paths are learned with a token loss. What is ours:
 - Auxiliary losses, for training only: each patch's shape, colour, size, ranks and box from the vision features; each word
   for a shape, colour or size pointing at all patches it fits, early, so that the words of an expression can be added up;
   the last prompt token pointing at the image tokens that the target covers; one attention head of a late block looking
-  there while box tokens are drawn; and image tokens holding their object's box in the code the region decoders read.
+  there while the box and the first path tokens are drawn; image tokens holding their object's box in the code the region
+  decoders read; and the size token, where the path is about to begin, knowing the target's shape.
 - The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
 
-Run: `python -m model.train.sft --out runs/sft` (again with the same --out to resume).
+Run: `python -m model.train.sft --out runs/sft` (again with the same --out to resume; `--init model/assets/demo` starts from
+the weights of a model folder instead of fresh ones).
 """
 
 from __future__ import annotations
@@ -33,10 +35,15 @@ from torch import Tensor, nn
 from model.image_crops import normalise
 from model.moondream import Moondream, MoondreamSegmentation, parameter_count
 from model.region import SIZE_OCTAVES, Region
+from model.registry import resolve_model
 from model.tokenizer import PathTokenizer
 from model.train.batches import IGNORE, N_CLASSES, Batch, SceneBatches, batch_stream, number_ids, to_device
+from model.train.scenes import SHAPES
 from model.train.small import small_model, small_tokenizer
 from model.vision import CropFeatures
+from model.weights import load_model
+
+LOG_EVERY = 50  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,11 @@ class SftSettings:
     checkpoint_every: int = 250
     workers: int = 1
     dtype: str = "bfloat16"
+    freeze_vision: bool = False  # a refiner head trained on the encoder stays valid then
+
+    def __post_init__(self) -> None:
+        if self.freeze_vision and any(phase.name == "vision" and phase.steps for phase in self.phases):
+            raise ValueError("freeze_vision leaves phase vision nothing to learn: give it 0 steps")
 
 
 class Auxiliary(nn.Module):
@@ -80,6 +92,7 @@ class Auxiliary(nn.Module):
         self.place = nn.Linear(text_dim, 3 * text_dim)
         self.word_query = nn.Linear(text_dim, text_dim)
         self.word_key = nn.Linear(text_dim, text_dim)
+        self.shape = nn.Linear(text_dim, len(SHAPES))
 
     def patch_losses(self, final_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What each patch shows. Ranks and boxes count only where there is an object."""
@@ -178,7 +191,8 @@ def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> Pa
 
 
 LOOK_LAYER, LOOK_HEAD = 4, 0
-LOOK_TOKENS = 4  # the last prompt token and the three box tokens
+BOX_TOKENS = 3  # coordinate, coordinate, size
+LOOK_TOKENS = 1 + BOX_TOKENS + 4  # the last prompt token, the box, and M x y L
 
 
 def look_loss(packed: Packed, batch: Batch) -> Tensor:
@@ -214,7 +228,7 @@ def losses(model: Moondream, auxiliary: Auxiliary, soft: SoftTargets, batch: Bat
     dtype = next(model.parameters()).dtype
     features = model.vision(normalise(batch.crops.numpy(), batch.ids.device, dtype))
     first = torch.tensor([0] + [1 if t == (1, 1) else 1 + t[0] * t[1] for t in batch.tilings]).cumsum(0)[:-1]
-    found = auxiliary.patch_losses(features.final[first], batch)
+    found = auxiliary.patch_losses(features.final[first], batch) if features.final.requires_grad else {}
     if phase.name == "vision":
         return found
     packed = forward_packed(model, features, batch)
@@ -230,6 +244,10 @@ def losses(model: Moondream, auxiliary: Auxiliary, soft: SoftTargets, batch: Bat
     found["place"] = auxiliary.place_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch, model.region, soft)
     found["look"] = look_loss(packed, batch)
     wants_coord, wants_size, wants_id = batch.next_coord >= 0, batch.next_size[..., 0] >= 0, batch.next_id != IGNORE
+    if phase.name == "path":
+        size_token = (batch.pointer + BOX_TOKENS)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
+        shapes = auxiliary.shape(hidden.gather(2, size_token)[:, :, 0]).float()
+        found["shape"] = F.cross_entropy(shapes.flatten(0, 1), batch.target_shape.flatten())
     found["coord"] = soft.bins(model.region.coord_logits(hidden[wants_coord]), batch.next_coord[wants_coord], soft.coord_sigma)
     size_logits, size_bins = model.region.size_logits(hidden[wants_size]), batch.next_size[wants_size]
     found["size"] = soft.bins(size_logits.flatten(0, 1), size_bins.flatten(), soft.size_sigma)
@@ -246,6 +264,7 @@ WEIGHTS = {
     "place": 0.3,
     "look": 0.5,
     "word": 1.0,
+    "shape": 0.5,
     "coord": 1.0,
     "size": 1.0,
     "number": 1.0,
@@ -306,13 +325,18 @@ def new_state(settings: SftSettings, tokenizer: PathTokenizer) -> State:
     return State(0, model, auxiliary, torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98)))
 
 
-def train(out: Path, settings: SftSettings) -> State:
-    """Train from the checkpoint in `out`, if there is one, to the last step of the last phase."""
+def train(out: Path, settings: SftSettings, init: Path | None = None) -> State:
+    """Train to the last step of the last phase: from the checkpoint in `out` if there is one, else from the weights in the
+    model folder `init` if it is given, else afresh."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = small_tokenizer()
     state = new_state(settings, tokenizer)
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
+    elif init is not None:
+        state.model.load_state_dict(load_model(resolve_model(str(init))).state_dict())
+        state.save(out / "last.pt")
+    state.model.model.vision.requires_grad_(not settings.freeze_vision)
     console = Console()
     console.print(f"{parameter_count(state.model) / 1e6:.2f} M parameters, from step {state.step}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -343,9 +367,9 @@ def _train_phase(
         state.step += 1
         sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
         progress.update(task, advance=1)
-        if state.step % 50 == 0:
-            rate = (time.perf_counter() - began) / 50
-            row = [f"{name}={total / 50:.4f}" for name, total in sums.items()]
+        if state.step % LOG_EVERY == 0:
+            rate = (time.perf_counter() - began) / LOG_EVERY
+            row = [f"{name}={total / LOG_EVERY:.4f}" for name, total in sums.items()]
             writer.writerow([phase.name, state.step, f"s_per_step={rate:.3f}", *row])
             log.flush()
             sums, began = {}, time.perf_counter()
@@ -371,15 +395,17 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=SftSettings.dtype, help="of matrix products (autocast)")
     parser.add_argument("--workers", type=int, default=SftSettings.workers, help="processes that draw scenes")
     parser.add_argument("--steps", type=int, nargs=3, metavar=("VISION", "BOX", "PATH"), help="steps of the three phases")
+    parser.add_argument("--init", type=Path, help="model folder whose weights a new run starts from")
+    parser.add_argument("--freeze-vision", action="store_true", help="train the decoder only")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = SftSettings(seed=args.seed, dtype=args.dtype, workers=args.workers)
+    settings = SftSettings(seed=args.seed, dtype=args.dtype, workers=args.workers, freeze_vision=args.freeze_vision)
     if args.steps:
         settings = replace(settings, phases=tuple(replace(p, steps=n) for p, n in zip(settings.phases, args.steps, strict=True)))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "settings.txt").write_text(repr(asdict(settings)))
-    train(args.out, settings)
+    train(args.out, settings, args.init)
 
 
 if __name__ == "__main__":

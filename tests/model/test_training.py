@@ -1,0 +1,152 @@
+"""The training stages on a few steps: targets are true, runs are functions of the seed, and go on where they were stopped."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.path_tokens import parse_path
+from model.rasterize import rasterize
+from model.registry import resolve_model
+from model.train import refiner, sft
+from model.train.batches import SceneBatches
+from model.train.package import package
+from model.train.refiner import RefinerSettings
+from model.train.scenes import make_scene
+from model.train.sft import Phase, SftSettings
+from model.train.small import small_config, small_tokenizer
+from model.train.targets import path_target
+from model.weights import load_model
+
+STEPS = 2  # of each phase
+
+
+def settings(names: tuple[str, ...] = ("vision", "box", "path"), **options: Any) -> SftSettings:
+    small = {"steps": STEPS, "images": 1, "queries": 2, "n_objects": (2, 4), "learning_rate": 1e-3}
+    phases = tuple(Phase(name=name, **small) for name in names)
+    return SftSettings(phases=phases, checkpoint_every=1, workers=0, dtype="float32", **options)
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, module: Any) -> Callable[[], None]:
+    """Let the stage die before its step number `step`, as by a kill; returns how to heal it."""
+    real, calls = module._step, 0
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > step:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "_step", dying)
+    return lambda: monkeypatch.setattr(module, "_step", real)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sft")
+    sft.train(out, settings())
+    return out
+
+
+def weights(out: Path, part: str) -> dict[str, torch.Tensor]:
+    return torch.load(out / "last.pt", weights_only=True)[part]
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heal = stop_at(3, monkeypatch, sft)  # in the middle of the second phase
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(tmp_path, settings())
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 3
+    heal()
+    assert sft.train(tmp_path, settings()).step == 3 * STEPS
+    assert_equal(weights(trained, "model"), weights(tmp_path, "model"))
+
+
+def test_another_seed_is_another_run(trained: Path, tmp_path: Path) -> None:
+    sft.train(tmp_path, settings(seed=1))
+    name = "model.text.wte"
+    assert not torch.equal(weights(trained, "model")[name], weights(tmp_path, "model")[name])
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_the_decoder_learns(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    package(trained, None, folder)
+    sft.train(tmp_path / "run", settings(("box", "path"), freeze_vision=True), init=folder)
+    before = load_model(resolve_model(str(folder))).state_dict()
+    after = weights(tmp_path / "run", "model")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any(name.startswith("model.vision") for name in changed)
+    assert any(name.startswith("model.text") for name in changed)
+    with pytest.raises(ValueError, match="phase vision nothing to learn"):
+        settings(freeze_vision=True)
+
+
+def test_losses_are_logged_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft, "LOG_EVERY", 2)
+    fast = SftSettings(phases=(Phase(name="vision", steps=2, images=1, queries=1, n_objects=(1, 2), learning_rate=1e-3),), workers=0)
+    sft.train(tmp_path, fast)
+    (row,) = csv.reader((tmp_path / "log.csv").open())
+    assert row[:2] == ["vision", "2"]
+    assert [cell.split("=")[0] for cell in row[2:]] == ["s_per_step", "patch", "rank", "patch_box"]
+    assert all(float(cell.split("=")[1]) > 0 for cell in row[2:])
+
+
+def test_the_refiner_learns_its_head_only_and_resumes(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = RefinerSettings(steps=4, batch=3, decoded=1, pool_rows=2, checkpoint_every=1, workers=0)
+    pool = [torch.zeros(2, *shape) for shape in ((120, 120, 3), (120, 120), (120, 120))]
+    # An untrained model draws nothing that meets its target, so it would be asked for ever.
+    monkeypatch.setattr(refiner, "decoded_pool", lambda *_: [pool[0].to(torch.uint8), *pool[1:]])
+    refiner.train(trained, tmp_path / "whole", small)
+    heal = stop_at(2, monkeypatch, refiner)
+    with pytest.raises(KeyboardInterrupt):
+        refiner.train(trained, tmp_path / "halves", small)
+    heal()
+    refiner.train(trained, tmp_path / "halves", small)
+    assert_equal(weights(tmp_path / "whole", "head"), weights(tmp_path / "halves", "head"))
+    before = {name.removeprefix("head."): value for name, value in weights(trained, "model").items() if name.startswith("head.")}
+    assert any(not torch.equal(before[name], value) for name, value in weights(tmp_path / "whole", "head").items())
+
+
+def test_a_batch_is_a_function_of_seed_and_step() -> None:
+    tokenizer = small_tokenizer()
+    options = {"config": small_config(tokenizer), "tokenizer": tokenizer, "images": 2, "queries": 3, "paths": True, "n_objects": (2, 5)}
+    whole = SceneBatches(seed=3, steps=range(4), **options)
+    resumed = SceneBatches(seed=3, steps=range(2, 4), **options)
+    other = SceneBatches(seed=4, steps=range(4), **options)
+    assert torch.equal(whole[2].crops, resumed[0].crops)
+    assert torch.equal(whole[2].ids, resumed[0].ids)
+    assert not torch.equal(whole[2].crops, whole[3].crops)
+    assert whole[2].crops.shape != other[2].crops.shape or not torch.equal(whole[2].crops, other[2].crops)
+
+
+def test_targets_of_the_decoder_draw_the_mask() -> None:
+    """Well-formed paths, within 16 vertices, that fill to nearly the mask."""
+    overlaps = []
+    for seed in range(40):
+        scene = make_scene(seed)
+        for thing in scene.objects:
+            tokens = path_target(thing.mask_HW, thing.box)
+            path = parse_path(tokens)
+            assert path.well_formed, tokens
+            assert len(tokens) <= 2 * 16 + 3 * tokens.count("M")
+            height, width = thing.mask_HW.shape
+            x0, y0, x1, y1 = thing.box
+            drawn = rasterize(
+                path.path, ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height), height, width
+            )
+            overlaps.append((drawn & thing.mask_HW).sum() / (drawn | thing.mask_HW).sum())
+    assert np.mean(overlaps) > 0.9
+    assert min(overlaps) > 0.6
