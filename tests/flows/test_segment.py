@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from distributed import LocalCluster
@@ -35,41 +35,47 @@ def counted(output: str) -> Counter[str]:
     return Counter(row["row_id"] for kind in ("masks", "rejects") for row in read_rows(output, kind))
 
 
+class Killed(NamedTuple):
+    """A run of 14 rows, one of them empty, in which a worker died once; and the artifacts it left with Prefect, by key."""
+
+    settings: RunSettings
+    summary: RunSummary
+    artifacts: dict[str, Artifact | None]
+
+
 @pytest.fixture(scope="module")
-def killed(prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSettings, RunSummary]:
-    """A run of 14 rows, one of them empty, in which a worker dies once."""
+def killed(prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     folder = tmp_path_factory.mktemp("killed")
     queries = [f"thing {i}" for i in range(14)]
     queries[4], queries[9] = f"die:{folder / 'died'}", ""
     settings = settings_for(folder, queries)
     summary = run(settings)
     assert (folder / "died").exists()
-    return settings, summary
+    return Killed(settings, summary, {key: Artifact.get(key) for key in ("wordmask-progress", "wordmask-rows", "wordmask-run")})
 
 
-def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(killed: tuple[RunSettings, RunSummary]) -> None:
-    settings, summary = killed
+def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(killed: Killed) -> None:
+    settings, summary, _ = killed
     assert (summary.rows, summary.masks, summary.rejects, summary.shards) == (14, 13, {"empty_query": 1}, 5)
     assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(14)})
 
 
-def test_two_runs_from_scratch_write_the_same_bytes(killed: tuple[RunSettings, RunSummary], tmp_path: Path) -> None:
-    settings, _ = killed
-    again = settings.model_copy(update={"output": str(tmp_path / "again"), "workers": 1, "batch_rows": 2})
+def test_two_runs_from_scratch_write_the_same_bytes(killed: Killed, tmp_path: Path) -> None:
+    again = killed.settings.model_copy(update={"output": str(tmp_path / "again"), "workers": 1, "batch_rows": 2})
     run(again)
     for kind in ("masks", "rejects"):
-        parts = {part.name: part.read_bytes() for part in Path(settings.output, kind).iterdir()}
+        parts = {part.name: part.read_bytes() for part in Path(killed.settings.output, kind).iterdir()}
         assert len(parts) == 5
         assert parts == {part.name: part.read_bytes() for part in Path(again.output, kind).iterdir()}
 
 
-def test_progress_and_results_are_artifacts(killed: tuple[RunSettings, RunSummary]) -> None:
-    artifacts = {key: Artifact.get(key) for key in ("wordmask-progress", "wordmask-rows", "wordmask-run")}
+def test_progress_and_results_are_artifacts(killed: Killed) -> None:
+    artifacts = killed.artifacts
     assert all(artifacts.values())
     assert artifacts["wordmask-progress"].data == 100
     assert "14/14 rows" in artifacts["wordmask-progress"].description
     assert {"what": "rejected: empty_query", "rows": 1} in json.loads(artifacts["wordmask-rows"].data)
-    assert killed[1].run_id in artifacts["wordmask-run"].data
+    assert killed.summary.run_id in artifacts["wordmask-run"].data
 
 
 def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path) -> None:
@@ -84,8 +90,8 @@ def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path
     assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(6)})
 
 
-def test_a_finished_run_is_not_done_again(killed: tuple[RunSettings, RunSummary]) -> None:
-    settings, first = killed
+def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
+    settings, first, _ = killed
     told: list[int] = []
     token = watcher.set(lambda tally: told.append(tally.done))
     try:

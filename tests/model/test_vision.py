@@ -82,7 +82,7 @@ def test_with_one_tile_leaving_it_out_equals_encoding_it(encoder):
     final = encoder(torch.cat([whole, whole])).final
     pooled = F.adaptive_avg_pool2d(stitch(final[1:], (1, 1), 1).permute(2, 0, 1), encoder.config.grid)
     explicit = encoder.proj_mlp(torch.cat([final[0], pooled.flatten(1).T], dim=-1))
-    torch.testing.assert_close(encoder.project(encoder(whole).final, [(1, 1)])[0], explicit, rtol=0, atol=1e-6)
+    torch.testing.assert_close(encoder.project(encoder(whole).final, [(1, 1)])[0], explicit, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
