@@ -18,6 +18,7 @@ from torch import Tensor
 from model.config import TokenConfig
 from model.kv_cache import KVCache
 from model.moondream import Moondream
+from model.path_grammar import START, FreeDecoding, PathGrammar
 from model.prompt import Prompt, embed_prompt
 from model.region import coord_value, size_value
 from model.text import causal_mask
@@ -29,8 +30,9 @@ DROP_EVERY = 8  # steps between looking which rows have finished: each look wait
 class Decoded:
     """What the decoder drew. `box` is (cx, cy, w, h) in unit of image; `ids` are the path tokens without the end token.
 
-    `absent`: the decoder ended at once; box and ids are empty of meaning then. `truncated`: the token limit came before
-    the end token. `path_logprob`: mean log-probability of the path tokens and the end token, None without any.
+    `absent`: the decoder ended at once; box and ids are empty of meaning then. `truncated`: the token limit cut the path
+    short. `path_logprob`: mean log-probability of the path tokens and the end token, as the model has them before the
+    grammar; None without any.
     """
 
     box: tuple[float, float, float, float]
@@ -47,9 +49,10 @@ def decode(
     image_IPD: Tensor,
     prompts: Sequence[Prompt],
     image_of: Sequence[int],
+    chooser: PathGrammar | FreeDecoding,
     max_new_tokens: int | None = None,
 ) -> list[Decoded]:
-    """Decode one path per prompt, greedily. `image_of[b]` is the image that prompt b asks about."""
+    """Decode one path per prompt, greedily among the tokens that `chooser` allows. `image_of[b]` is the image that prompt b asks about."""
     limit = tokens.max_new_tokens if max_new_tokens is None else max_new_tokens
     cache = prefill_prefix(model, tokens, image_IPD)
     longest = max(len(prompt.ids) for prompt in prompts)
@@ -57,7 +60,7 @@ def decode(
     cache = cache.branch(torch.tensor(image_of, device=image_IPD.device), slots=prefix + longest + 3 + limit)
     hidden_BD = prefill_prompts(model, cache, prompts, prefix)
     lengths_B = torch.tensor([prefix + len(prompt.ids) for prompt in prompts], device=image_IPD.device)
-    decoder = _Decoder(model, tokens, cache, hidden_BD, lengths_B, prefix + longest)
+    decoder = _Decoder(model, tokens, chooser, cache, hidden_BD, lengths_B, prefix + longest)
     decoder.boxes()
     decoder.paths(limit)
     return decoder.results()
@@ -91,13 +94,15 @@ def prefill_prompts(model: Moondream, cache: KVCache, prompts: Sequence[Prompt],
 class _Decoder:
     """Rows of one batch on their way: `hidden` is the stream at each row's last token, `lengths` its next position."""
 
-    def __init__(self, model: Moondream, tokens: TokenConfig, cache: KVCache, hidden_BD: Tensor, lengths_B: Tensor, longest: int) -> None:
-        self.model, self.tokens, self.cache = model, tokens, cache
+    def __init__(self, model: Moondream, tokens: TokenConfig, chooser: PathGrammar | FreeDecoding, cache: KVCache, hidden_BD: Tensor,
+                 lengths_B: Tensor, longest: int) -> None:  # fmt: skip
+        self.model, self.tokens, self.chooser, self.cache = model, tokens, chooser, cache
         self.hidden, self.lengths, self.slots = hidden_BD, lengths_B, longest
         rows = len(lengths_B)
         self.alive = torch.arange(rows, device=hidden_BD.device)  # which row of the batch each running row is
         self.done = torch.zeros(rows, dtype=torch.bool, device=hidden_BD.device)
-        self.absent = torch.zeros_like(self.done)
+        self.absent, self.forced = torch.zeros_like(self.done), torch.zeros_like(self.done)
+        self.state = torch.full_like(self.alive, START)  # of the running rows' paths
         self.box = hidden_BD.new_zeros(rows, 4, dtype=torch.float32)
         self.logprob = hidden_BD.new_zeros(rows, dtype=torch.float32)
         self.columns: list[tuple[Tensor, Tensor]] = []  # (rows, ids) of each path step
@@ -128,11 +133,13 @@ class _Decoder:
         for step in range(limit):
             if step % DROP_EVERY == 0 and not self._drop_finished():
                 return
-            log_p = self.model.text.logits(self.hidden).log_softmax(-1)
-            best, ids = log_p.max(dim=-1)
+            logits = self.model.text.logits(self.hidden)
+            ids, self.state, forced = self.chooser.choose(logits, self.state, torch.full_like(self.state, limit - step))
+            log_p = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
             running = ~self.done[self.alive]
             self.columns.append((self.alive, torch.where(running, ids, -1)))
-            self.logprob[self.alive] += torch.where(running, best, 0.0)
+            self.logprob[self.alive] += torch.where(running, log_p, 0.0)
+            self.forced[self.alive] |= forced & running
             self.done[self.alive] |= ids == self.tokens.eos_id
             self._advance(self.model.text.embed(ids))
 
@@ -140,7 +147,7 @@ class _Decoder:
         """Keep running rows only; whether there are any. The one place that waits for the device."""
         keep = (~self.done[self.alive]).nonzero()[:, 0]
         if len(keep) < len(self.alive):
-            self.alive, self.hidden, self.lengths = self.alive[keep], self.hidden[keep], self.lengths[keep]
+            self.alive, self.hidden, self.lengths, self.state = (rows[keep] for rows in (self.alive, self.hidden, self.lengths, self.state))
             self.cache = self.cache.rows(keep)
         return len(keep) > 0
 
@@ -149,11 +156,12 @@ class _Decoder:
         ids = torch.full((rows, len(self.columns)), -1, device=self.done.device)
         for step, (alive, column) in enumerate(self.columns):
             ids[alive, step] = column
-        host = zip(ids.tolist(), self.box.tolist(), self.absent.tolist(), self.done.tolist(), self.logprob.tolist(), strict=True)
+        truncated = ~self.done | self.forced
+        host = zip(ids.tolist(), self.box.tolist(), self.absent.tolist(), truncated.tolist(), self.logprob.tolist(), strict=True)
         return [self._result(*row) for row in host]
 
-    def _result(self, ids: list[int], box: list[float], absent: bool, done: bool, logprob: float) -> Decoded:
+    def _result(self, ids: list[int], box: list[float], absent: bool, truncated: bool, logprob: float) -> Decoded:
         drawn = [i for i in ids if i >= 0]
         path = tuple(drawn[:-1] if drawn and drawn[-1] == self.tokens.eos_id else drawn)
         mean = logprob / len(drawn) if drawn else None
-        return Decoded(box=(box[0], box[1], box[2], box[3]), ids=path, absent=absent, truncated=not done, path_logprob=mean)
+        return Decoded(box=(box[0], box[1], box[2], box[3]), ids=path, absent=absent, truncated=truncated, path_logprob=mean)

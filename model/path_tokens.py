@@ -38,7 +38,7 @@ def parse_path(tokens: Sequence[str]) -> ParsedPath:
     """Parse the decoder's path tokens: commands M L C (either case) and z, integers 0-960, "-" before a number.
 
     Never raises: whatever the decoder wrote, the whole commands before the first problem are the path. A path without a
-    closing z is well formed (filling closes it); one that is nothing but moves has nothing to fill and is not.
+    closing z is well formed (filling closes it); one that is nothing but moves has nothing to fill and is not, closed or open.
     """
     commands: list[str] = []
     drawn, at = 0, 0
@@ -47,7 +47,7 @@ def parse_path(tokens: Sequence[str]) -> ParsedPath:
         step = _command(tokens, at, first=not commands)
         if step.text:
             commands.append(step.text)
-            drawn += tokens[at] not in "Mm" or len(step.text.split()) > 3  # further pairs of a move are lines, as in SVG
+            drawn += tokens[at] not in "MmZz" or len(step.text.split()) > 3  # further pairs of a move are lines, as in SVG
         if step.problem:
             problem = step.problem
             break

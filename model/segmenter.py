@@ -18,6 +18,7 @@ from model.image_crops import crop_image, normalise
 from model.mask_cleanup import clean
 from model.mask_trace import scale_path, trace
 from model.moondream import MoondreamSegmentation
+from model.path_grammar import FreeDecoding, PathGrammar
 from model.path_tokens import ParsedPath, parse_path
 from model.prompt import SpatialRef, build_prompt
 from model.rasterize import rasterize
@@ -86,22 +87,24 @@ class Segmenter:
     """A loaded model. `segment` answers one query, `segment_many` a batch that shares images."""
 
     def __init__(
-        self, model: MoondreamSegmentation, tokenizer: PathTokenizer, *, revision: str, refiner_iterations: int | None = None
-    ) -> None:
+        self, model: MoondreamSegmentation, tokenizer: PathTokenizer, *, revision: str, refiner_iterations: int | None = None,
+        grammar: bool = True,
+    ) -> None:  # fmt: skip
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.revision = revision
         self.config = model.config
+        self.chooser = PathGrammar(tokenizer, self.config.tokens.eos_id, self.device) if grammar else FreeDecoding()
         self.iterations = self.config.refiner.iterations if refiner_iterations is None else refiner_iterations
 
     @classmethod
     def from_pretrained(cls, model: str = "demo", *, refiner: str | None = None, revision: str | None = None, device: str | None = None,
-                        dtype: str = "float32", refiner_iterations: int | None = None) -> Self:  # fmt: skip
+                        dtype: str = "float32", refiner_iterations: int | None = None, grammar: bool = True) -> Self:  # fmt: skip
         """Load a model by name: "demo" (ships with the package), a local folder, or a hub repository. See `model.registry`."""
         source: ModelSource = resolve_model(model, refiner=refiner, revision=revision)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_model(source, device=place, dtype=getattr(torch, dtype))
-        return cls(loaded, load_tokenizer(source), revision=source.revision, refiner_iterations=refiner_iterations)
+        return cls(loaded, load_tokenizer(source), revision=source.revision, refiner_iterations=refiner_iterations, grammar=grammar)
 
     @property
     def device(self) -> torch.device:
@@ -157,7 +160,7 @@ class Segmenter:
     def _draw(self, image_tokens_IPD: Tensor, queries: Sequence[Query]) -> list[Decoded]:
         tokens = self.config.tokens
         prompts = [build_prompt(query.object, query.spatial_refs, self.tokenizer, tokens) for query in queries]
-        return decode(self.model.model, tokens, image_tokens_IPD, prompts, [query.image for query in queries])
+        return decode(self.model.model, tokens, image_tokens_IPD, prompts, [query.image for query in queries], self.chooser)
 
     def _refine(self, images: Sequence[np.ndarray], coarse: Sequence[np.ndarray], drawn: Sequence[Decoded]) -> list[_Refined | None]:
         """The refiner's masks, in order; None where there is nothing to refine."""

@@ -46,14 +46,15 @@ class PathTokenizer:
 
     def path_tokens(self, ids: Sequence[int]) -> list[str]:
         """The path tokens that ids stand for; an id that is no path token gives its own text."""
-        return [self._path_token.get(i) or self.fast.convert_ids_to_tokens(i) or f"<{i}>" for i in ids]
+        return [self.path_token_of.get(i) or self.fast.convert_ids_to_tokens(i) or f"<{i}>" for i in ids]
 
     def path_ids(self, tokens: Iterable[str]) -> list[int]:
         """Ids of path tokens. Raises KeyError on a token that no path can hold."""
         return [self._path_id[token] for token in tokens]
 
     @cached_property
-    def _path_token(self) -> dict[int, str]:
+    def path_token_of(self) -> dict[int, str]:
+        """Every id that can stand in a path, and the path token it stands for; several ids may stand for one."""
         known = {*PATH_COMMANDS, MINUS, *(str(n) for n in range(PATH_SCALE + 1))}
         decoded = enumerate(self.fast.batch_decode([[i] for i in range(len(self.fast))], clean_up_tokenization_spaces=False))
         return {i: text.strip() for i, text in decoded if i >= N_RESERVED and text.strip() in known}
@@ -61,8 +62,8 @@ class PathTokenizer:
     @cached_property
     def _path_id(self) -> dict[str, int]:
         # Where a token exists with and without a leading space, the bare one (decoded without strip) is the path's.
-        ids = {token: i for i, token in reversed(self._path_token.items())}
-        return ids | {token: i for i, token in self._path_token.items() if self.fast.decode([i]) == token}
+        ids = {token: i for i, token in reversed(self.path_token_of.items())}
+        return ids | {token: i for i, token in self.path_token_of.items() if self.fast.decode([i]) == token}
 
 
 def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -36,6 +36,7 @@ class SegmentSettings(Frozen):
         None, ge=0, le=100, description="refinement steps; 0 keeps the coarse mask, None the model's own"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the model")
+    grammar: bool = Field(True, description="decode well-formed paths only; false is the published engine's free decoding")
     max_image_pixels: int = Field(100_000_000, ge=1, le=PILLOW_PIXELS, description="larger images are rejected before they are decoded")
     max_image_bytes: int = Field(100_000_000, ge=1, description="larger encoded images are rejected")
     allow_https: bool = Field(False, description="fetch https:// images; http:// never is")

@@ -47,7 +47,7 @@ def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str 
         make = getattr(make, name)
     segmenter: SegmenterLike = make(
         model.model, refiner=model.refiner, revision=model.revision, device=model.device,
-        dtype=segment.dtype, refiner_iterations=segment.refiner_iterations,
+        dtype=segment.dtype, refiner_iterations=segment.refiner_iterations, grammar=segment.grammar,
     )  # fmt: skip
     return segmenter
 

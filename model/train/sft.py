@@ -400,9 +400,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = SftSettings(seed=args.seed, dtype=args.dtype, workers=args.workers, freeze_vision=args.freeze_vision)
+    phases = SftSettings.phases
     if args.steps:
-        settings = replace(settings, phases=tuple(replace(p, steps=n) for p, n in zip(settings.phases, args.steps, strict=True)))
+        phases = tuple(replace(phase, steps=steps) for phase, steps in zip(phases, args.steps, strict=True))
+    settings = SftSettings(seed=args.seed, phases=phases, dtype=args.dtype, workers=args.workers, freeze_vision=args.freeze_vision)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "settings.txt").write_text(repr(asdict(settings)))
     train(args.out, settings, args.init)

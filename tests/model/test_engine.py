@@ -9,11 +9,13 @@ from torch import Tensor
 from model.config import TokenConfig
 from model.engine import Decoded, decode
 from model.moondream import MoondreamSegmentation
+from model.path_grammar import FreeDecoding
 from model.prompt import Prompt, embed_prompt
 from model.region import coord_value, size_value
 from model.text import causal_mask
 from tests.model.tiny import tiny_model
 
+FREE = FreeDecoding()
 TOKENS = TokenConfig(max_new_tokens=12, prompt_prefix=(1, 9, 2))
 PROMPTS = [
     Prompt(ids=(1, 9, 2, 30, 31, 3)),
@@ -70,7 +72,7 @@ def plainly(model: MoondreamSegmentation, image_PD: Tensor, prompt: Prompt) -> D
 
 def test_a_batch_gives_what_each_row_alone_gives(model: MoondreamSegmentation, images: Tensor) -> None:
     image_of = [0, 1, 1, 0]
-    found = decode(model.model, TOKENS, images, PROMPTS, image_of)
+    found = decode(model.model, TOKENS, images, PROMPTS, image_of, FREE)
     for row, prompt, image in zip(found, PROMPTS, image_of, strict=True):
         expected = plainly(model, images[image], prompt)
         assert (row.ids, row.absent, row.truncated) == (expected.ids, expected.absent, expected.truncated)
@@ -84,7 +86,7 @@ def test_rows_that_end_early_leave_the_others_as_they_were(model: MoondreamSegme
         model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
     try:
         prompts, image_of = PROMPTS * 3, [0, 1] * 6
-        found = decode(model.model, TOKENS, images, prompts, image_of)
+        found = decode(model.model, TOKENS, images, prompts, image_of, FREE)
         assert len({len(row.ids) for row in found}) > 1
         for row, prompt, image in zip(found, prompts, image_of, strict=True):
             assert row.ids == plainly(model, images[image], prompt).ids
@@ -97,7 +99,7 @@ def test_an_end_at_once_is_absent(model: MoondreamSegmentation, images: Tensor) 
     with torch.no_grad():
         model.model.text.lm_head.bias[TOKENS.eos_id] += 100
     try:
-        (row,) = decode(model.model, TOKENS, images, PROMPTS[:1], [0])
+        (row,) = decode(model.model, TOKENS, images, PROMPTS[:1], [0], FREE)
         assert (row.absent, row.ids, row.truncated, row.path_logprob) == (True, (), False, None)
     finally:
         with torch.no_grad():
@@ -105,6 +107,6 @@ def test_an_end_at_once_is_absent(model: MoondreamSegmentation, images: Tensor) 
 
 
 def test_no_path_tokens_at_all(model: MoondreamSegmentation, images: Tensor) -> None:
-    (row,) = decode(model.model, TOKENS, images, PROMPTS[:1], [0], max_new_tokens=0)
+    (row,) = decode(model.model, TOKENS, images, PROMPTS[:1], [0], FREE, max_new_tokens=0)
     assert row.ids == ()
     assert row.path_logprob is None

@@ -24,6 +24,10 @@ def tokens_of(command: Command) -> list[str]:
     return [letter, *(token for value in values for token in (["-"] if value < 0 else []) + [str(abs(value))])]
 
 
+def draws(path: list[Command]) -> bool:
+    return any(letter in "LlCc" for letter, _ in path)
+
+
 def text_of(command: Command) -> str:
     """Facts, section 5, word by word."""
     letter, values = command
@@ -40,7 +44,7 @@ def text_of(command: Command) -> str:
 @quick
 def test_well_formed_paths_are_written_out(start: Command, rest: list[Command]) -> None:
     parsed = parse_path([token for command in (start, *rest) for token in tokens_of(command)])
-    assert parsed.problem is None
+    assert parsed.well_formed == draws(rest)
     assert (parsed.path, parsed.n_commands) == (" ".join(map(text_of, (start, *rest))), 1 + len(rest))
 
 
@@ -58,7 +62,7 @@ def test_a_path_cut_anywhere_keeps_its_whole_commands(start: Command, rest: list
     parsed = parse_path(tokens[:cut])
     assert (parsed.path, parsed.n_commands) == (" ".join(map(text_of, whole)), len(whole))
     between_commands = cut == sum(len(tokens_of(command)) for command in whole)
-    assert parsed.well_formed == (between_commands and len(whole) > 1)
+    assert parsed.well_formed == (between_commands and draws(whole))
 
 
 def test_further_pairs_of_a_move_are_lines() -> None:

@@ -59,7 +59,7 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_the_hash_of_the_defaults_is_what_outputs_on_disk_were_named_by() -> None:
     """If this fails, every shard of every existing output is computed anew. Change the value only if that is meant."""
-    assert SegmentSettings().settings_hash == "1408e2e768637976"
+    assert SegmentSettings().settings_hash == "193cffc1c3752501"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,7 @@ def test_the_hash_of_the_defaults_is_what_outputs_on_disk_were_named_by() -> Non
         {"carry": ("split",)},
         {"refiner_iterations": 0},
         {"dtype": "bfloat16"},
+        {"grammar": False},
         {"max_image_pixels": 1000},
         {"max_image_bytes": 1000},
         {"allow_https": True},
@@ -80,7 +81,7 @@ def test_every_setting_that_can_change_a_row_changes_the_hash(changed: dict[str,
 
 def test_no_setting_was_forgotten_above() -> None:
     assert set(SegmentSettings.model_fields) == {
-        "columns", "carry", "refiner_iterations", "dtype", "max_image_pixels", "max_image_bytes", "allow_https",
+        "columns", "carry", "refiner_iterations", "dtype", "grammar", "max_image_pixels", "max_image_bytes", "allow_https",
     }  # fmt: skip
 
 

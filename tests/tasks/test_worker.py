@@ -37,6 +37,7 @@ def test_the_model_is_made_with_the_settings_values() -> None:
     assert isinstance(made, Family)
     assert made.asked == {
         "model": "folder", "refiner": "other", "revision": "main", "device": "cpu", "dtype": "bfloat16", "refiner_iterations": 2,
+        "grammar": True,
     }  # fmt: skip
 
 

@@ -1,0 +1,167 @@
+"""The grammar of path tokens as a table, so that decoding cannot leave it (facts, section 5).
+
+Exactly the sequences that `path_tokens.parse_path` calls well formed can be decoded: M first, whole commands, "-" only
+before a number, the end only once something was drawn. Where the token limit comes near, only what still leaves room
+for the rest of the command, a closing z and the end token is offered.
+
+Shapes: B rows, V vocabulary, S states, C kinds of token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.path_tokens import ARITY, MINUS
+from model.tokenizer import PathTokenizer
+
+
+class Kind(IntEnum):
+    """What a token is to the grammar."""
+
+    MOVE = 0
+    LINE = 1
+    CURVE = 2
+    CLOSE = 3
+    NUMBER = 4
+    MINUS = 5
+    END = 6
+
+
+LETTERS = {Kind.MOVE: "M", Kind.LINE: "L", Kind.CURVE: "C"}
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where a path stands: `command` is the last letter (None: none yet, or closed), `have` the numbers of its current set of
+    arguments, `whole` whether a set is complete, `drawn` whether there is anything to fill yet."""
+
+    command: Kind | None = None
+    have: int = 0
+    whole: bool = False
+    drawn: bool = False
+    minus: bool = False
+    started: bool = False
+    ended: bool = False
+
+    def after(self, kind: Kind) -> _State | None:
+        """The state after one more token, None where the grammar does not allow it."""
+        if self.ended:
+            return self if kind is Kind.END else None
+        if kind is Kind.NUMBER:
+            return self._number()
+        if self.minus:
+            return None
+        if kind is Kind.MINUS:
+            return _State(self.command, self.have, self.whole, self.drawn, minus=True, started=True) if self.command is not None else None
+        if not self.started:
+            return _State(kind, started=True) if kind is Kind.MOVE else None
+        if self.command is not None and (self.have or not self.whole):
+            return None  # in the middle of a command
+        if kind is Kind.END:
+            return _State(ended=True, started=True) if self.drawn else None
+        return _State(None if kind is Kind.CLOSE else kind, drawn=self.drawn, started=True)
+
+    def _number(self) -> _State | None:
+        if self.command is None:
+            return None
+        have = self.have + 1
+        if have < ARITY[LETTERS[self.command]]:
+            return _State(self.command, have, self.whole, self.drawn, started=True)
+        # A first pair of a move only moves; further pairs are lines, as in SVG.
+        return _State(self.command, 0, True, self.drawn or self.command is not Kind.MOVE or self.whole, started=True)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """`after` (S, C): the next state, -1 where there is none. `need` (S,): fewest tokens to a closed and ended path."""
+
+    after: tuple[tuple[int, ...], ...]
+    need: tuple[int, ...]
+
+
+@cache
+def _table() -> _Table:
+    states = [_State()]
+    after: list[tuple[int, ...]] = []
+    for state in states:  # grows while it is walked
+        row = []
+        for kind in Kind:
+            following = state.after(kind)
+            if following is not None and following not in states:
+                states.append(following)
+            row.append(-1 if following is None else states.index(following))
+        after.append(tuple(row))
+    need = [0 if state.ended else 10**6 for state in states]
+    for _ in states:
+        for index, state in enumerate(states):
+            if not state.ended:
+                # An open path is closed before it ends, so ending it at once is no way to be counted on.
+                ways = [after[index][kind] for kind in Kind if kind is not Kind.END or state.command is None]
+                need[index] = min([need[index], *(1 + need[way] for way in ways if way >= 0)])
+    return _Table(tuple(after), tuple(need))
+
+
+def _kind(token: str) -> Kind:
+    if token == MINUS:
+        return Kind.MINUS
+    return Kind.NUMBER if token.isdigit() else {"M": Kind.MOVE, "L": Kind.LINE, "C": Kind.CURVE, "Z": Kind.CLOSE}[token.upper()]
+
+
+START = 0  # the state of a path of no tokens
+
+
+class Choice(NamedTuple):
+    """Next token of each row, the states after it, and which rows the token limit kept from their likeliest token; each (B,)."""
+
+    ids: Tensor
+    state: Tensor
+    forced: Tensor
+
+
+class FreeDecoding:
+    """The published engine's way: the likeliest token, whatever it is."""
+
+    def choose(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor) -> Choice:
+        """As `PathGrammar.choose`."""
+        return Choice(logits_BV.argmax(dim=1), state_B, torch.zeros_like(state_B, dtype=torch.bool))
+
+
+class PathGrammar:
+    """The likeliest token that the grammar allows, on the device of the model and without waiting for it."""
+
+    def __init__(self, tokenizer: PathTokenizer, eos_id: int, device: torch.device) -> None:
+        kinds = {i: _kind(token) for i, token in tokenizer.path_token_of.items()} | {eos_id: Kind.END}
+        ids = [[i for i in sorted(kinds) if kinds[i] is kind] for kind in Kind]
+        if missing := [kind.name for kind, group in zip(Kind, ids, strict=True) if not group]:
+            raise ValueError(
+                f"tokenizer: no token of kind {', '.join(missing)}, so it cannot write paths; use the model's own tokenizer.json"
+            )
+        table = _table()
+        self._ids = torch.tensor([i for group in ids for i in group], device=device)
+        self._sizes = [len(group) for group in ids]
+        self._starts = torch.tensor([0, *accumulate(self._sizes)][:-1], device=device)
+        self._after = torch.tensor(table.after, device=device)
+        self._need = torch.tensor(table.need, device=device)
+
+    def choose(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor) -> Choice:
+        """The next token of each row. `state_B` is `START` before the first; `left_B` how many tokens may still be written, this
+        one and the end token included. Where too few are left for any path at all, the limit is not heeded."""
+        kinds = logits_BV[:, self._ids].split(self._sizes, dim=1)
+        best = [kind.max(dim=1) for kind in kinds]
+        score_BC = torch.stack([values for values, _ in best], dim=1)
+        place_BC = torch.stack([places for _, places in best], dim=1) + self._starts
+        after_BC = self._after[state_B]
+        legal_BC = after_BC >= 0
+        fits_BC = legal_BC & (self._need[after_BC.clamp(min=0)] < left_B[:, None])
+        fits_BC = torch.where(fits_BC.any(dim=1, keepdim=True), fits_BC, legal_BC)
+        kind_B1 = score_BC.masked_fill(~fits_BC, -torch.inf).argmax(dim=1, keepdim=True)
+        wanted_B1 = score_BC.masked_fill(~legal_BC, -torch.inf).argmax(dim=1, keepdim=True)
+        ids_B = self._ids[place_BC.gather(1, kind_B1)[:, 0]]
+        return Choice(ids_B, after_BC.gather(1, kind_B1)[:, 0], (kind_B1 != wanted_B1)[:, 0])
