@@ -398,7 +398,10 @@ def _explain(error: Exception) -> int:
     if isinstance(error, (ValueError, FileNotFoundError, PermissionError)):
         _complain("error", str(error))
         return 2
-    if isinstance(error, (RuntimeError, OSError)):
+    if isinstance(error, ImportError):  # a file system whose library is not installed
+        _complain("error", str(error))
+        return 2
+    if isinstance(error, (RuntimeError, OSError)) or type(error).__module__.startswith("botocore"):
         _complain("failed", str(error))
         return 1
     raise error

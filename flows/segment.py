@@ -21,6 +21,7 @@ from schemas.runs import Plan, Receipt, RunSummary, Shard
 from schemas.settings import RunSettings
 from tasks.plan import make_plan
 from tasks.shard import process_shard
+from tasks.storage import STORE_ERRORS
 from tasks.summarize import publish, summarize
 from tasks.verify import require, verify
 from tasks.worker import SEGMENTER
@@ -157,7 +158,7 @@ def run_shards(
         outcome = _outcome(future)
         if isinstance(outcome, Receipt):
             on_receipt(outcome)
-        elif isinstance(outcome, (KilledWorker, OSError)) and attempts[shard.shard_id] <= settings.retries:
+        elif isinstance(outcome, (KilledWorker, *STORE_ERRORS)) and attempts[shard.shard_id] <= settings.retries:
             waiting.append(shard)
         else:
             failures.append((shard, f"{type(outcome).__name__}: {outcome} (attempt {attempts[shard.shard_id]})"))

@@ -174,6 +174,8 @@ class TokenConfig:
     max_query_tokens: int = 256
 
 
+BOX_TOKENS = 3  # coordinate, coordinate, size: what is drawn before the path
+
 _SECTIONS = {"vision": VisionConfig, "text": TextConfig, "region": RegionConfig, "refiner": RefinerConfig, "tokens": TokenConfig}
 _TOKEN_IDS = ("bos_id", "eos_id", "coord_id", "size_id")
 
@@ -252,6 +254,11 @@ class MoondreamSegmentationConfig(PreTrainedConfig):
             f"must be vision.enc_dim = {self.vision.enc_dim}",
         )
         super().__init__(**kwargs)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longest prompt after the image that leaves room in the context for the box and the longest path."""
+        return self.text.max_context - self.text.prefix_attn - BOX_TOKENS - self.tokens.max_new_tokens
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Every distinct image is prefilled once; its keys and values are branched for each of its queries. Rows decode in step:
 coordinate, coordinate, size, then path tokens until the end token. Finished rows are dropped from the batch now and then.
-The loop reads nothing back from the device between those times.
+Our code reads nothing back from the device between those times; PyTorch's grouped product of the experts does where it has
+no kernel for the dtype and device (on CUDA: other than bfloat16).
 
 Shapes: I images, B rows (queries), P image tokens, T prompt tokens (padded), D width.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.config import TokenConfig
+from model.config import BOX_TOKENS, TokenConfig
 from model.kv_cache import KVCache
 from model.moondream import Moondream
 from model.path_grammar import START, FreeDecoding, PathGrammar
@@ -57,7 +58,7 @@ def decode(
     cache = prefill_prefix(model, tokens, image_IPD)
     longest = max(len(prompt.ids) for prompt in prompts)
     prefix = cache.k.shape[3]
-    cache = cache.branch(torch.tensor(image_of, device=image_IPD.device), slots=prefix + longest + 3 + limit)
+    cache = cache.branch(torch.tensor(image_of, device=image_IPD.device), slots=prefix + longest + BOX_TOKENS + limit)
     hidden_BD = prefill_prompts(model, cache, prompts, prefix)
     lengths_B = torch.tensor([prefix + len(prompt.ids) for prompt in prompts], device=image_IPD.device)
     decoder = _Decoder(model, tokens, chooser, cache, hidden_BD, lengths_B, prefix + longest)

@@ -20,7 +20,7 @@ from model.mask_trace import scale_path, trace
 from model.moondream import MoondreamSegmentation
 from model.path_grammar import FreeDecoding, PathGrammar
 from model.path_tokens import ParsedPath, parse_path
-from model.prompt import SpatialRef, build_prompt
+from model.prompt import QueryError, SpatialRef, build_prompt
 from model.rasterize import rasterize
 from model.refiner_crops import cut, paste
 from model.registry import ModelSource, resolve_model
@@ -52,7 +52,8 @@ class Segmentation:
     `rle` the same in COCO's compressed form; `bbox` (x, y, w, h) and `area` of it in pixels; `path` its outline in
     pixels. `coarse_path` (unit of box) and `coarse_bbox` (cx, cy, w, h in unit of image) are what the language model
     drew. Scores are None where there is nothing to score. `refined`: the refiner's mask, not the coarse one. `salvaged`:
-    the path was malformed and only its whole commands before the problem were used. `truncated`: it reached the token limit.
+    the path was malformed and only its whole commands before the problem were used; `path_problem` says what it was.
+    `truncated`: the token limit cut it short.
     """
 
     status: str
@@ -71,6 +72,7 @@ class Segmentation:
     refined: bool
     salvaged: bool
     truncated: bool
+    path_problem: str | None
     n_path_tokens: int
 
 
@@ -103,6 +105,8 @@ class Segmenter:
         """Load a model by name: "demo" (ships with the package), a local folder, or a hub repository. See `model.registry`."""
         source: ModelSource = resolve_model(model, refiner=refiner, revision=revision)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if place.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device = {place!r}: PyTorch sees no CUDA device here; use cpu, or install a CUDA build of PyTorch")
         loaded = load_model(source, device=place, dtype=getattr(torch, dtype))
         return cls(loaded, load_tokenizer(source), revision=source.revision, refiner_iterations=refiner_iterations, grammar=grammar)
 
@@ -110,13 +114,14 @@ class Segmenter:
     def device(self) -> torch.device:
         return self.model.model.text.wte.device
 
-    @property
-    def max_query_tokens(self) -> int:
-        return self.config.tokens.max_query_tokens
-
     def check_query(self, object: str, spatial_refs: Sequence[SpatialRef] = ()) -> None:
         """Raises `model.prompt.QueryError` if this cannot be asked."""
-        build_prompt(object, spatial_refs, self.tokenizer, self.config.tokens)
+        prompt = build_prompt(object, spatial_refs, self.tokenizer, self.config.tokens)
+        most = self.config.max_prompt_tokens
+        if len(prompt.ids) > most:
+            raise QueryError(
+                "query_too_long", f"words and references are {len(prompt.ids)} tokens, more than the limit of {most}; give fewer"
+            )
 
     def segment(self, image: Image.Image | np.ndarray, object: str, spatial_refs: Iterable[SpatialRef] | None = None) -> dict[str, Any]:
         """Segment what `object` names in an RGB image.
@@ -205,5 +210,6 @@ def _assemble(row: Decoded, path: ParsedPath, coarse_HW: np.ndarray, refined: _R
         mask=mask, rle=rle.encode(mask), bbox=tuple(cv2.boundingRect(mask)), area=int(np.count_nonzero(mask)), path=trace(mask),
         coarse_path=path.path, coarse_bbox=row.box,
         **scores, iteration_stability=refined.stability if refined else None, trust=trust(**scores),
-        refined=keep, salvaged=not (path.well_formed or row.absent), truncated=row.truncated, n_path_tokens=len(row.ids),
+        refined=keep, salvaged=not (path.well_formed or row.absent), truncated=row.truncated,
+        path_problem=None if row.absent else path.problem, n_path_tokens=len(row.ids),
     )  # fmt: skip

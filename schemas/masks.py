@@ -28,6 +28,7 @@ MASKS = pa.schema(
         pa.field("coarse_bbox", pa.list_(pa.float32(), 4), nullable=False),  # that box: cx, cy, w, h in unit of image
         *(pa.field(name, pa.float32()) for name in SCORES),
         *(pa.field(name, pa.bool_(), nullable=False) for name in FLAGS),
+        pa.field("path_problem", pa.string()),  # what was wrong with a salvaged path, else null
         pa.field("n_path_tokens", pa.int32(), nullable=False),
         pa.field("model_revision", pa.string(), nullable=False),
         pa.field("settings_hash", pa.string(), nullable=False),

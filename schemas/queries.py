@@ -36,6 +36,8 @@ def check_columns(schema: pa.Schema, settings: SegmentSettings, file: str) -> No
     for name in settings.carry:
         if name not in schema.names:
             raise InputError(f"{file}: no column {name!r} to carry; it has {', '.join(schema.names)}")
+        if schema.names.count(name) > 1:
+            raise InputError(f"{file}: {schema.names.count(name)} columns are named {name!r}, so none can be carried. Rename all but one")
         if name in MASKS.names:
             raise InputError(
                 f"{file}: column {name!r} cannot be carried: the masks table has a column of that name. Rename it in the input"

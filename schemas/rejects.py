@@ -12,11 +12,13 @@ class RejectCode(StrEnum):
 
     MISSING_IMAGE = "missing_image"
     IMAGE_NOT_FOUND = "image_not_found"
+    IMAGE_UNREACHABLE = "image_unreachable"
     IMAGE_EMPTY = "image_empty"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_TRUNCATED = "image_truncated"
     IMAGE_TOO_LARGE = "image_too_large"
     URI_NOT_ALLOWED = "uri_not_allowed"
+    INVALID_TEXT = "invalid_text"
     EMPTY_QUERY = "empty_query"
     QUERY_TOO_LONG = "query_too_long"
     BAD_SPATIAL_REF = "bad_spatial_ref"
@@ -33,11 +35,13 @@ class RejectCode(StrEnum):
 _REMEDIES = {
     RejectCode.MISSING_IMAGE: "give the row an image: bytes, or a path that can be read",
     RejectCode.IMAGE_NOT_FOUND: "check that the URI exists; relative ones start at the folder of the table",
+    RejectCode.IMAGE_UNREACHABLE: "the https server did not answer; run these rows again later",
     RejectCode.IMAGE_EMPTY: "the image has no bytes or no pixels; export it again",
     RejectCode.IMAGE_UNREADABLE: "convert the image to JPEG, PNG or WebP",
     RejectCode.IMAGE_TRUNCATED: "the file ends early; fetch or export it again",
     RejectCode.IMAGE_TOO_LARGE: "downscale the image, or raise --max-image-pixels or --max-image-bytes",
     RejectCode.URI_NOT_ALLOWED: "use local paths, the table's own store or s3://; --allow-https admits https://",
+    RejectCode.INVALID_TEXT: "write the column's text as UTF-8",
     RejectCode.EMPTY_QUERY: "say in words what to segment",
     RejectCode.QUERY_TOO_LONG: "shorten the expression",
     RejectCode.BAD_SPATIAL_REF: "use points (x, y) or boxes (x_min, y_min, x_max, y_max)",

@@ -93,11 +93,6 @@ class Receipt(Frozen):
     def rejected(self) -> int:
         return sum(self.rejects.values())
 
-    @property
-    def model_busy_share(self) -> float:
-        """Share of the shard's wall time in which the model was busy."""
-        return self.timings.infer / self.timings.total if self.timings.total else 0.0
-
 
 class RunSummary(Frozen):
     """Published last of all, once the output was verified. Readers look only at the parts of published runs' shards."""

@@ -11,6 +11,7 @@ import urllib.request
 import warnings
 from http.client import HTTPException
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 from botocore.exceptions import ParamValidationError  # type: ignore[import-untyped]
@@ -22,6 +23,7 @@ from schemas.settings import SegmentSettings
 from tasks.storage import S3_SCHEMES, Store
 
 HTTPS_TIMEOUT = 30  # seconds
+HTTP_TRANSIENT = (408, 429)  # besides 5xx: the server may answer another time
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,12 +57,16 @@ def fetch(uri: str, table_uri: str, settings: SegmentSettings) -> bytes:
         return _fetch_https(full, limit)
     store = Store.open(full)
     try:
-        size = store.fs.info(store.root)["size"]
-        if size > limit:
-            raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{uri}: {size} bytes, more than the limit of {limit}")
+        info = store.fs.info(store.root)
+        if info["type"] != "file":  # a pipe would be waited for, a device read for ever
+            raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: is a {info['type']}, not a file")
+        if info["size"] > limit:
+            raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{uri}: {info['size']} bytes, more than the limit of {limit}")
         return store.read_bytes("")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: there is no such file") from None
+    except PermissionError:
+        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: access is denied, as some stores also say of what is not there") from None
     except (OSError, ValueError, ParamValidationError) as error:
         if isinstance(error, ImageError) or not _is_unnameable(error):
             raise
@@ -68,8 +74,8 @@ def fetch(uri: str, table_uri: str, settings: SegmentSettings) -> bytes:
 
 
 def _is_unnameable(error: Exception) -> bool:
-    """Whether it is the name that no store could hold: a NUL in it, too long, an impossible bucket."""
-    return not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG
+    """Whether it is the name that leads nowhere: a NUL in it, too long, an impossible bucket or key, links in a circle."""
+    return not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 def _resolve(uri: str, table_uri: str, settings: SegmentSettings) -> str:
@@ -95,7 +101,9 @@ def _fetch_https(url: str, limit: int) -> bytes:
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{url}: {type(error).__name__}: {error}") from None
+        gone = isinstance(error, ValueError) or (isinstance(error, HTTPError) and error.code not in HTTP_TRANSIENT and error.code < 500)
+        code = RejectCode.IMAGE_NOT_FOUND if gone else RejectCode.IMAGE_UNREACHABLE
+        raise ImageError(code, f"{url}: {type(error).__name__}: {error}") from None
     if len(data) > limit:
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{url}: more than the limit of {limit} bytes")
     return data

@@ -16,6 +16,7 @@ from tasks.tables import write_table
 
 Record = dict[str, Any]
 POLYGON_NUMBERS = 6  # x and y of three corners: the least that encloses something
+MAX_COORDINATE = 100_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ def _load(path: Path) -> Instances:
     by_id = {
         name: {record["id"]: record for record in _whole(data[name], ("id", *fields), f"{path}, {name}")} for name, fields in tables.items()
     }
+    for name, records in by_id.items():
+        if len(records) < len(data[name]):
+            raise InputError(f"{path}, {name}: {len(data[name]) - len(records)} ids occur twice; give each record its own")
     return Instances(path=path, **by_id)
 
 
@@ -93,7 +97,7 @@ def _of_categories(data: Instances) -> Iterator[Question]:
 
 
 def _of_expressions(path: Path, data: Instances) -> Iterator[Question]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -177,4 +181,7 @@ def _polygons(segmentation: list[Any]) -> list[list[float]]:
         if not isinstance(polygon, list) or len(polygon) < POLYGON_NUMBERS or len(polygon) % 2:
             count = len(polygon) if isinstance(polygon, list) else 0
             raise ValueError(f"segmentation[{index}]: has {count} numbers; a polygon needs x and y of three corners or more")
+        # pycocotools reserves memory by the polygon's own length, and crashes on what no image has.
+        if not all(isinstance(value, (int, float)) and abs(value) <= MAX_COORDINATE for value in polygon):
+            raise ValueError(f"segmentation[{index}]: a coordinate is no number, or outside -{MAX_COORDINATE}..{MAX_COORDINATE} pixels")
     return segmentation

@@ -23,10 +23,11 @@ from schemas.runs import Shard
 from schemas.settings import SegmentSettings
 from tasks.images import ImageError, decode, fetch
 from tasks.read import Row
+from tasks.storage import STORE_ERRORS
 from tasks.worker import SegmenterLike
 
 DECODE_THREADS = 2
-IMAGES_AHEAD = 64  # decoded images held at once
+IMAGES_AHEAD = 16  # decoded images held at once, beside those of the batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,8 @@ def _reject_unsound(row: Row, shard: Shard, segmenter: SegmenterLike, answers: A
 def _unsound(row: Row, shard: Shard, segmenter: SegmenterLike) -> tuple[RejectCode, str] | None:
     if row.row in shard.duplicates:
         return RejectCode.DUPLICATE_ROW_ID, f"row_id = {row.row_id!r} stands in an earlier row"
+    if row.garbled:
+        return RejectCode.INVALID_TEXT, f"{', '.join(row.garbled)}: holds bytes that are no UTF-8"
     if row.mode not in (None, "", "one"):
         return RejectCode.UNSUPPORTED_MODE, f'mode = {row.mode!r}: only "one" is supported'
     if row.query is None or not row.query.strip():
@@ -156,9 +159,9 @@ def _segment(pictures: list[Picture], segmenter: SegmenterLike, answers: Answers
     began = time.perf_counter()
     try:
         found = _ask(pictures, segmenter)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if is_machines_fault(error):
+            raise
         if sum(len(picture.rows) for picture in pictures) > 1:
             for picture in pictures:
                 for row in picture.rows:
@@ -171,6 +174,12 @@ def _segment(pictures: list[Picture], segmenter: SegmenterLike, answers: Answers
     for (picture, row), segmentation in zip(asked, found, strict=True):
         height, width = picture.pixels.shape[:2]
         answers.masks.append(Mask(row=row, image_id=picture.image_id, height=height, width=width, segmentation=segmentation))
+
+
+def is_machines_fault(error: Exception) -> bool:
+    """Whether the next row would fail too: no memory, a broken device, a store that is down. The row is not to blame then."""
+    no_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # PyTorch's own, on a CPU
+    return no_memory or isinstance(error, (MemoryError, *STORE_ERRORS, torch.OutOfMemoryError, torch.AcceleratorError))
 
 
 def _ask(pictures: list[Picture], segmenter: SegmenterLike) -> list[Segmentation]:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from schemas.queries import InputError, check_columns
 from schemas.runs import Plan, RowRange, Shard
 from schemas.settings import RunSettings
+from tasks.read import READ_BUFFER, rows_of
 from tasks.storage import Store, fingerprint, is_damaged_parquet
 
 FOOTERS_AT_ONCE = 16
@@ -61,9 +62,11 @@ def make_plan(settings: RunSettings, model_revision: str) -> Plan:
 
 
 def input_files(settings: RunSettings) -> list[InputFile]:
-    """Every Parquet file of the input, sorted by name, with checked columns."""
-    store = Store.open(settings.input)
+    """Every Parquet file of the input, sorted by name, with checked columns. An output within the input is not part of it."""
+    store, output = Store.open(settings.input), Store.open(settings.output)
     base, found = _find(store)
+    if output.fs == store.fs:
+        found = [(path, info) for path, info in found if not path.startswith(f"{output.root}/")]
     if not found:
         raise InputError(f"input {settings.input}: no Parquet file there ({', '.join('*' + s for s in PARQUET_SUFFIXES)}). Check the path")
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
@@ -137,8 +140,8 @@ def duplicate_rows(files: list[InputFile], settings: RunSettings) -> dict[str, t
 def _column(file: InputFile, column: str) -> Iterator[Any]:
     store = Store.open(file.uri)
     with store.fs.open(store.root, "rb", cache_type="none") as handle:
-        for batch in pq.ParquetFile(handle, pre_buffer=False).iter_batches(columns=[column]):
-            yield from batch.column(0).to_pylist()
+        for batch in pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER).iter_batches(columns=[column]):
+            yield from (row[column] for row in rows_of(batch))
 
 
 def _shards(file: InputFile, settings: RunSettings, model_revision: str, repeated: tuple[int, ...]) -> Iterator[Shard]:

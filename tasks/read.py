@@ -15,6 +15,10 @@ from schemas.runs import Shard
 from schemas.settings import SegmentSettings
 from tasks.storage import Store, fingerprint
 
+BATCH_ROWS = 64  # rows read at once: their images are in memory together
+READ_BUFFER = 1 << 20  # bytes; without it a column of a row group is read whole, however few of its rows are wanted
+GARBLED = "\0garbled"  # no column has such a name
+
 
 class InputChangedError(RuntimeError):
     """The input file is not the one that was planned."""
@@ -23,7 +27,7 @@ class InputChangedError(RuntimeError):
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One input row. `row` is its position in the shard. `image_bytes` or `image_uri` or neither is there.
-    `carried` holds the values of the columns that are copied through."""
+    `carried` holds the values of the columns that are copied through. `garbled` names the columns whose text is no UTF-8."""
 
     row: int
     row_id: str
@@ -33,6 +37,7 @@ class Row:
     spatial_refs: tuple[tuple[float | None, ...] | None, ...]
     mode: str | None
     carried: dict[str, Any]
+    garbled: tuple[str, ...] = ()
 
 
 def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Schema]:
@@ -46,7 +51,7 @@ def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Sc
     if found != shard.fingerprint:
         raise InputChangedError(f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan it anew")
     with store.fs.open(store.root, "rb", cache_type="none") as handle:
-        file = pq.ParquetFile(handle, pre_buffer=False)
+        file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER)
         schema = file.schema_arrow
         rows = [
             _row(position, values, shard, settings) for position, values in enumerate(_values(file, shard, columns_read(schema, settings)))
@@ -57,13 +62,47 @@ def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Sc
 def _values(file: pq.ParquetFile, shard: Shard, columns: list[str]) -> Iterator[dict[str, Any]]:
     for part in shard.ranges:
         at = 0
-        for batch in file.iter_batches(batch_size=1024, row_groups=[part.row_group], columns=columns):
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[part.row_group], columns=columns):
             start, stop = max(part.start - at, 0), min(part.stop - at, len(batch))
             if start < stop:
-                yield from batch.slice(start, stop - start).to_pylist()
+                yield from rows_of(batch.slice(start, stop - start))
             at += len(batch)
             if at >= part.stop:
                 break
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows as dicts. Where a text is no UTF-8, the bad bytes are replaced and `GARBLED` names the column."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(len(batch)):
+            yield _mended(batch.slice(index, 1))
+
+
+def _mended(row: pa.RecordBatch) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    garbled: list[str] = []
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except UnicodeDecodeError:
+            garbled.append(name)
+            values[name] = _replaced(column)
+    return values | {GARBLED: tuple(garbled)}
+
+
+def _replaced(column: pa.Array) -> Any:
+    """The one value of a column whose text is no UTF-8, as far as it can be told."""
+    if pa.types.is_struct(column.type):
+        fields = {field.name: column.field(field.name) for field in column.type}
+        return {name: part[0].as_py() if pa.types.is_binary(part.type) else _replaced(part) for name, part in fields.items()}
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        data = column.cast(pa.large_binary())[0].as_py()
+        return None if data is None else data.decode(errors="replace")
+    return None
 
 
 def _row(position: int, values: dict[str, Any], shard: Shard, settings: SegmentSettings) -> Row:
@@ -76,7 +115,7 @@ def _row(position: int, values: dict[str, Any], shard: Shard, settings: SegmentS
         row_id = derived_row_id(shard.name, shard.first_row + position, data, uri, query, refs)
     return Row(
         row=position, row_id=str(row_id), image_bytes=data, image_uri=uri, query=query, spatial_refs=refs, mode=mode,
-        carried={name: values.get(name) for name in settings.carry},
+        carried={name: values.get(name) for name in settings.carry}, garbled=values.get(GARBLED, ()),
     )  # fmt: skip
 
 

@@ -29,10 +29,11 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
     Raises:
         InputChangedError: the file was replaced since it was planned.
         ModelChangedError: the resident model has another revision than the plan.
+        NoModelError: the worker has no model of these settings.
         OSError: the store failed for good.
     """
     began, started_at = time.perf_counter(), datetime.now(UTC)
-    segmenter = resident_segmenter() if segmenter is None else segmenter
+    segmenter = resident_segmenter(settings.model, settings.segment) if segmenter is None else segmenter
     if segmenter.revision != shard.model_revision:
         raise ModelChangedError(f"planned with model revision {shard.model_revision}, but the worker has {segmenter.revision}. Run again")
     rows, schema = read_rows(shard, settings.segment)

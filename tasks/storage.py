@@ -15,9 +15,11 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 from fsspec import AbstractFileSystem
 
 S3_SCHEMES = ("s3", "s3a")
+STORE_ERRORS = (OSError, BotoCoreError)  # what a store that fails raises; not all of botocore's are OSErrors
 WRITE_ATTEMPTS = 3
 
 
@@ -85,7 +87,7 @@ class Store:
             try:
                 self._put(path, data)
                 return
-            except OSError:
+            except STORE_ERRORS:
                 if self._holds(path, data):
                     return
                 if attempt == WRITE_ATTEMPTS:
@@ -112,7 +114,7 @@ class Store:
     def _holds(self, path: str, data: bytes) -> bool:
         try:
             return self.read_bytes(path) == data
-        except OSError:
+        except STORE_ERRORS:
             return False
 
 

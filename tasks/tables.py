@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.masks import RLE
+from schemas.queries import InputError
 from tasks.storage import Store
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])  # the Hugging Face Image layout
@@ -30,6 +31,8 @@ def write_table(dest: str, rows: Iterable[dict[str, Any]]) -> int:
     The file appears when it is whole: an error among the rows leaves none, and an older one of that name as it was.
     """
     store = Store.open(dest)
+    if store.fs.isdir(store.root):
+        raise InputError(f"{dest}: is a folder; name the Parquet file to write in it")
     if store.is_local:
         store.fs.makedirs(store.root.rsplit("/", 1)[0], exist_ok=True)
     count = 0

@@ -54,7 +54,8 @@ def require(report: VerifyReport) -> None:
     """Raises AccountingError unless the invariant holds."""
     if not report.holds:
         more = f"\n... and {len(report.violations) - SHOWN} more" if len(report.violations) > SHOWN else ""
-        raise AccountingError("rows are lost or doubled:\n" + "\n".join(report.violations[:SHOWN]) + more)
+        remedy = "\nDelete receipts/SHARD.json of these shards from the output, and the same command computes them anew"
+        raise AccountingError("rows are lost or doubled:\n" + "\n".join(report.violations[:SHOWN]) + more + remedy)
 
 
 def _violations(shard: Shard, output: Store) -> Iterator[str]:

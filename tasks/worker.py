@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from model.segmenter import Query, Segmentation
 from schemas.settings import ModelSettings, SegmentSettings
+from tasks.storage import sha256
 
 SEGMENTER = "model.segmenter:Segmenter.from_pretrained"
 
@@ -29,14 +30,27 @@ class SegmenterLike(Protocol):
     def segment_many(self, images: Sequence[NDArray[np.uint8]], queries: Sequence[Query]) -> list[Segmentation]: ...
 
 
-_resident: dict[str, SegmenterLike] = {}
+class NoModelError(RuntimeError):
+    """The model that a shard was planned with is not loaded in this worker."""
 
 
-def resident_segmenter() -> SegmenterLike:
-    """The model of this process. Raises RuntimeError if `ResidentModel` did not load one."""
-    if not _resident:
-        raise RuntimeError("no model is loaded in this process; register tasks.worker.ResidentModel on the cluster first")
-    return _resident["segmenter"]
+# What `ResidentModel` loaded, or why it could not, by its name.
+_resident: dict[str, SegmenterLike | Exception] = {}
+
+
+def resident_segmenter(model: ModelSettings, segment: SegmentSettings) -> SegmenterLike:
+    """The model of this process that was made with these settings. Raises NoModelError if there is none; it says why."""
+    found = _resident.get(resident_name(model, segment))
+    if found is None:
+        raise NoModelError("the worker has no model of this run; register tasks.worker.ResidentModel on the cluster first")
+    if isinstance(found, Exception):
+        raise NoModelError(f"the worker could not load the model: {type(found).__name__}: {found}")
+    return found
+
+
+def resident_name(model: ModelSettings, segment: SegmentSettings) -> str:
+    """Runs with other settings may share a cluster: each finds its own model. The device is the worker's own affair."""
+    return "wordmask-" + sha256((model.model_dump_json(exclude={"device"}) + segment.model_dump_json()).encode())[:16]
 
 
 def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str = SEGMENTER) -> SegmenterLike:
@@ -55,21 +69,24 @@ def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str 
 class ResidentModel(WorkerPlugin):  # type: ignore[misc]
     """Loads the model when a worker process starts, and again when it was restarted."""
 
-    name = "wordmask-resident-model"
-
     def __init__(self, model: ModelSettings, segment: SegmentSettings, *, threads: int | None = None, factory: str = SEGMENTER) -> None:
         self.model = model
         self.segment = segment
         self.threads = threads
         self.factory = factory
+        self.name = resident_name(model, segment)
 
     def setup(self, worker: Worker) -> None:
         limit_threads(self.threads)
         model = self.model.model_copy(update={"device": own_device(self.model.device, worker.name)})
-        _resident["segmenter"] = load_segmenter(model, self.segment, self.factory)
+        try:
+            _resident[self.name] = load_segmenter(model, self.segment, self.factory)
+        except Exception as error:
+            _resident[self.name] = error  # a restarted worker's error would be seen by nobody
+            raise
 
     def teardown(self, worker: Worker) -> None:
-        _resident.clear()
+        _resident.pop(self.name, None)
 
 
 def own_device(device: str | None, worker_name: Any) -> str | None:

@@ -62,5 +62,5 @@ def _answer(image: np.ndarray, words: str) -> Segmentation:
         status="absent" if words == "absent" else "mask", mask=mask, rle=dict(rle.encode(mask)),
         bbox=(x, y, w, h), area=int(mask.sum()), path=trace(mask),
         coarse_path="M 0 0 L 1 0 1 1 z", coarse_bbox=(0.5, 0.5, 0.5, 0.5), predicted_iou=0.9, path_logprob=-0.1, coarse_refined_iou=0.8,
-        iteration_stability=1.0, trust=0.85, refined=True, salvaged=False, truncated=False, n_path_tokens=9,
+        iteration_stability=1.0, trust=0.85, refined=True, salvaged=False, truncated=False, path_problem=None, n_path_tokens=9,
     )  # fmt: skip

@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from model.config import BOX_TOKENS
 from model.image_crops import normalise
 from model.moondream import Moondream, MoondreamSegmentation, parameter_count
 from model.region import SIZE_OCTAVES, Region
@@ -191,7 +192,6 @@ def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> Pa
 
 
 LOOK_LAYER, LOOK_HEAD = 4, 0
-BOX_TOKENS = 3  # coordinate, coordinate, size
 LOOK_TOKENS = 1 + BOX_TOKENS + 4  # the last prompt token, the box, and M x y L
 
 

@@ -97,6 +97,7 @@ def test_a_malformed_path_is_salvaged_and_says_so(segmenter: Segmenter, scene: n
     (found,) = segmenter.segment_many([scene], [Query(image=0, object="x")])
     assert found.salvaged
     assert found.truncated
+    assert found.path_problem == "token 10: C takes 6 numbers, or a multiple of that, found 2"
     assert found.coarse_path == "M 0 0 L 1 0 1 1 0 1"
     assert not parse_path(segmenter.tokenizer.path_tokens(ids)).well_formed
 
@@ -119,7 +120,8 @@ def test_photographs_of_any_shape(segmenter: Segmenter) -> None:
 @pytest.mark.parametrize(
     ("query", "refs", "code"),
     [
-        ("  ", (), "empty_query"), ("circle " * 100, (), "query_too_long"), ("circle", ((0.5,),), "bad_spatial_ref"),
+        ("  ", (), "empty_query"), ("circle " * 100, (), "query_too_long"), ("circle", ((0.5, 0.5),) * 200, "query_too_long"),
+        ("circle", ((0.5,),), "bad_spatial_ref"),
         ("circle", ((0.5, 1.2),), "spatial_ref_out_of_range"), ("circle", ((0.5, float("nan")),), "spatial_ref_out_of_range"),
         ("circle", ((0.5, 0.5, 0.4, 0.6),), "spatial_ref_out_of_range"),
     ],

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from model import rle
 from model.train.scenes import TEST_SEEDS, make_scene
+from schemas.queries import InputError
 from tasks.export_scenes import export_scenes
 
 
@@ -46,3 +48,9 @@ def test_several_expressions_about_one_scene(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "a.parquet", 7, 1, queries_per_image=3)
     assert len(set(seeds_of(rows))) < 7
     assert len({(seed, row["query"]) for seed, row in zip(seeds_of(rows), rows, strict=True)}) == 7
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; name the Parquet file"):
+        export_scenes(str(tmp_path), count=1, seed=0)
+    assert list(tmp_path.iterdir()) == []

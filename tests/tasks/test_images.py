@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import urllib.request
+from email.message import Message
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 from schemas.rejects import RejectCode
 from schemas.settings import SegmentSettings
 from tasks.images import ImageError, decode, fetch
+from tasks.storage import Store
 from tests.conftest import png
 
 SETTINGS = SegmentSettings()
@@ -210,3 +216,56 @@ def test_fetch_checks_the_size_first(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         fetch("a.png", f"file://{tmp_path}/t.parquet", SegmentSettings(max_image_bytes=10))
     assert caught.value.code == RejectCode.IMAGE_TOO_LARGE
+
+
+def test_fetch_waits_for_no_pipe_and_follows_no_circle(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    for name in ("pipe.png", "circle.png"):
+        with pytest.raises(ImageError) as caught:
+            fetch(name, f"file://{tmp_path}/t.parquet", SETTINGS)
+        assert caught.value.code == RejectCode.IMAGE_NOT_FOUND, name
+
+
+def test_an_image_that_may_not_be_read_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+
+    def denied(*_: Any) -> bytes:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(Store, "read_bytes", denied)
+    with pytest.raises(ImageError, match=r"a\.png: access is denied"):
+        fetch("a.png", f"file://{tmp_path}/t.parquet", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (HTTPError("u", 404, "gone", Message(), None), RejectCode.IMAGE_NOT_FOUND),
+        (HTTPError("u", 429, "slowly", Message(), None), RejectCode.IMAGE_UNREACHABLE),
+        (HTTPError("u", 503, "later", Message(), None), RejectCode.IMAGE_UNREACHABLE),
+        (URLError("connection refused"), RejectCode.IMAGE_UNREACHABLE),
+        (TimeoutError("too slow"), RejectCode.IMAGE_UNREACHABLE),
+    ],
+)
+def test_a_server_that_is_down_is_told_from_an_image_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: RejectCode
+) -> None:
+    def answer(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    with pytest.raises(ImageError) as caught:
+        fetch("https://example.invalid/a.png", "file:///t.parquet", SegmentSettings(allow_https=True))
+    assert caught.value.code == code
+
+
+def test_https_is_fetched_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = io.BytesIO(png())
+    reply.geturl = lambda: "https://example.invalid/a.png"  # type: ignore[attr-defined]
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: reply)
+    assert fetch("https://example.invalid/a.png", "file:///t.parquet", SegmentSettings(allow_https=True)) == png()
+    reply = io.BytesIO(png())
+    reply.geturl = lambda: "https://example.invalid/a.png"  # type: ignore[attr-defined]
+    with pytest.raises(ImageError, match="more than the limit of 10 bytes"):
+        fetch("https://example.invalid/a.png", "file:///t.parquet", SegmentSettings(allow_https=True, max_image_bytes=10))

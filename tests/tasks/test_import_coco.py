@@ -189,3 +189,24 @@ def test_to_object_storage_whole_or_not_at_all(tmp_path: Path, s3: str) -> None:
     with pytest.raises(InputError):
         import_coco(path, tmp_path, f"{s3}/coco/bad.parquet")
     assert store.names("", ".parquet") == {"good"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["annotations"].append(d["annotations"][0]), "annotations: 1 ids occur twice"),
+        (lambda d: d["images"].append(d["images"][0]), "images: 1 ids occur twice"),
+        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]), "annotation 10.*outside"),
+        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, "1", 0, 1, 1]]), "annotation 10.*no number"),
+    ],
+)
+def test_what_would_be_lost_or_crash_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        imported(tmp_path, broken(change))
+
+
+def test_a_line_separator_within_an_expression_ends_no_line(tmp_path: Path) -> None:
+    path, expressions = write(tmp_path, instances(), REFS[:1])
+    expressions.write_text(json.dumps(REFS[0] | {"expression": "a\u2028cat"}, ensure_ascii=False), encoding="utf-8")
+    import_coco(path, tmp_path, str(tmp_path / "out.parquet"), expressions=expressions)
+    assert pq.read_table(tmp_path / "out.parquet").column("query").to_pylist() == ["a\u2028cat"]

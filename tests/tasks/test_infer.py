@@ -122,3 +122,28 @@ def test_rows_rejected_early_never_reach_the_model() -> None:
         (2, RejectCode.DUPLICATE_ROW_ID), (3, RejectCode.SPATIAL_REF_OUT_OF_RANGE),
     ]  # fmt: skip
     assert model.calls == [(1, ("thing 4",))]
+
+
+class Failing(FakeSegmenter):
+    """Raises the same error whatever it is asked."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def segment_many(self, images: Sequence[np.ndarray], queries: Sequence[Query]) -> list[Segmentation]:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(), OSError("disk"), torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("device lost"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_is_the_machines_fault_rejects_no_row(error: Exception) -> None:
+    rows = [row(0), row(1)]
+    with pytest.raises(type(error)):
+        infer(rows, shard_of(rows), SETTINGS, Failing(error), 8)

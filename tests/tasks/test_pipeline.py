@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -86,7 +87,8 @@ BAD_ROWS: list[tuple[dict[str, Any], RejectCode]] = [
 
 
 def test_every_code_is_tried() -> None:
-    assert {code for _, code in BAD_ROWS} == set(RejectCode)
+    elsewhere = {RejectCode.INVALID_TEXT, RejectCode.IMAGE_UNREACHABLE}  # below, and in test_images.py
+    assert {code for _, code in BAD_ROWS} | elsewhere == set(RejectCode)
     assert all(code.remedy for code in RejectCode)
 
 
@@ -101,6 +103,25 @@ def test_a_bad_row_is_rejected_and_its_neighbours_are_unharmed(tmp_path: Path, b
     assert reject["detail"]
     assert [mask["row_id"] for mask in read_rows(tmp_path / "out", "masks")] == [f"good-{i}" for i in range(4)]
     require(verify(plan, settings))
+
+
+@pytest.mark.parametrize("column", ["row_id", "query", "image", "note"])
+def test_text_that_is_no_utf8_costs_its_own_row_only(tmp_path: Path, column: str) -> None:
+    def text(name: str) -> pa.Array:
+        values = [f"r{i}".encode() for i in range(3)] if name == "row_id" else [b"good"] * 3
+        return pa.array([values[0], b"b\xff\xfed", values[2]] if name == column else values, pa.binary()).view(pa.string())
+
+    image = pa.StructArray.from_arrays([pa.array([png(i) for i in range(3)]), text("image")], ["bytes", "path"])
+    columns = {name: text(name) for name in ("row_id", "query", "note")} | {"image": image}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    settings = RunSettings.model_validate(
+        {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), "segment": {"carry": ["note"]}}
+    )
+    require(verify(run_all(settings), settings))
+    (reject,) = read_rows(tmp_path / "out", "rejects")
+    assert (reject["row"], reject["code"]) == (1, RejectCode.INVALID_TEXT)
+    assert column in reject["detail"]
+    assert [mask["row_id"] for mask in read_rows(tmp_path / "out", "masks")] == ["r0", "r2"]
 
 
 def test_all_bad_rows_at_once(tmp_path: Path) -> None:

@@ -176,3 +176,17 @@ def test_nothing_there_and_not_parquet(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("not parquet")
     with pytest.raises(InputError, match="not a readable Parquet file"):
         make_plan(run_settings(tmp_path, tmp_path / "out"), "m")
+
+
+def test_an_output_within_the_input_is_no_input(tmp_path: Path) -> None:
+    write_input(tmp_path / "in/a.parquet", rows(3))
+    write_input(tmp_path / "in/out/masks/part-1.parquet", rows(5))
+    write_input(tmp_path / "in/outer/b.parquet", rows(2, first=9))
+    assert make_plan(run_settings(tmp_path / "in", tmp_path / "in/out"), "m").rows == 5
+
+
+def test_a_column_that_is_there_twice_cannot_be_carried(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["a.png"]), pa.array(["x"]), pa.array([1]), pa.array([2])], names=["image", "query", "n", "n"])
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(InputError, match="2 columns are named 'n', so none can be carried"):
+        make_plan(run_settings(tmp_path / "in.parquet", tmp_path / "out", segment=SegmentSettings(carry=("n",))), "m")

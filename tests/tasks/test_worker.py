@@ -10,7 +10,7 @@ import torch
 
 from schemas.settings import ModelSettings, SegmentSettings
 from tasks import worker
-from tasks.worker import ResidentModel, load_segmenter, own_device, resident_segmenter
+from tasks.worker import NoModelError, ResidentModel, load_segmenter, own_device, resident_segmenter
 
 FACTORY = f"{__name__}:Family.make"
 
@@ -43,14 +43,35 @@ def test_the_model_is_made_with_the_settings_values() -> None:
 
 @pytest.mark.usefixtures("no_resident")
 def test_resident_from_setup_to_teardown() -> None:
-    plugin = ResidentModel(ModelSettings(), SegmentSettings(), factory=FACTORY)
-    with pytest.raises(RuntimeError, match=r"register tasks\.worker\.ResidentModel"):
-        resident_segmenter()
+    asked = (ModelSettings(), SegmentSettings())
+    plugin = ResidentModel(*asked, factory=FACTORY)
+    with pytest.raises(NoModelError, match=r"register tasks\.worker\.ResidentModel"):
+        resident_segmenter(*asked)
     plugin.setup(SimpleNamespace(name="w"))
-    assert resident_segmenter() is resident_segmenter()
+    assert resident_segmenter(*asked) is resident_segmenter(*asked)
     plugin.teardown(SimpleNamespace(name="w"))
-    with pytest.raises(RuntimeError):
-        resident_segmenter()
+    with pytest.raises(NoModelError):
+        resident_segmenter(*asked)
+
+
+@pytest.mark.usefixtures("no_resident")
+def test_runs_with_other_settings_on_one_worker_each_have_their_own_model() -> None:
+    few, many = SegmentSettings(refiner_iterations=1), SegmentSettings(refiner_iterations=5)
+    plugins = [ResidentModel(ModelSettings(), segment, factory=FACTORY) for segment in (few, many)]
+    for plugin in plugins:
+        plugin.setup(SimpleNamespace(name="w"))
+    assert [resident_segmenter(ModelSettings(), segment).asked["refiner_iterations"] for segment in (few, many)] == [1, 5]
+    plugins[1].teardown(SimpleNamespace(name="w"))
+    assert resident_segmenter(ModelSettings(), few).asked["refiner_iterations"] == 1
+
+
+@pytest.mark.usefixtures("no_resident")
+def test_a_model_that_could_not_be_loaded_says_why_to_the_shard() -> None:
+    plugin = ResidentModel(ModelSettings(), SegmentSettings(), factory="tests.nowhere:made")
+    with pytest.raises(ModuleNotFoundError):
+        plugin.setup(SimpleNamespace(name="w"))
+    with pytest.raises(NoModelError, match=r"could not load the model: ModuleNotFoundError: .*tests\.nowhere"):
+        resident_segmenter(ModelSettings(), SegmentSettings())
 
 
 @pytest.mark.parametrize(
