@@ -29,6 +29,8 @@ class ClusterError(RuntimeError):
 def open_cluster(settings: RunSettings, factory: str = SEGMENTER) -> Iterator[Client]:
     """A client of workers that hold the model, each worker with its share of the machine.
 
+    The workers of a standing cluster keep it for the next run of the same settings, until they are restarted.
+
     Raises:
         ClusterError: no scheduler answers at `settings.scheduler`, it has no workers, or they lack this package.
     """

@@ -77,6 +77,23 @@ def test_the_default_model_writes_the_same_bytes_again(done: Path, tmp_path: Pat
         assert parts == {part.name: part.read_bytes() for part in (tmp_path / "again" / kind).iterdir()}
 
 
+def test_the_default_model_on_object_storage(s3: str, prefect_home: dict[str, str]) -> None:
+    table, output = f"{s3}/cli/scenes.parquet", f"{s3}/cli/masks"
+    wordmask("scenes", table, "--count", 3)
+    summary = json.loads(wordmask("run", table, output, "--json", "--workers", 1, **prefect_home).stdout)
+    assert (summary["rows"], summary["masks"]) == (3, 3)
+    assert json.loads(wordmask("evaluate", output, table, "--json").stdout)["rows"] == 3
+
+
+def test_a_store_that_cannot_be_reached_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no credentials there
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    assert "failed: " in wordmask("status", "s3://lake/out", code=1).stderr
+
+
 def test_evaluate_scores_the_default_model(done: Path) -> None:
     scores = json.loads(wordmask("evaluate", done / "masks", done / "scenes.parquet", "--json").stdout)
     assert scores["rows"] == scores["masks"] + scores["absent"] == 24
