@@ -161,7 +161,7 @@ class PathGrammar:
         legal_BC = after_BC >= 0
         fits_BC = legal_BC & (self._need[after_BC.clamp(min=0)] < left_B[:, None])
         fits_BC = torch.where(fits_BC.any(dim=1, keepdim=True), fits_BC, legal_BC)
-        kind_B1 = score_BC.masked_fill(~fits_BC, -torch.inf).argmax(dim=1, keepdim=True)
-        wanted_B1 = score_BC.masked_fill(~legal_BC, -torch.inf).argmax(dim=1, keepdim=True)
+        kind_B1 = torch.where(fits_BC, score_BC, -torch.inf).argmax(dim=1, keepdim=True)
+        wanted_B1 = torch.where(legal_BC, score_BC, -torch.inf).argmax(dim=1, keepdim=True)
         ids_B = self._ids[place_BC.gather(1, kind_B1)[:, 0]]
         return Choice(ids_B, after_BC.gather(1, kind_B1)[:, 0], (kind_B1 != wanted_B1)[:, 0])

@@ -15,8 +15,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from model.config import MoondreamSegmentationConfig
 from model.moondream import MoondreamSegmentation, build_on_meta
+from model.path_grammar import START, PathGrammar
 from model.prompt import Prompt, embed_prompt
 from model.text import causal_mask
+from model.train.small import small_tokenizer
 from tests.model.tiny import tiny_config
 
 CUDA = torch.device("cuda", 0)
@@ -112,6 +114,17 @@ def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda)
     refined = model.head.iterate(model.head.fuse(features.final[:2], features.early[:2]), masks, 2)
     for tensor in (text.logits(step), region.coord_logits(step), region.size_logits(step), *refined):
         assert tensor.device == CUDA
+
+
+def test_the_path_grammar_stays_on_its_device_and_reads_nothing_back(fake_cuda):
+    tokenizer = small_tokenizer()
+    grammar = PathGrammar(tokenizer, 0, CUDA)
+    state, left = torch.full((3,), START, device=CUDA), torch.full((3,), 20, device=CUDA)
+    for _ in range(2):
+        choice = grammar.choose(torch.empty(3, len(tokenizer.fast), device=CUDA), state, left)
+        assert {part.device for part in choice} == {CUDA}
+        assert choice.ids.shape == choice.forced.shape == (3,)
+        state = choice.state
 
 
 def test_the_harness_sees_mixed_devices_and_hidden_waits(fake_cuda):
