@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from flows.console import err, out, print_json, progress, summary_table, two_columns
+from flows.console import counting, err, out, print_json, progress, summary_table, two_columns
 from flows.prefect_api import configure, start_own_api
 
 if TYPE_CHECKING:
@@ -116,11 +116,13 @@ def segment(
 
 
 def _read_image(path: Path) -> NDArray[np.uint8]:
-    from schemas.settings import SegmentSettings
+    from schemas.settings import PILLOW_PIXELS, SegmentSettings
     from tasks.images import ImageError, decode
 
+    data = path.read_bytes()
     try:
-        return decode(path.read_bytes(), SegmentSettings())
+        # A person who names one file means it: only what Pillow itself refuses is too large.
+        return decode(data, SegmentSettings(max_image_pixels=PILLOW_PIXELS, max_image_bytes=max(1, len(data))))
     except ImageError as error:
         raise ValueError(f"{path}: {error.detail}; {error.code.remedy}") from None
 
@@ -323,7 +325,8 @@ def scenes(
     """
     from tasks.export_scenes import export_scenes
 
-    written = export_scenes(dest, count=count, seed=seed, queries_per_image=queries_per_image)
+    with counting(count) as tell:
+        written = export_scenes(dest, count=count, seed=seed, queries_per_image=queries_per_image, tell=tell)
     if json:
         print_json({"rows": written, "dest": dest})
     else:
@@ -348,7 +351,8 @@ def import_coco_command(
     """
     from tasks.import_coco import import_coco
 
-    done = import_coco(instances, images, dest, expressions=expressions)
+    with counting(None) as tell:
+        done = import_coco(instances, images, dest, expressions=expressions, tell=tell)
     if json:
         print_json(dataclasses.asdict(done))
         return

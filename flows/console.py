@@ -68,6 +68,15 @@ def progress(json: bool) -> Iterator[Watch | None]:
 
 
 @contextmanager
+def counting(total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yields what rows written so far are told to: a bar on a terminal, nothing elsewhere. `total` may not be known."""
+    columns = (SpinnerColumn(), TextColumn("writing rows"), BarColumn(), TextColumn("{task.completed:,.0f}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        bar = bars.add_task("", total=total)
+        yield lambda written: bars.update(bar, completed=written)
+
+
+@contextmanager
 def _bar() -> Iterator[Watch]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bars:

@@ -124,13 +124,16 @@ class Segmenter:
             )
 
     def segment(self, image: Image.Image | np.ndarray, object: str, spatial_refs: Iterable[SpatialRef] | None = None) -> dict[str, Any]:
-        """Segment what `object` names in an RGB image.
+        """Segment what `object` names in an RGB image: a PIL image or a uint8 array (H, W, 3), as it is to be seen
+        (`PIL.ImageOps.exif_transpose` turns a photograph upright, and compositing removes alpha).
 
         The result has the keys of the moondream client's `segment`: `path` (outline of the mask, unit of `bbox`) and
         `bbox` (x_min, y_min, x_max, y_max, unit of image; None if absent); and besides `mask`, `rle`, the scores and
         flags of `Segmentation`.
         """
         pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise ValueError(f"image is {pixels.dtype} of shape {pixels.shape}: must be uint8 (height, width, 3), RGB, with pixels in it")
         refs = tuple(tuple(float(v) for v in ref) for ref in spatial_refs or ())
         (found,) = self.segment_many([pixels], [Query(image=0, object=object, spatial_refs=refs)])
         height, width = pixels.shape[:2]

@@ -39,7 +39,7 @@ _REMEDIES = {
     RejectCode.IMAGE_EMPTY: "the image has no bytes or no pixels; export it again",
     RejectCode.IMAGE_UNREADABLE: "convert the image to JPEG, PNG or WebP",
     RejectCode.IMAGE_TRUNCATED: "the file ends early; fetch or export it again",
-    RejectCode.IMAGE_TOO_LARGE: "downscale the image, or raise --max-image-pixels or --max-image-bytes",
+    RejectCode.IMAGE_TOO_LARGE: "downscale the image (a run: or raise --max-image-pixels or --max-image-bytes)",
     RejectCode.URI_NOT_ALLOWED: "use local paths, the table's own store or s3://; --allow-https admits https://",
     RejectCode.INVALID_TEXT: "write the column's text as UTF-8",
     RejectCode.EMPTY_QUERY: "say in words what to segment",

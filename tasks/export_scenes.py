@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image
@@ -15,9 +15,9 @@ from tasks.tables import write_table
 SCENES_PER_SEED = 1_000_000  # tables of different seeds share no scene
 
 
-def export_scenes(dest: str, *, count: int, seed: int, queries_per_image: int = 1) -> int:
-    """Write `count` rows, `queries_per_image` expressions to a scene; how many were written."""
-    return write_table(dest, _rows(count, seed, queries_per_image))
+def export_scenes(dest: str, *, count: int, seed: int, queries_per_image: int = 1, tell: Callable[[int], object] | None = None) -> int:
+    """Write `count` rows, `queries_per_image` expressions to a scene; how many were written. `tell`: as in `write_table`."""
+    return write_table(dest, _rows(count, seed, queries_per_image), tell)
 
 
 def _rows(count: int, seed: int, queries_per_image: int) -> Iterator[dict[str, Any]]:

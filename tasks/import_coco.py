@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,14 @@ class Question:
     where: str
 
 
-def import_coco(instances: Path, images: Path, dest: str, *, expressions: Path | None = None) -> Imported:
+def import_coco(
+    instances: Path, images: Path, dest: str, *, expressions: Path | None = None, tell: Callable[[int], object] | None = None
+) -> Imported:
     """Write one row per expression (row_id = ref_id), or without expressions one per instance, asking for its category
     (row_id = annotation id). Ordered by image, so that an image's queries meet in one batch.
 
-    An image file that is not there leaves its rows with a path and null bytes, which a run rejects one by one.
+    An image file that is not there leaves its rows with a path and null bytes, which a run rejects one by one. `tell`: as in
+    `write_table`.
 
     Raises:
         InputError: a file is not what it should be; the message names the record.
@@ -60,7 +63,7 @@ def import_coco(instances: Path, images: Path, dest: str, *, expressions: Path |
     asked = _of_categories(data) if expressions is None else _of_expressions(expressions, data)
     questions = sorted(_distinct(asked), key=lambda question: _image_of(question, data)["id"])
     missing: set[Any] = set()
-    rows = write_table(dest, _rows(questions, data, images, missing))
+    rows = write_table(dest, _rows(questions, data, images, missing), tell)
     return Imported(rows=rows, missing_images=sum(question.annotation["image_id"] in missing for question in questions))
 
 

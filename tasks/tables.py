@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -25,8 +25,9 @@ ROW_GROUP_BYTES = 16_000_000
 ROW_GROUP_ROWS = 256
 
 
-def write_table(dest: str, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows of `TRUTH_TABLE` to one Parquet file with bounded row groups; how many there were.
+def write_table(dest: str, rows: Iterable[dict[str, Any]], tell: Callable[[int], object] | None = None) -> int:
+    """Write rows of `TRUTH_TABLE` to one Parquet file with bounded row groups; how many there were. `tell` hears how many
+    are written so far, now and then.
 
     The file appears when it is whole: an error among the rows leaves none, and an older one of that name as it was.
     """
@@ -41,6 +42,8 @@ def write_table(dest: str, rows: Iterable[dict[str, Any]]) -> int:
         for group in _groups(rows):
             out.write_table(pa.Table.from_pylist(group, schema=TRUTH_TABLE))
             count += len(group)
+            if tell is not None:
+                tell(count)
     return count
 
 

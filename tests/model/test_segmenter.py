@@ -132,6 +132,14 @@ def test_queries_that_cannot_be_asked(segmenter: Segmenter, query: str, refs: tu
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_an_array_that_is_no_image_is_refused(segmenter: Segmenter, image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 \(height, width, 3\)"):
+        segmenter.segment(image, "circle")
+
+
 def test_bfloat16_runs_and_finds_much_the_same(segmenter: Segmenter, scene: np.ndarray) -> None:
     low = Segmenter.from_pretrained("demo", device="cpu", dtype="bfloat16")
     query = Query(image=0, object="the object on the left")
