@@ -26,19 +26,23 @@ class ClusterError(RuntimeError):
 
 
 @contextmanager
-def open_cluster(settings: RunSettings, factory: str = SEGMENTER) -> Iterator[Client]:
-    """A client of workers that hold the model, each worker with its share of the machine.
+def open_cluster(settings: RunSettings, revision: str, factory: str = SEGMENTER) -> Iterator[Client]:
+    """A client of workers that hold the model of a planned revision, each worker with its share of the machine.
 
-    The workers of a standing cluster keep it for the next run of the same settings, until they are restarted.
+    A standing cluster keeps it for the next run of that model, until its scheduler is restarted or
+    `client.unregister_worker_plugin` is called with its name (`tasks.worker.resident_name`).
 
     Raises:
         ClusterError: no scheduler answers at `settings.scheduler`, it has no workers, or they lack this package.
     """
     with _run_owns_retries(), _connect(settings) as client:
-        model = ResidentModel(worker_model(settings), settings.segment, threads=_threads(settings), factory=factory)
+        model = ResidentModel(worker_model(settings), settings.segment, revision=revision, threads=_threads(settings), factory=factory)
         try:
             client.register_plugin(model)
-        except ImportError as error:
+        except Exception as error:
+            client.unregister_worker_plugin(model.name)  # the next run is to try again
+            if not isinstance(error, ImportError):
+                raise
             raise ClusterError(
                 f"a worker cannot import {error.name}: install wordmask on every worker, in the version that runs here"
             ) from None

@@ -106,7 +106,7 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Non
     done_before = sum(shard.rows for shard in plan.shards) - sum(shard.rows for shard in plan.pending)
     tally = Tally(rows=plan.rows, done=done_before)
     tell = _announce(tally)
-    with open_cluster(settings, factory) as client:
+    with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
         tally.start()
         tell(tally)
 

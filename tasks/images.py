@@ -14,7 +14,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import numpy as np
-from botocore.exceptions import ParamValidationError  # type: ignore[import-untyped]
+from botocore.exceptions import ClientError, ParamValidationError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
@@ -24,6 +24,8 @@ from tasks.storage import S3_SCHEMES, Store
 
 HTTPS_TIMEOUT = 30  # seconds
 HTTP_TRANSIENT = (408, 429)  # besides 5xx: the server may answer another time
+S3_DENIED = ("403", "AccessDenied")
+S3_NO_NAME = ("InvalidBucketName", "InvalidURI", "KeyTooLongError", "InvalidArgument")
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,7 +67,9 @@ def fetch(uri: str, table_uri: str, settings: SegmentSettings) -> bytes:
         return store.read_bytes("")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: there is no such file") from None
-    except PermissionError:
+    except PermissionError as error:
+        if _s3_code(error) not in (None, *S3_DENIED):
+            raise
         raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: access is denied, as some stores also say of what is not there") from None
     except (OSError, ValueError, ParamValidationError) as error:
         if isinstance(error, ImageError) or not _is_unnameable(error):
@@ -75,7 +79,15 @@ def fetch(uri: str, table_uri: str, settings: SegmentSettings) -> bytes:
 
 def _is_unnameable(error: Exception) -> bool:
     """Whether it is the name that leads nowhere: a NUL in it, too long, an impossible bucket or key, links in a circle."""
-    return not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        return _s3_code(error) in (None, *S3_NO_NAME)
+    return not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def _s3_code(error: OSError) -> str | None:
+    """What an S3 store answered. Credentials that expired come as the same exceptions as a key that cannot be."""
+    cause = error.__cause__
+    return str(cause.response.get("Error", {}).get("Code")) if isinstance(cause, ClientError) else None
 
 
 def _resolve(uri: str, table_uri: str, settings: SegmentSettings) -> str:

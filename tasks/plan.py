@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from tasks.read import READ_BUFFER, rows_of
 from tasks.storage import Store, fingerprint, is_damaged_parquet
 
 FOOTERS_AT_ONCE = 16
+OUR_PARTS = r"(masks|rejects)/part-[0-9a-f]{32}\.parquet"  # as tasks.write names them
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
@@ -62,11 +64,12 @@ def make_plan(settings: RunSettings, model_revision: str) -> Plan:
 
 
 def input_files(settings: RunSettings) -> list[InputFile]:
-    """Every Parquet file of the input, sorted by name, with checked columns. An output within the input is not part of it."""
+    """Every Parquet file of the input, sorted by name, with checked columns. What runs wrote to the output is not part of it."""
     store, output = Store.open(settings.input), Store.open(settings.output)
     base, found = _find(store)
     if output.fs == store.fs:
-        found = [(path, info) for path, info in found if not path.startswith(f"{output.root}/")]
+        ours = re.compile(re.escape(f"{output.root}/") + OUR_PARTS)
+        found = [(path, info) for path, info in found if not ours.fullmatch(path)]
     if not found:
         raise InputError(f"input {settings.input}: no Parquet file there ({', '.join('*' + s for s in PARQUET_SUFFIXES)}). Check the path")
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:

@@ -33,7 +33,7 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
         OSError: the store failed for good.
     """
     began, started_at = time.perf_counter(), datetime.now(UTC)
-    segmenter = resident_segmenter(settings.model, settings.segment) if segmenter is None else segmenter
+    segmenter = resident_segmenter(shard.model_revision, settings.segment) if segmenter is None else segmenter
     if segmenter.revision != shard.model_revision:
         raise ModelChangedError(f"planned with model revision {shard.model_revision}, but the worker has {segmenter.revision}. Run again")
     rows, schema = read_rows(shard, settings.segment)

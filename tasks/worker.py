@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from model.segmenter import Query, Segmentation
 from schemas.settings import ModelSettings, SegmentSettings
-from tasks.storage import sha256
 
 SEGMENTER = "model.segmenter:Segmenter.from_pretrained"
 
@@ -38,9 +37,9 @@ class NoModelError(RuntimeError):
 _resident: dict[str, SegmenterLike | Exception] = {}
 
 
-def resident_segmenter(model: ModelSettings, segment: SegmentSettings) -> SegmenterLike:
-    """The model of this process that was made with these settings. Raises NoModelError if there is none; it says why."""
-    found = _resident.get(resident_name(model, segment))
+def resident_segmenter(revision: str, segment: SegmentSettings) -> SegmenterLike:
+    """The model of this process for a planned revision and settings. Raises NoModelError if there is none; it says why."""
+    found = _resident.get(resident_name(revision, segment))
     if found is None:
         raise NoModelError("the worker has no model of this run; register tasks.worker.ResidentModel on the cluster first")
     if isinstance(found, Exception):
@@ -48,9 +47,9 @@ def resident_segmenter(model: ModelSettings, segment: SegmentSettings) -> Segmen
     return found
 
 
-def resident_name(model: ModelSettings, segment: SegmentSettings) -> str:
-    """Runs with other settings may share a cluster: each finds its own model. The device is the worker's own affair."""
-    return "wordmask-" + sha256((model.model_dump_json(exclude={"device"}) + segment.model_dump_json()).encode())[:16]
+def resident_name(revision: str, segment: SegmentSettings) -> str:
+    """Runs with other models may share a cluster: each finds its own. Of the settings, only those a model is made with count."""
+    return f"wordmask {revision} {segment.dtype} {segment.refiner_iterations} {segment.grammar}"
 
 
 def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str = SEGMENTER) -> SegmenterLike:
@@ -67,14 +66,18 @@ def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str 
 
 
 class ResidentModel(WorkerPlugin):  # type: ignore[misc]
-    """Loads the model when a worker process starts, and again when it was restarted."""
+    """Loads the model when a worker process starts, and again when it was restarted. `revision` is the planned one."""
 
-    def __init__(self, model: ModelSettings, segment: SegmentSettings, *, threads: int | None = None, factory: str = SEGMENTER) -> None:
+    idempotent = True  # a further run of the same model neither loads it again nor takes it from a run that is using it
+
+    def __init__(
+        self, model: ModelSettings, segment: SegmentSettings, *, revision: str, threads: int | None = None, factory: str = SEGMENTER
+    ) -> None:
         self.model = model
         self.segment = segment
         self.threads = threads
         self.factory = factory
-        self.name = resident_name(model, segment)
+        self.name = resident_name(revision, segment)
 
     def setup(self, worker: Worker) -> None:
         limit_threads(self.threads)

@@ -18,10 +18,11 @@ from flows import cluster
 from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
 from flows.segment import run_shards
 from schemas.runs import Receipt
-from schemas.settings import RunSettings
+from schemas.settings import RunSettings, SegmentSettings
 from tasks.plan import make_plan
+from tasks.worker import resident_segmenter
 from tests.conftest import png, write_input
-from tests.fakes import FakeSegmenter
+from tests.fakes import REVISION, FakeSegmenter
 
 FAKE = "tests.fakes:FakeSegmenter"
 
@@ -97,23 +98,32 @@ def test_a_shard_takes_a_gpu_where_all_workers_offer_one(standing: LocalCluster)
 def test_a_worker_that_lacks_the_package_is_named(standing: LocalCluster) -> None:
     with (
         pytest.raises(ClusterError, match="cannot import nowhere: install wordmask on every worker"),
-        open_cluster(settings(scheduler=standing.scheduler_address), "nowhere:Segmenter"),
+        open_cluster(settings(scheduler=standing.scheduler_address), REVISION, "nowhere:Segmenter"),
     ):
         pass
+    with open_cluster(settings(scheduler=standing.scheduler_address), REVISION, FAKE) as client:  # the failure is not kept
+        loaded = client.run(lambda: type(resident_segmenter(REVISION, SegmentSettings())).__name__)
+    assert set(loaded.values()) == {"FakeSegmenter"}
 
 
 def test_a_scheduler_without_workers_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty:
         address = empty.scheduler_address
-        with pytest.raises(ClusterError, match=f"has no workers.*dask worker {address}"), open_cluster(settings(scheduler=address), FAKE):
+        with (
+            pytest.raises(ClusterError, match=f"has no workers.*dask worker {address}"),
+            open_cluster(settings(scheduler=address), REVISION, FAKE),
+        ):
             pass
 
 
 def test_no_scheduler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
     for address in ("tcp://127.0.0.1:9", "nonsense://x"):
-        with pytest.raises(ClusterError, match=f"{address}: no Dask scheduler answers"), open_cluster(settings(scheduler=address), FAKE):
+        with (
+            pytest.raises(ClusterError, match=f"{address}: no Dask scheduler answers"),
+            open_cluster(settings(scheduler=address), REVISION, FAKE),
+        ):
             pass
 
 
@@ -130,6 +140,9 @@ def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
         standing.close()
 
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
-    with pytest.raises(ClusterError, match=r"the Dask scheduler went away.*takes up the rest"), open_cluster(asked, FAKE) as client:
+    with (
+        pytest.raises(ClusterError, match=r"the Dask scheduler went away.*takes up the rest"),
+        open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
+    ):
         run_shards(client, plan.pending, asked, lose_it)
     assert 0 < len(receipts) < 9

@@ -13,9 +13,11 @@ from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
+from s3fs.errors import translate_boto_error
 
 from schemas.rejects import RejectCode
 from schemas.settings import SegmentSettings
@@ -269,3 +271,14 @@ def test_https_is_fetched_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> No
     reply.geturl = lambda: "https://example.invalid/a.png"  # type: ignore[attr-defined]
     with pytest.raises(ImageError, match="more than the limit of 10 bytes"):
         fetch("https://example.invalid/a.png", "file:///t.parquet", SegmentSettings(allow_https=True, max_image_bytes=10))
+
+
+@pytest.mark.parametrize(("status", "rejected"), [("AccessDenied", True), ("403", True), ("ExpiredToken", False), ("400", False)])
+def test_expired_credentials_are_no_fault_of_the_row(s3: str, monkeypatch: pytest.MonkeyPatch, status: str, rejected: bool) -> None:
+    def refuse(*_: Any) -> bytes:
+        raise translate_boto_error(ClientError({"Error": {"Code": status, "Message": "no"}}, "GetObject"))
+
+    Store.open(f"{s3}/denied").write_bytes("a.png", png())
+    monkeypatch.setattr(Store, "read_bytes", refuse)
+    with pytest.raises(ImageError if rejected else OSError):
+        fetch(f"{s3}/denied/a.png", "file:///t.parquet", SETTINGS)

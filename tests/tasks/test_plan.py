@@ -14,7 +14,9 @@ from schemas.queries import InputError
 from schemas.runs import RowRange
 from schemas.settings import Columns, RunSettings, SegmentSettings
 from tasks.plan import cut, make_plan
+from tasks.shard import process_shard
 from tests.conftest import png, write_input
+from tests.fakes import REVISION, FakeSegmenter
 
 
 def run_settings(input: Path | str, output: Path | str, **options: object) -> RunSettings:
@@ -178,11 +180,14 @@ def test_nothing_there_and_not_parquet(tmp_path: Path) -> None:
         make_plan(run_settings(tmp_path, tmp_path / "out"), "m")
 
 
-def test_an_output_within_the_input_is_no_input(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("input", "output"), [("in", "in"), ("in", "in/out"), ("in", "."), ("in/a.parquet", "in"), ("in/*.parquet", "in")])
+def test_what_runs_wrote_is_no_input_wherever_the_output_lies(tmp_path: Path, input: str, output: str) -> None:
     write_input(tmp_path / "in/a.parquet", rows(3))
-    write_input(tmp_path / "in/out/masks/part-1.parquet", rows(5))
-    write_input(tmp_path / "in/outer/b.parquet", rows(2, first=9))
-    assert make_plan(run_settings(tmp_path / "in", tmp_path / "in/out"), "m").rows == 5
+    settings = run_settings(tmp_path / input, tmp_path / output)
+    for shard in make_plan(settings, REVISION).pending:
+        process_shard(shard, settings, FakeSegmenter())
+    again = make_plan(settings, REVISION)
+    assert (again.files, again.rows, again.pending) == (1, 3, ())
 
 
 def test_a_column_that_is_there_twice_cannot_be_carried(tmp_path: Path) -> None:

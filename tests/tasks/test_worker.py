@@ -10,7 +10,7 @@ import torch
 
 from schemas.settings import ModelSettings, SegmentSettings
 from tasks import worker
-from tasks.worker import NoModelError, ResidentModel, load_segmenter, own_device, resident_segmenter
+from tasks.worker import NoModelError, ResidentModel, load_segmenter, own_device, resident_name, resident_segmenter
 
 FACTORY = f"{__name__}:Family.make"
 
@@ -43,8 +43,8 @@ def test_the_model_is_made_with_the_settings_values() -> None:
 
 @pytest.mark.usefixtures("no_resident")
 def test_resident_from_setup_to_teardown() -> None:
-    asked = (ModelSettings(), SegmentSettings())
-    plugin = ResidentModel(*asked, factory=FACTORY)
+    asked = ("r1", SegmentSettings())
+    plugin = ResidentModel(ModelSettings(), asked[1], revision="r1", factory=FACTORY)
     with pytest.raises(NoModelError, match=r"register tasks\.worker\.ResidentModel"):
         resident_segmenter(*asked)
     plugin.setup(SimpleNamespace(name="w"))
@@ -57,21 +57,26 @@ def test_resident_from_setup_to_teardown() -> None:
 @pytest.mark.usefixtures("no_resident")
 def test_runs_with_other_settings_on_one_worker_each_have_their_own_model() -> None:
     few, many = SegmentSettings(refiner_iterations=1), SegmentSettings(refiner_iterations=5)
-    plugins = [ResidentModel(ModelSettings(), segment, factory=FACTORY) for segment in (few, many)]
+    plugins = [ResidentModel(ModelSettings(), segment, revision="r1", factory=FACTORY) for segment in (few, many)]
     for plugin in plugins:
         plugin.setup(SimpleNamespace(name="w"))
-    assert [resident_segmenter(ModelSettings(), segment).asked["refiner_iterations"] for segment in (few, many)] == [1, 5]
+    assert [resident_segmenter("r1", segment).asked["refiner_iterations"] for segment in (few, many)] == [1, 5]
     plugins[1].teardown(SimpleNamespace(name="w"))
-    assert resident_segmenter(ModelSettings(), few).asked["refiner_iterations"] == 1
+    assert resident_segmenter("r1", few).asked["refiner_iterations"] == 1
+
+
+def test_settings_that_do_not_concern_the_model_share_it() -> None:
+    assert resident_name("r1", SegmentSettings(carry=("split",), max_image_bytes=9)) == resident_name("r1", SegmentSettings())
+    assert resident_name("r2", SegmentSettings()) != resident_name("r1", SegmentSettings())
 
 
 @pytest.mark.usefixtures("no_resident")
 def test_a_model_that_could_not_be_loaded_says_why_to_the_shard() -> None:
-    plugin = ResidentModel(ModelSettings(), SegmentSettings(), factory="tests.nowhere:made")
+    plugin = ResidentModel(ModelSettings(), SegmentSettings(), revision="r1", factory="tests.nowhere:made")
     with pytest.raises(ModuleNotFoundError):
         plugin.setup(SimpleNamespace(name="w"))
     with pytest.raises(NoModelError, match=r"could not load the model: ModuleNotFoundError: .*tests\.nowhere"):
-        resident_segmenter(ModelSettings(), SegmentSettings())
+        resident_segmenter("r1", SegmentSettings())
 
 
 @pytest.mark.parametrize(
