@@ -21,7 +21,7 @@ from schemas.runs import Plan, Receipt, RunSummary, Shard
 from schemas.settings import RunSettings
 from tasks.plan import make_plan
 from tasks.shard import process_shard
-from tasks.storage import STORE_ERRORS
+from tasks.storage import STORE_ERRORS, Store
 from tasks.summarize import publish, summarize
 from tasks.verify import require, verify
 from tasks.worker import SEGMENTER
@@ -93,7 +93,10 @@ def segment(settings: RunSettings, factory: str = SEGMENTER) -> RunSummary:
 @task(name="plan", cache_policy=NO_CACHE)
 def plan_run(settings: RunSettings) -> Plan:
     revision = resolve_model(settings.model.model, refiner=settings.model.refiner, revision=settings.model.revision).revision
-    return make_plan(settings, revision)
+    plan = make_plan(settings, revision)
+    if plan.pending:
+        Store.open(settings.output).check_writable()
+    return plan
 
 
 @task(name="dispatch", cache_policy=NO_CACHE)

@@ -7,6 +7,7 @@ down, a model that cannot run at all) is not a row's fault and ends the shard in
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,19 +156,27 @@ def _batches(pictures: Iterator[Picture], batch_rows: int) -> Iterator[list[Pict
 
 
 def _segment(pictures: list[Picture], segmenter: SegmenterLike, answers: Answers) -> None:
-    """Ask the model about a batch. If that fails, ask row by row, so that only the row at fault is lost."""
+    """Ask the model about a batch. If that fails, ask row by row, so that only the row at fault is lost; if the device has
+    too little memory for it, ask in halves."""
     began = time.perf_counter()
+    rows = [row for picture in pictures for row in picture.rows]
+    found: list[Segmentation] | None = None
+    apart = len(rows)  # how many parts to ask about if there is no answer to the whole
     try:
         found = _ask(pictures, segmenter)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+        apart = 2
     except Exception as error:
         if is_machines_fault(error):
             raise
-        if sum(len(picture.rows) for picture in pictures) > 1:
-            for picture in pictures:
-                for row in picture.rows:
-                    _segment([Picture(image_id=picture.image_id, pixels=picture.pixels, rows=(row,))], segmenter, answers)
+        if len(rows) == 1:
+            answers.rejects.append(Reject(row=rows[0], code=RejectCode.MODEL_ERROR, detail=f"{type(error).__name__}: {error}"))
             return
-        answers.rejects.append(Reject(row=pictures[0].rows[0], code=RejectCode.MODEL_ERROR, detail=f"{type(error).__name__}: {error}"))
+    if found is None:  # asked again only here, where what failed holds no memory any more
+        for part in _batches(iter(pictures), math.ceil(len(rows) / apart)):
+            _segment(part, segmenter, answers)
         return
     answers.infer_seconds += time.perf_counter() - began
     asked = ((picture, row) for picture in pictures for row in picture.rows)
@@ -179,7 +188,7 @@ def _segment(pictures: list[Picture], segmenter: SegmenterLike, answers: Answers
 def is_machines_fault(error: Exception) -> bool:
     """Whether the next row would fail too: no memory, a broken device, a store that is down. The row is not to blame then."""
     no_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # PyTorch's own, on a CPU
-    return no_memory or isinstance(error, (MemoryError, *STORE_ERRORS, torch.OutOfMemoryError, torch.AcceleratorError))
+    return no_memory or isinstance(error, (MemoryError, *STORE_ERRORS, torch.AcceleratorError))
 
 
 def _ask(pictures: list[Picture], segmenter: SegmenterLike) -> list[Segmentation]:

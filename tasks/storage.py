@@ -93,6 +93,15 @@ class Store:
                 if attempt == WRITE_ATTEMPTS:
                     raise
 
+    def check_writable(self) -> None:
+        """Write and remove a small file, so that a run is told before its work rather than after it. Raises OSError."""
+        probe = f".writable-{uuid.uuid4().hex}"
+        try:
+            self._put(probe, b"")
+            self.fs.rm_file(self.full(probe))
+        except STORE_ERRORS as error:
+            raise OSError(f"output {self.root}: cannot be written ({error}). Check that it exists and who may write there") from error
+
     def _put(self, path: str, data: bytes) -> None:
         full = self.full(path)
         if not self.is_local:

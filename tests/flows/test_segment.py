@@ -103,6 +103,12 @@ def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
     assert (second.rows, second.rejects, second.shard_ids) == (first.rows, first.rejects, first.shard_ids)
 
 
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file/out: cannot be written"):
+        run(settings_for(tmp_path, ["a"], output=str(tmp_path / "file" / "out")))
+
+
 def test_a_standing_cluster(tmp_path: Path) -> None:
     with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs="CRITICAL") as cluster:
         settings = settings_for(tmp_path, ["a", "b", "c", "d"], scheduler=cluster.scheduler_address)

@@ -147,3 +147,20 @@ def test_what_is_the_machines_fault_rejects_no_row(error: Exception) -> None:
     rows = [row(0), row(1)]
     with pytest.raises(type(error)):
         infer(rows, shard_of(rows), SETTINGS, Failing(error), 8)
+
+
+class Cramped(Recorder):
+    """Has memory for two rows at once."""
+
+    def segment_many(self, images: Sequence[np.ndarray], queries: Sequence[Query]) -> list[Segmentation]:
+        if len(queries) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().segment_many(images, queries)
+
+
+def test_a_batch_too_large_for_the_device_is_asked_in_halves() -> None:
+    rows = [row(number, number // 3) for number in range(9)]
+    model = Cramped()
+    answers = infer(rows, shard_of(rows), SETTINGS, model, 9)
+    assert [mask.row for mask in answers.masks] == rows
+    assert sum(len(words) for _, words in model.calls) == 9, "each row was answered once"
