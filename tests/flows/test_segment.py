@@ -14,6 +14,7 @@ from prefect.artifacts import Artifact
 from flows.segment import ShardsFailedError, segment, watcher
 from schemas.runs import RunSummary
 from schemas.settings import RunSettings
+from tasks.storage import Store
 from tasks.summarize import status
 from tests.conftest import png, read_rows, write_input
 
@@ -103,10 +104,13 @@ def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
     assert (second.rows, second.rejects, second.shard_ids) == (first.rows, first.rejects, first.shard_ids)
 
 
-def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="file/out: cannot be written"):
-        run(settings_for(tmp_path, ["a"], output=str(tmp_path / "file" / "out")))
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any) -> None:
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(Store, "_put", denied)
+    with pytest.raises(OSError, match=r"output .*out: cannot be written \(read-only file system\)"):
+        run(settings_for(tmp_path, ["a"]))
 
 
 def test_a_standing_cluster(tmp_path: Path) -> None:
@@ -116,8 +120,6 @@ def test_a_standing_cluster(tmp_path: Path) -> None:
 
 
 def test_object_storage(tmp_path: Path, s3: str) -> None:
-    from tasks.storage import Store
-
     local = settings_for(tmp_path, ["a", "b", "", "d"])
     Store.open(f"{s3}/flow").write_bytes("in.parquet", Path(local.input).read_bytes())
     summary = run(local.model_copy(update={"input": f"{s3}/flow/in.parquet", "output": f"{s3}/flow/out"}))
