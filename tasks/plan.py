@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from schemas.queries import InputError, check_columns
 from schemas.runs import Plan, RowRange, Shard
 from schemas.settings import RunSettings
-from tasks.read import READ_BUFFER, rows_of
+from tasks.read import READ_BUFFER, values_of
 from tasks.storage import Store, fingerprint, is_damaged_parquet
 
 FOOTERS_AT_ONCE = 16
@@ -144,7 +144,7 @@ def _column(file: InputFile, column: str) -> Iterator[Any]:
     store = Store.open(file.uri)
     with store.fs.open(store.root, "rb", cache_type="none") as handle:
         for batch in pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER).iter_batches(columns=[column]):
-            yield from (row[column] for row in rows_of(batch))
+            yield from values_of(batch.column(0))
 
 
 def _shards(file: InputFile, settings: RunSettings, model_revision: str, repeated: tuple[int, ...]) -> Iterator[Shard]:

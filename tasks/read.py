@@ -80,6 +80,15 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
             yield _mended(batch.slice(index, 1))
 
 
+def values_of(column: pa.Array) -> list[Any]:
+    """Values of a column of text or numbers; where a text is no UTF-8, its bad bytes are replaced."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        return [_replaced(column.slice(index, 1)) for index in range(len(column))]
+    return values
+
+
 def _mended(row: pa.RecordBatch) -> dict[str, Any]:
     values: dict[str, Any] = {}
     garbled: list[str] = []
