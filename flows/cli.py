@@ -399,10 +399,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ValidationError):
         _complain("error", "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()))
         return 2
-    if isinstance(error, (ValueError, FileNotFoundError, PermissionError)):
-        _complain("error", str(error))
-        return 2
-    if isinstance(error, ImportError):  # a file system whose library is not installed
+    # ImportError: of a file system whose library is not installed
+    if isinstance(error, (ValueError, FileNotFoundError, PermissionError, ImportError)):
         _complain("error", str(error))
         return 2
     if isinstance(error, (RuntimeError, OSError)) or type(error).__module__.startswith("botocore"):

@@ -169,7 +169,7 @@ def _segment(pictures: list[Picture], segmenter: SegmenterLike, answers: Answers
             raise
         apart = 2
     except Exception as error:
-        if is_machines_fault(error):
+        if _is_machines_fault(error):
             raise
         if len(rows) == 1:
             answers.rejects.append(Reject(row=rows[0], code=RejectCode.MODEL_ERROR, detail=f"{type(error).__name__}: {error}"))
@@ -185,7 +185,7 @@ def _segment(pictures: list[Picture], segmenter: SegmenterLike, answers: Answers
         answers.masks.append(Mask(row=row, image_id=picture.image_id, height=height, width=width, segmentation=segmentation))
 
 
-def is_machines_fault(error: Exception) -> bool:
+def _is_machines_fault(error: Exception) -> bool:
     """Whether the next row would fail too: no memory, a broken device, a store that is down. The row is not to blame then."""
     no_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # PyTorch's own, on a CPU
     return no_memory or isinstance(error, (MemoryError, *STORE_ERRORS, torch.AcceleratorError))

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from schemas.queries import InputError, check_columns
 from schemas.runs import Plan, RowRange, Shard
 from schemas.settings import RunSettings
-from tasks.read import READ_BUFFER, values_of
+from tasks.read import values_of
 from tasks.storage import Store, fingerprint, is_damaged_parquet
 
 FOOTERS_AT_ONCE = 16
@@ -141,9 +141,8 @@ def duplicate_rows(files: list[InputFile], settings: RunSettings) -> dict[str, t
 
 
 def _column(file: InputFile, column: str) -> Iterator[Any]:
-    store = Store.open(file.uri)
-    with store.fs.open(store.root, "rb", cache_type="none") as handle:
-        for batch in pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER).iter_batches(columns=[column]):
+    with Store.open(file.uri).parquet("") as parquet:
+        for batch in parquet.iter_batches(columns=[column]):
             yield from values_of(batch.column(0))
 
 

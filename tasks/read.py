@@ -16,7 +16,6 @@ from schemas.settings import SegmentSettings
 from tasks.storage import Store, fingerprint
 
 BATCH_ROWS = 64  # rows read at once: their images are in memory together
-READ_BUFFER = 1 << 20  # bytes; without it a column of a row group is read whole, however few of its rows are wanted
 GARBLED = "\0garbled"  # no column has such a name
 
 
@@ -50,8 +49,7 @@ def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Sc
     found = fingerprint(store.fs.info(store.root))
     if found != shard.fingerprint:
         raise InputChangedError(f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan it anew")
-    with store.fs.open(store.root, "rb", cache_type="none") as handle:
-        file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER)
+    with store.parquet("") as file:
         schema = file.schema_arrow
         rows = [
             _row(position, values, shard, settings) for position, values in enumerate(_values(file, shard, columns_read(schema, settings)))

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from model.eval.referring import Answer, ReferringScores, score
 from schemas.queries import InputError
-from tasks.read import READ_BUFFER
 from tasks.storage import Store
 from tasks.summarize import newest_run
 from tasks.write import masks_path, rejects_path
@@ -42,8 +41,8 @@ def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
 
 
 def _rows(store: Store, path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    with store.fs.open(store.full(path), "rb", cache_type="none") as handle:
-        for batch in pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER).iter_batches(columns=columns):
+    with store.parquet(path) as parquet:
+        for batch in parquet.iter_batches(columns=columns):
             yield from batch.to_pylist()
 
 

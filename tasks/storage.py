@@ -10,17 +10,21 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 from fsspec import AbstractFileSystem
 
 S3_SCHEMES = ("s3", "s3a")
 STORE_ERRORS = (OSError, BotoCoreError)  # what a store that fails raises; not all of botocore's are OSErrors
 WRITE_ATTEMPTS = 3
+READ_BUFFER = 1 << 20  # bytes; without it a column of a row group is read whole, however few of its rows are wanted
 
 
 def storage_options(uri: str) -> dict[str, Any]:
@@ -80,6 +84,12 @@ class Store:
 
     def read_json(self, path: str) -> Any:
         return json.loads(self.read_bytes(path))
+
+    @contextmanager
+    def parquet(self, path: str) -> Iterator[pq.ParquetFile]:
+        """A Parquet file to read in pieces, in bounded memory."""
+        with self.fs.open(self.full(path), "rb", cache_type="none") as handle:
+            yield pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER)
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Put a whole object. A write that reports an error may have succeeded (a lost reply), so the object itself decides."""
