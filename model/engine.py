@@ -1,30 +1,40 @@
-"""Batched decoding: images and prompts in, boxes and path tokens out (facts, sections 3-5).
+"""Continuously batched decoding: images and prompts in, boxes and path tokens out (facts, sections 3-5).
 
-Every distinct image is prefilled once; its keys and values are branched for each of its queries. Rows decode in step:
-coordinate, coordinate, size, then path tokens until the end token. Finished rows are dropped from the batch now and then.
-Our code reads nothing back from the device between those times; PyTorch's grouped product of the experts does where it has
-no kernel for the dtype and device (on CUDA: other than bfloat16).
+Every distinct image is prefilled once; its keys and values are copied for each of its queries. Rows hold slots of one batch of
+static shape. A row goes through coordinate, coordinate, size and then path tokens at its own pace; a slot whose row has ended
+is given to the next query. Which rows have ended is all that is read from the device on the way, and on a GPU it is read
+one step late, when the next step is already under way.
 
-Shapes: I images, B rows (queries), P image tokens, T prompt tokens (padded), D width.
+Shapes: I images, B rows (slots), N rows admitted together, P image tokens, T prompt tokens (padded), D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from model.config import BOX_TOKENS, TokenConfig
+from model.devices import OnItsWay, to_device
 from model.kv_cache import KVCache
 from model.moondream import Moondream
 from model.path_grammar import START, FreeDecoding, PathGrammar
-from model.prompt import Prompt, embed_prompt
+from model.prompt import Prompt, embed_prompts
 from model.region import coord_value, size_value
 from model.text import causal_mask
 
-DROP_EVERY = 8  # steps between looking which rows have finished: each look waits for the device
+ROWS = 64  # slots, unless told otherwise
+ADMIT_SHARE = 8  # a prompt's pass costs much the same for one row as for several: an eighth of the slots is waited for
+PREFILL_TOKENS = 8192  # bounds the memory of reading images and prompts
+SLOT_STEP = 64  # the length of a slot is a multiple of this, so that few shapes occur
+SEEN_STEP = 16  # and so is what a step attends to
+LANES = 16  # what is left over after whole vectors is computed by other instructions, which round otherwise
+
+Tag = TypeVar("Tag")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,28 +53,61 @@ class Decoded:
     path_logprob: float | None
 
 
-@torch.inference_mode()
-def decode(
-    model: Moondream,
-    tokens: TokenConfig,
-    image_IPD: Tensor,
-    prompts: Sequence[Prompt],
-    image_of: Sequence[int],
-    chooser: PathGrammar | FreeDecoding,
-    max_new_tokens: int | None = None,
-) -> list[Decoded]:
-    """Decode one path per prompt, greedily among the tokens that `chooser` allows. `image_of[b]` is the image that prompt b asks about."""
-    limit = tokens.max_new_tokens if max_new_tokens is None else max_new_tokens
-    cache = prefill_prefix(model, tokens, image_IPD)
-    longest = max(len(prompt.ids) for prompt in prompts)
-    prefix = cache.k.shape[3]
-    cache = cache.branch(torch.tensor(image_of, device=image_IPD.device), slots=prefix + longest + BOX_TOKENS + limit)
-    hidden_BD = prefill_prompts(model, cache, prompts, prefix)
-    lengths_B = torch.tensor([prefix + len(prompt.ids) for prompt in prompts], device=image_IPD.device)
-    decoder = _Decoder(model, tokens, chooser, cache, hidden_BD, lengths_B, prefix + longest)
-    decoder.boxes()
-    decoder.paths(limit)
-    return decoder.results()
+class Engine:
+    """Draws the paths of any number of queries, `rows` at a time."""
+
+    def __init__(
+        self, model: Moondream, tokens: TokenConfig, chooser: PathGrammar | FreeDecoding, *, rows: int = ROWS,
+        max_new_tokens: int | None = None, fixed_shapes: bool = False,
+    ) -> None:  # fmt: skip
+        """`fixed_shapes`: a row's result depends on nothing but the row, to the last digit. Images and prompts are then read one by
+        one, and every step has the full number of rows (a multiple of LANES), used or not."""
+        self.model, self.tokens, self.chooser, self.fixed_shapes = model, tokens, chooser, fixed_shapes
+        self.rows = -(-rows // LANES) * LANES if fixed_shapes else rows
+        self.limit = tokens.max_new_tokens if max_new_tokens is None else max_new_tokens
+
+    @torch.inference_mode()
+    def draw(self, asked: Iterable[tuple[Tensor, Sequence[tuple[Tag, Prompt]]]]) -> Iterator[tuple[Tag, Decoded]]:
+        """Draw one path per prompt, greedily among the tokens that the chooser allows; as they end, not as they began.
+
+        Each item is an image's tokens (P, D) and the prompts about it, each with a tag that comes back with its result. Items
+        are taken only as slots come free.
+        """
+        queue, slots = _Queue(self, iter(asked)), 0
+        while (first := queue.slots(self.rows, slots)) is not None:
+            slots = first
+            yield from self._draw_alike(queue, slots)
+
+    def _draw_alike(self, queue: _Queue, slots: int) -> Iterator[tuple[Any, Decoded]]:
+        """Draw until the queue is empty or its next prompt needs other slots than those of this length."""
+        first = queue.take(self.rows, slots)
+        batch = _Batch(self, self.rows if self.fixed_shapes else min(self.rows, _power_of_two(len(first))), slots)
+        lag = 0 if batch.device.type == "cpu" else 1
+        looks: deque[_Look] = deque()
+        results: deque[_Results] = deque()
+        admitted = first
+        while True:
+            if admitted:
+                batch.admit(admitted)
+            batch.step()
+            looks.append(batch.look())
+            if len(looks) > lag:
+                ended = batch.release(looks.popleft())
+                results += [ended] if ended else []
+            while len(results) > lag:
+                yield from results.popleft().read(self.tokens.eos_id)
+            admitted = queue.take(batch.free, slots) if batch.free >= max(1, self.rows // ADMIT_SHARE) or not batch.busy else []
+            if not admitted and not batch.busy:
+                break
+            if not admitted and not self.fixed_shapes and not queue.fits(slots):
+                batch.shrink()
+        for left in results:
+            yield from left.read(self.tokens.eos_id)
+
+    def slots_of(self, query: _Query) -> int:
+        """Length of the slot that a query needs."""
+        longest = query.image.k.shape[3] + len(query.prompt.ids) + BOX_TOKENS + self.limit + 1
+        return -(-longest // SLOT_STEP) * SLOT_STEP
 
 
 def prefill_prefix(model: Moondream, tokens: TokenConfig, image_IPD: Tensor) -> KVCache:
@@ -79,90 +122,270 @@ def prefill_prefix(model: Moondream, tokens: TokenConfig, image_IPD: Tensor) -> 
 
 
 def prefill_prompts(model: Moondream, cache: KVCache, prompts: Sequence[Prompt], prefix: int) -> Tensor:
-    """Read the prompts into the cache; the residual stream at each prompt's last token, (B, D).
+    """Read the prompts into the cache; the residual stream at each prompt's last token, (N, D).
 
     Shorter prompts are padded at the end. The padding writes slots that later tokens overwrite before any attends to them.
     """
-    embedded = [embed_prompt(prompt, model.text, model.region) for prompt in prompts]
-    x_BTD = torch.nn.utils.rnn.pad_sequence(embedded, batch_first=True)
-    rows, length, _ = x_BTD.shape
-    positions = (prefix + torch.arange(length, device=x_BTD.device)).expand(rows, -1)
-    hidden = model.text(x_BTD, positions, causal_mask(positions, prefix + length, prefix), cache)
-    last = torch.tensor([len(prompt.ids) - 1 for prompt in prompts], device=x_BTD.device)
-    return hidden[torch.arange(rows, device=x_BTD.device), last]
+    x_NTD = embed_prompts(prompts, model.text, model.region)
+    rows, length, _ = x_NTD.shape
+    positions = (prefix + torch.arange(length, device=x_NTD.device)).expand(rows, -1)
+    hidden = model.text(x_NTD, positions, causal_mask(positions, prefix + length, prefix), cache)
+    last = to_device(x_NTD.device, [len(prompt.ids) - 1 for prompt in prompts])
+    return hidden[torch.arange(rows, device=x_NTD.device), last]
 
 
-class _Decoder:
-    """Rows of one batch on their way: `hidden` is the stream at each row's last token, `lengths` its next position."""
+def _power_of_two(count: int) -> int:
+    """The next one, so that few shapes of batches occur."""
+    return 1 << (count - 1).bit_length()
 
-    def __init__(self, model: Moondream, tokens: TokenConfig, chooser: PathGrammar | FreeDecoding, cache: KVCache, hidden_BD: Tensor,
-                 lengths_B: Tensor, longest: int) -> None:  # fmt: skip
-        self.model, self.tokens, self.chooser, self.cache = model, tokens, chooser, cache
-        self.hidden, self.lengths, self.slots = hidden_BD, lengths_B, longest
-        rows = len(lengths_B)
-        self.alive = torch.arange(rows, device=hidden_BD.device)  # which row of the batch each running row is
-        self.done = torch.zeros(rows, dtype=torch.bool, device=hidden_BD.device)
-        self.absent, self.forced = torch.zeros_like(self.done), torch.zeros_like(self.done)
-        self.state = torch.full_like(self.alive, START)  # of the running rows' paths
-        self.box = hidden_BD.new_zeros(rows, 4, dtype=torch.float32)
-        self.logprob = hidden_BD.new_zeros(rows, dtype=torch.float32)
-        self.columns: list[tuple[Tensor, Tensor]] = []  # (rows, ids) of each path step
+
+@dataclass(eq=False)
+class _Query:
+    """A prompt, the prefilled image it is about, and, once admitted, its slot and the position of its next token."""
+
+    tag: Any
+    prompt: Prompt
+    image: KVCache
+    slot: int = -1
+    length: int = 0
+    steps: int = 0
+
+
+class _Queue:
+    """Queries in their order. Images are taken from the source, and prefilled, as their queries are wanted."""
+
+    def __init__(self, engine: Engine, source: Iterator[tuple[Tensor, Sequence[tuple[Any, Prompt]]]]) -> None:
+        self._engine, self._source = engine, source
+        self._ready: deque[_Query] = deque()
+
+    def slots(self, count: int, at_least: int) -> int | None:
+        """Length of the slots that the next queries want, None if there are none. With fixed shapes, as the first of them wants;
+        else as the longest of the next `count`, and never less than before."""
+        self._fill(count)
+        wanted = [self._engine.slots_of(query) for query in self._ready]
+        if not wanted or self._engine.fixed_shapes:
+            return wanted[0] if wanted else None
+        return max(at_least, *wanted)
+
+    def fits(self, slots: int) -> bool:
+        """Whether there is a next query, and it goes into slots of this length."""
+        self._fill(1)
+        return bool(self._ready) and self._fits(self._ready[0], slots)
+
+    def take(self, count: int, slots: int) -> list[_Query]:
+        """The next queries, `count` at most, that go into slots of this length."""
+        self._fill(count)
+        taken: list[_Query] = []
+        while self._ready and len(taken) < count and self._fits(self._ready[0], slots):
+            taken.append(self._ready.popleft())
+        return taken
+
+    def _fits(self, query: _Query, slots: int) -> bool:
+        needed = self._engine.slots_of(query)
+        return needed == slots if self._engine.fixed_shapes else needed <= slots
+
+    def _fill(self, count: int) -> None:
+        images: list[tuple[Tensor, Sequence[tuple[Any, Prompt]]]] = []
+        ready = len(self._ready)
+        while ready < count and (item := next(self._source, None)) is not None:
+            images.append(item)
+            ready += len(item[1])
+        if not images:
+            return
+        model, tokens = self._engine.model, self._engine.tokens
+        at_once = 1 if self._engine.fixed_shapes else max(1, PREFILL_TOKENS // (1 + images[0][0].shape[0]))
+        for start in range(0, len(images), at_once):
+            part = images[start : start + at_once]
+            cache = prefill_prefix(model, tokens, torch.stack([image_PD for image_PD, _ in part]))
+            for index, (_, prompts) in enumerate(part):
+                one = cache.span(index, index + 1)
+                self._ready += [_Query(tag, prompt, one) for tag, prompt in prompts]
+
+
+@dataclass
+class _Boxing:
+    """Rows that were admitted together and still draw their boxes, and how many box tokens they have."""
+
+    rows_N: Tensor
+    drawn: int = 0
+
+
+@dataclass
+class _Look:
+    """Who held the slots, and which of them had ended."""
+
+    queries: list[_Query | None]
+    done_B: OnItsWay
+
+
+@dataclass
+class _Results:
+    """What ended rows have drawn. `numbers` (N, 7): box, log-probability, absent, truncated; `ids` (N, limit), -1 where none."""
+
+    queries: list[_Query]
+    numbers: OnItsWay
+    ids: OnItsWay
+
+    def read(self, eos_id: int) -> Iterator[tuple[Any, Decoded]]:
+        for query, (cx, cy, w, h, logprob, absent, truncated), ids in zip(
+            self.queries, self.numbers.tolist(), self.ids.tolist(), strict=True
+        ):
+            drawn = [i for i in ids if i >= 0]
+            yield (
+                query.tag,
+                Decoded(
+                    box=(cx, cy, w, h),
+                    ids=tuple(drawn[:-1] if drawn and drawn[-1] == eos_id else drawn),
+                    absent=bool(absent),
+                    truncated=bool(truncated),
+                    path_logprob=logprob / len(drawn) if drawn else None,
+                ),
+            )
+
+
+class _Batch:
+    """Slots and the rows in them. Tensors are per slot: `hidden` the stream at the row's last token, `lengths` its next position,
+    `steps` tokens drawn since it came, `done` also where nobody is."""
+
+    def __init__(self, engine: Engine, rows: int, slots: int) -> None:
+        text = engine.model.text
+        self.engine, self.device = engine, text.wte.device
+        self.queries: list[_Query | None] = [None] * rows
+        self.boxing: list[_Boxing] = []
+        self.cache = text.new_cache(rows, slots)
+        self.hidden = torch.zeros(rows, text.config.dim, device=self.device, dtype=text.wte.dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.steps, self.state = torch.zeros_like(self.lengths), torch.full_like(self.lengths, START)
+        self.done = torch.ones(rows, dtype=torch.bool, device=self.device)
+        self.absent, self.ended, self.forced = (torch.zeros_like(self.done) for _ in range(3))
+        self.box = torch.zeros(rows, 4, device=self.device)
+        self.logprob = torch.zeros(rows, device=self.device)
+        self.ids = torch.full((rows, max(engine.limit, 1)), -1, device=self.device)
+
+    @property
+    def busy(self) -> bool:
+        return any(self.queries)
+
+    @property
+    def free(self) -> int:
+        return self.queries.count(None)
+
+    def admit(self, queries: list[_Query]) -> None:
+        """Read the queries' prompts and give each a free slot."""
+        places = [slot for slot, holder in enumerate(self.queries) if holder is None]
+        longest = max(len(query.prompt.ids) for query in queries)
+        at_once = 1 if self.engine.fixed_shapes else max(1, PREFILL_TOKENS // longest)
+        for start in range(0, len(queries), at_once):
+            part = queries[start : start + at_once]
+            self._admit(part, places[start : start + len(part)])
+
+    def _admit(self, queries: list[_Query], slots: list[int]) -> None:
+        prefix = queries[0].image.k.shape[3]
+        cache = KVCache.joined([query.image for query in queries], slots=prefix + max(len(query.prompt.ids) for query in queries))
+        rows_N = to_device(self.device, slots)
+        self.hidden[rows_N] = prefill_prompts(self.engine.model, cache, [query.prompt for query in queries], prefix)
+        self.cache.adopt(rows_N, cache)
+        self.lengths[rows_N] = to_device(self.device, [prefix + len(query.prompt.ids) for query in queries])
+        for tensor, start in (
+            (self.steps, 0), (self.state, START), (self.done, False), (self.absent, False), (self.ended, False), (self.forced, False),
+            (self.logprob, 0.0), (self.ids, -1),
+        ):  # fmt: skip
+            tensor[rows_N] = start
+        self.boxing.append(_Boxing(rows_N))
+        for query, slot in zip(queries, slots, strict=True):
+            query.slot, query.length = slot, prefix + len(query.prompt.ids)
+            self.queries[slot] = query
+
+    def step(self) -> None:
+        """Draw every row's next token and feed it to the decoder."""
+        logits = self.engine.model.text.logits(self.hidden)
+        x_BD = self.engine.model.text.embed(self._choose(logits))
+        for boxing in self.boxing:
+            x_BD[boxing.rows_N] = self._draw_box(boxing, logits)
+        self.boxing = [boxing for boxing in self.boxing if boxing.drawn < BOX_TOKENS]
+        self.steps += 1
+        self._advance(x_BD)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        """The next path tokens (B,), recorded for the rows that draw one; for the others they say nothing."""
+        engine, place = self.engine, self.steps - BOX_TOKENS
+        left = engine.limit - place
+        near = any(query and engine.limit - (query.steps - BOX_TOKENS) < engine.chooser.reserve for query in self.queries)
+        ids, state, forced = engine.chooser.choose(logits, self.state, left, near_limit=near)
+        running = (place >= 0) & ~self.done
+        ended = running & (ids == engine.tokens.eos_id)
+        log_p = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+        self.state = torch.where(running, state, self.state)
+        self.logprob += torch.where(running, log_p, 0.0)
+        self.forced |= forced & running
+        self.ended |= ended
+        self.done |= ended | (running & (left <= 1))
+        # Rows that draw no token write over what they wrote before, or where their first will be.
+        at_B1 = place.clamp(0, self.ids.shape[1] - 1)[:, None]
+        self.ids.scatter_(1, at_B1, torch.where(running[:, None], ids[:, None], self.ids.gather(1, at_B1)))
+        return ids
+
+    def _draw_box(self, boxing: _Boxing, logits: Tensor) -> Tensor:
+        """Centre x, centre y, size, one a step; before them the choice between an object and an end at once. Embeddings (N, D)."""
+        region, tokens, rows_N = self.engine.model.region, self.engine.tokens, boxing.rows_N
+        hidden = self.hidden[rows_N]
+        boxing.drawn += 1
+        if boxing.drawn == 1:
+            self.absent[rows_N] = logits[rows_N, tokens.eos_id] > logits[rows_N, tokens.coord_id]
+        if boxing.drawn < BOX_TOKENS:
+            value = coord_value(region.coord_logits(hidden).argmax(-1), region.config.coord_out_dim)
+            self.box[rows_N, boxing.drawn - 1] = value
+            return region.encode_coord(value[:, None])
+        size = size_value(region.size_logits(hidden).argmax(-1), region.config.size_out_dim // 2)
+        self.box[rows_N, 2:] = size
+        # Not earlier: until its box is drawn, a row stays where the others of its group know it.
+        self.done[rows_N] = self.absent[rows_N] if self.engine.limit else True
+        return region.encode_size(size)
 
     def _advance(self, x_BD: Tensor) -> None:
-        """Feed one embedding per running row."""
-        self.slots += 1
+        seen = self.cache.k.shape[3]
+        if not self.engine.fixed_shapes:
+            longest = max((query.length for query in self.queries if query), default=0) + 1
+            seen = min(seen, -(-longest // SEEN_STEP) * SEEN_STEP)
         positions = self.lengths[:, None]
-        mask = causal_mask(positions, self.slots, 0)
-        self.hidden = self.model.text(x_BD[:, None], positions, mask, self.cache)[:, 0]
-        self.lengths = self.lengths + 1
+        mask = causal_mask(positions, seen, 0)
+        self.hidden = self.engine.model.text(x_BD[:, None], positions, mask, self.cache, fixed_shapes=self.engine.fixed_shapes)[:, 0]
+        self.lengths += ~self.done
+        for query in self.queries:
+            if query:
+                query.length, query.steps = query.length + 1, query.steps + 1
 
-    def boxes(self) -> None:
-        """Centre x, centre y, size; before them the choice between an object and an end at once."""
-        region, config = self.model.region, self.model.region.config
-        first = self.model.text.logits(self.hidden)
-        self.absent = first[:, self.tokens.eos_id] > first[:, self.tokens.coord_id]
-        self.done = self.absent.clone()
-        for axis in range(2):
-            value = coord_value(region.coord_logits(self.hidden).argmax(-1), config.coord_out_dim)
-            self.box[:, axis] = value
-            self._advance(region.encode_coord(value[:, None]))
-        size = size_value(region.size_logits(self.hidden).argmax(-1), config.size_out_dim // 2)
-        self.box[:, 2:] = size
-        self._advance(region.encode_size(size))
+    def look(self) -> _Look:
+        """Ask which rows have ended; the answer can be read later."""
+        return _Look(list(self.queries), OnItsWay(self.done))
 
-    def paths(self, limit: int) -> None:
-        for step in range(limit):
-            if step % DROP_EVERY == 0 and not self._drop_finished():
-                return
-            logits = self.model.text.logits(self.hidden)
-            ids, self.state, forced = self.chooser.choose(logits, self.state, torch.full_like(self.state, limit - step))
-            log_p = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
-            running = ~self.done[self.alive]
-            self.columns.append((self.alive, torch.where(running, ids, -1)))
-            self.logprob[self.alive] += torch.where(running, log_p, 0.0)
-            self.forced[self.alive] |= forced & running
-            self.done[self.alive] |= ids == self.tokens.eos_id
-            self._advance(self.model.text.embed(ids))
+    def release(self, look: _Look) -> _Results | None:
+        """Free the slots of rows that a look found ended, and ask for what they drew."""
+        ended = [
+            query
+            for query, done in zip(look.queries, look.done_B.tolist(), strict=True)
+            if query and done and self.queries[query.slot] is query
+        ]
+        if not ended:
+            return None
+        rows_N = to_device(self.device, [query.slot for query in ended])
+        truncated = self.forced[rows_N] | ~(self.ended[rows_N] | self.absent[rows_N])
+        flags = torch.stack([self.logprob[rows_N], self.absent[rows_N].float(), truncated.float()], dim=1)
+        for query in ended:
+            self.queries[query.slot] = None
+        return _Results(ended, OnItsWay(torch.cat([self.box[rows_N], flags], dim=1)), OnItsWay(self.ids[rows_N]))
 
-    def _drop_finished(self) -> bool:
-        """Keep running rows only; whether there are any. The one place that waits for the device."""
-        keep = (~self.done[self.alive]).nonzero()[:, 0]
-        if len(keep) < len(self.alive):
-            self.alive, self.hidden, self.lengths, self.state = (rows[keep] for rows in (self.alive, self.hidden, self.lengths, self.state))
-            self.cache = self.cache.rows(keep)
-        return len(keep) > 0
-
-    def results(self) -> list[Decoded]:
-        rows = len(self.done)
-        ids = torch.full((rows, len(self.columns)), -1, device=self.done.device)
-        for step, (alive, column) in enumerate(self.columns):
-            ids[alive, step] = column
-        truncated = ~self.done | self.forced
-        host = zip(ids.tolist(), self.box.tolist(), self.absent.tolist(), truncated.tolist(), self.logprob.tolist(), strict=True)
-        return [self._result(*row) for row in host]
-
-    def _result(self, ids: list[int], box: list[float], absent: bool, truncated: bool, logprob: float) -> Decoded:
-        drawn = [i for i in ids if i >= 0]
-        path = tuple(drawn[:-1] if drawn and drawn[-1] == self.tokens.eos_id else drawn)
-        mean = logprob / len(drawn) if drawn else None
-        return Decoded(box=(box[0], box[1], box[2], box[3]), ids=path, absent=absent, truncated=truncated, path_logprob=mean)
+    def shrink(self) -> None:
+        """Halve the batch, once or more, if the rows that are left fit; those that draw boxes are waited for."""
+        rows, running = len(self.queries), [query for query in self.queries if query]
+        smaller = _power_of_two(max(len(running), 1))
+        if self.boxing or smaller > rows // 2:
+            return
+        spare = [slot for slot, holder in enumerate(self.queries) if holder is None]
+        kept = to_device(self.device, [query.slot for query in running] + spare[: smaller - len(running)])
+        for name in ("hidden", "lengths", "steps", "state", "done", "absent", "ended", "forced", "box", "logprob", "ids"):
+            setattr(self, name, getattr(self, name)[kept])
+        self.cache = self.cache.rows(kept)
+        self.queries = [*running, *[None] * (smaller - len(running))]
+        for slot, query in enumerate(running):
+            query.slot = slot

@@ -36,9 +36,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.flatten(0, -2)
-        logits_NK, expert_NK = self.router(x_ND).topk(self.experts_per_token, dim=-1)
-        weight_NK = logits_NK.float().softmax(dim=-1).to(x_ND.dtype)
-
+        weight_NK, expert_NK = self._route(x_ND)
         order = expert_NK.flatten().argsort(stable=True)
         expert_E = torch.arange(self.router.out_features, device=order.device)
         ends_E = torch.searchsorted(expert_NK.flatten()[order], expert_E, right=True).to(torch.int32)
@@ -49,3 +47,22 @@ class MixtureOfExperts(nn.Module):
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         out_NKD = sorted_out[back].unflatten(0, (-1, self.experts_per_token))
         return (out_NKD * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
+
+    def through_all(self, x_BTD: Tensor) -> Tensor:
+        """The same by sending every token through every expert: products whose shapes do not depend on the routing.
+
+        A product's last digits depend on its shape. Where a row must not depend on its neighbours (see `engine`), neither
+        may how many tokens an expert gets.
+        """
+        x_ND = x_BTD.flatten(0, -2)
+        weight_NK, expert_NK = self._route(x_ND)
+        n_experts = self.router.out_features
+        h, g = torch.bmm(x_ND.expand(n_experts, -1, -1), self.fc1.weight.transpose(1, 2).to(x_ND.dtype)).chunk(2, dim=-1)
+        out_END = torch.bmm(F.gelu(h) * (g + 1), self.fc2.weight.transpose(1, 2).to(x_ND.dtype))
+        tokens_N1 = torch.arange(len(x_ND), device=x_ND.device)[:, None]
+        return (out_END[expert_NK, tokens_N1] * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
+
+    def _route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of each token's experts, both (N, K)."""
+        logits_NK, expert_NK = self.router(x_ND).topk(self.experts_per_token, dim=-1)
+        return logits_NK.float().softmax(dim=-1).to(x_ND.dtype), expert_NK

@@ -4,7 +4,7 @@ Exactly the sequences that `path_tokens.parse_path` calls well formed can be dec
 before a number, the end only once something was drawn. Where the token limit comes near, only what still leaves room
 for the rest of the command, a closing z and the end token is offered.
 
-Shapes: B rows, V vocabulary, S states, C kinds of token.
+Shapes: B rows, V tokens (of the vocabulary in logits, of paths in the tables), S states, C kinds of token, L tokens left.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,40 +128,43 @@ class Choice(NamedTuple):
 class FreeDecoding:
     """The published engine's way: the likeliest token, whatever it is."""
 
-    def choose(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor) -> Choice:
+    reserve = 0
+
+    def choose(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, *, near_limit: bool = True) -> Choice:
         """As `PathGrammar.choose`."""
         return Choice(logits_BV.argmax(dim=1), state_B, torch.zeros_like(state_B, dtype=torch.bool))
 
 
 class PathGrammar:
-    """The likeliest token that the grammar allows, on the device of the model and without waiting for it."""
+    """The likeliest token that the grammar allows, on the device of the model and without waiting for it.
+
+    `reserve`: with so many tokens left, or more, the limit forbids nothing.
+    """
 
     def __init__(self, tokenizer: PathTokenizer, eos_id: int, device: torch.device) -> None:
         kinds = {i: _kind(token) for i, token in tokenizer.path_token_of.items()} | {eos_id: Kind.END}
-        ids = [[i for i in sorted(kinds) if kinds[i] is kind] for kind in Kind]
-        if missing := [kind.name for kind, group in zip(Kind, ids, strict=True) if not group]:
+        if missing := [kind.name for kind in Kind if kind not in kinds.values()]:
             raise ValueError(
                 f"tokenizer: no token of kind {', '.join(missing)}, so it cannot write paths; use the model's own tokenizer.json"
             )
-        table = _table()
-        self._ids = torch.tensor([i for group in ids for i in group], device=device)
-        self._sizes = [len(group) for group in ids]
-        self._starts = torch.tensor([0, *accumulate(self._sizes)][:-1], device=device)
-        self._after = torch.tensor(table.after, device=device)
-        self._need = torch.tensor(table.need, device=device)
+        ids = sorted(kinds)
+        after_SV = np.array(_table().after)[:, [kinds[i] for i in ids]]
+        need_SV, legal_SV = np.array(_table().need)[after_SV], after_SV >= 0
+        self.reserve = int(need_SV[legal_SV].max()) + 1
+        fits_LSV = legal_SV & (need_SV < np.arange(self.reserve + 1)[:, None, None])
+        # Where too few tokens are left for any path at all, the limit is not heeded.
+        fits_LSV = np.where(fits_LSV.any(axis=2, keepdims=True), fits_LSV, legal_SV)
+        self._ids, self._after_SV, self._allowed_LSV = (torch.tensor(table, device=device) for table in (ids, after_SV, fits_LSV))
 
-    def choose(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor) -> Choice:
+    def choose(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, *, near_limit: bool = True) -> Choice:
         """The next token of each row. `state_B` is `START` before the first; `left_B` how many tokens may still be written, this
-        one and the end token included. Where too few are left for any path at all, the limit is not heeded."""
-        kinds = logits_BV[:, self._ids].split(self._sizes, dim=1)
-        best = [kind.max(dim=1) for kind in kinds]
-        score_BC = torch.stack([values for values, _ in best], dim=1)
-        place_BC = torch.stack([places for _, places in best], dim=1) + self._starts
-        after_BC = self._after[state_B]
-        legal_BC = after_BC >= 0
-        fits_BC = legal_BC & (self._need[after_BC.clamp(min=0)] < left_B[:, None])
-        fits_BC = torch.where(fits_BC.any(dim=1, keepdim=True), fits_BC, legal_BC)
-        kind_B1 = torch.where(fits_BC, score_BC, -torch.inf).argmax(dim=1, keepdim=True)
-        wanted_B1 = torch.where(legal_BC, score_BC, -torch.inf).argmax(dim=1, keepdim=True)
-        ids_B = self._ids[place_BC.gather(1, kind_B1)[:, 0]]
-        return Choice(ids_B, after_BC.gather(1, kind_B1)[:, 0], (kind_B1 != wanted_B1)[:, 0])
+        one and the end token included. Where too few are left for any path at all, the limit is not heeded. Who knows that all
+        rows have `reserve` left can say so by `near_limit`, which saves looking."""
+        scores_BV = logits_BV[:, self._ids]
+        legal_BV = self._allowed_LSV[self.reserve, state_B]
+        allowed_BV = self._allowed_LSV[left_B.clamp(0, self.reserve), state_B] if near_limit else legal_BV
+        score_B, place_B = torch.where(allowed_BV, scores_BV, -torch.inf).max(dim=1)
+        forced_B = torch.zeros_like(state_B, dtype=torch.bool)
+        if near_limit:
+            forced_B = torch.where(legal_BV, scores_BV, -torch.inf).amax(dim=1) > score_B
+        return Choice(self._ids[place_B], self._after_SV[state_B, place_B], forced_B)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from model.config import TokenConfig
+from model.devices import to_device
 from model.region import Region
 from model.text import TextDecoder
 from model.tokenizer import PathTokenizer
@@ -73,11 +73,13 @@ def _reference_tokens(ref: tuple[float, ...], config: TokenConfig) -> list[tuple
     return [*centre, (config.size_id, (x1 - x0, y1 - y0))]
 
 
-def embed_prompt(prompt: Prompt, text: TextDecoder, region: Region) -> Tensor:
-    """Embeddings (tokens, width) of a prompt: coordinates and sizes take the region encoders' place of the token's own."""
-    device = text.wte.device
-    x_TD = text.embed(torch.tensor(prompt.ids, device=device))
-    for position, values in prompt.regions:
-        encode = region.encode_coord if len(values) == 1 else region.encode_size
-        x_TD[position] = encode(torch.tensor(values, device=device))
-    return x_TD
+def embed_prompts(prompts: Sequence[Prompt], text: TextDecoder, region: Region) -> Tensor:
+    """Embeddings (prompts, tokens, width): coordinates and sizes take the region encoders' place of the token's own. Shorter prompts
+    are padded at the end, with anything."""
+    device, longest = text.wte.device, max(len(prompt.ids) for prompt in prompts)
+    x_NTD = text.embed(to_device(device, [[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts]))
+    for row, prompt in enumerate(prompts):
+        for position, values in prompt.regions:
+            encode = region.encode_coord if len(values) == 1 else region.encode_size
+            x_NTD[row, position] = encode(to_device(device, values))
+    return x_NTD

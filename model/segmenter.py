@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -13,16 +14,18 @@ from PIL import Image
 from torch import Tensor
 
 from model import rle
-from model.engine import Decoded, decode
+from model.ahead import ahead
+from model.devices import OnItsWay
+from model.engine import ROWS, Decoded, Engine
 from model.image_crops import crop_image, normalise
 from model.mask_cleanup import clean
 from model.mask_trace import scale_path, trace
 from model.moondream import MoondreamSegmentation
 from model.path_grammar import FreeDecoding, PathGrammar
 from model.path_tokens import ParsedPath, parse_path
-from model.prompt import QueryError, SpatialRef, build_prompt
+from model.prompt import Prompt, QueryError, SpatialRef, build_prompt
 from model.rasterize import rasterize
-from model.refiner_crops import cut, paste
+from model.refiner_crops import RefinerCrop, cut, paste
 from model.registry import ModelSource, resolve_model
 from model.scores import mask_iou, trust
 from model.tokenizer import PathTokenizer
@@ -30,26 +33,31 @@ from model.vision import CropFeatures
 from model.weights import load_model, load_tokenizer
 
 CROPS_AT_ONCE = 32  # bounds the encoder's memory
+THREADS = 2  # beside the model: cut, fill, paste, clean, trace
+
+Tag = TypeVar("Tag")
+Item = TypeVar("Item")
+_Encoded = tuple[Tensor, list[tuple[Any, Prompt]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One expression about image number `image` of a batch.
+    """One expression, in `segment_many` about image number `image`.
 
     References are points (x, y) or boxes (x_min, y_min, x_max, y_max) in unit of image.
     """
 
-    image: int
     object: str
     spatial_refs: tuple[tuple[float, ...], ...] = ()
+    image: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
     """The answer to one query.
 
-    `status` is "mask", or "absent" if the model says that the expression names nothing here. `mask` (H, W) uint8 of 0/1;
-    `rle` the same in COCO's compressed form; `bbox` (x, y, w, h) and `area` of it in pixels; `path` its outline in
+    `status` is "mask", or "absent" if the model says that the expression names nothing here. `rle` is the mask in COCO's
+    compressed form, `mask` (H, W) uint8 of 0/1 decoded from it; `bbox` (x, y, w, h) and `area` of it in pixels; `path` its outline in
     pixels. `coarse_path` (unit of box) and `coarse_bbox` (cx, cy, w, h in unit of image) are what the language model
     drew. Scores are None where there is nothing to score. `refined`: the refiner's mask, not the coarse one. `salvaged`:
     the path was malformed and only its whole commands before the problem were used; `path_problem` says what it was.
@@ -57,7 +65,6 @@ class Segmentation:
     """
 
     status: str
-    mask: np.ndarray
     rle: dict[str, Any]
     bbox: tuple[int, int, int, int]
     area: int
@@ -75,14 +82,9 @@ class Segmentation:
     path_problem: str | None
     n_path_tokens: int
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Refined:
-    """The refiner's answer on the whole image, and its two scores."""
-
-    mask: np.ndarray
-    predicted_iou: float
-    stability: float
+    @property
+    def mask(self) -> np.ndarray:
+        return rle.decode(self.rle)
 
 
 class Segmenter:
@@ -90,25 +92,34 @@ class Segmenter:
 
     def __init__(
         self, model: MoondreamSegmentation, tokenizer: PathTokenizer, *, revision: str, refiner_iterations: int | None = None,
-        grammar: bool = True,
+        grammar: bool = True, deterministic: bool = False,
     ) -> None:  # fmt: skip
+        """
+        Args:
+            refiner_iterations: refinement steps; 0 keeps the coarse mask, None is the model's own number.
+            grammar: decode well-formed paths only; False is the published engine's free decoding.
+            deterministic: a row's answer does not depend on what is asked beside it, to the last digit. Slower.
+        """
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.revision = revision
         self.config = model.config
         self.chooser = PathGrammar(tokenizer, self.config.tokens.eos_id, self.device) if grammar else FreeDecoding()
         self.iterations = self.config.refiner.iterations if refiner_iterations is None else refiner_iterations
+        self.deterministic = deterministic
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="beside-the-model")
 
     @classmethod
     def from_pretrained(cls, model: str = "demo", *, refiner: str | None = None, revision: str | None = None, device: str | None = None,
-                        dtype: str = "float32", refiner_iterations: int | None = None, grammar: bool = True) -> Self:  # fmt: skip
-        """Load a model by name: "demo" (ships with the package), a local folder, or a hub repository. See `model.registry`."""
+                        dtype: str = "float32", **method: Any) -> Self:  # fmt: skip
+        """Load a model by name: "demo" (ships with the package), a local folder, or a hub repository. See `model.registry`.
+        `method`: how it is to segment, as in the constructor."""
         source: ModelSource = resolve_model(model, refiner=refiner, revision=revision)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if place.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device = {place!r}: PyTorch sees no CUDA device here; use cpu, or install a CUDA build of PyTorch")
         loaded = load_model(source, device=place, dtype=getattr(torch, dtype))
-        return cls(loaded, load_tokenizer(source), revision=source.revision, refiner_iterations=refiner_iterations, grammar=grammar)
+        return cls(loaded, load_tokenizer(source), revision=source.revision, **method)
 
     @property
     def device(self) -> torch.device:
@@ -139,80 +150,136 @@ class Segmenter:
         height, width = pixels.shape[:2]
         x, y, w, h = found.bbox
         box = {"x_min": x / width, "y_min": y / height, "x_max": (x + w) / width, "y_max": (y + h) / height}
-        return vars(found) | {"path": scale_path(found.path, found.bbox), "bbox": box if found.area else None}
+        return vars(found) | {"mask": found.mask, "path": scale_path(found.path, found.bbox), "bbox": box if found.area else None}
 
-    @torch.inference_mode()
     def segment_many(self, images: Sequence[np.ndarray], queries: Sequence[Query]) -> list[Segmentation]:
         """Answer queries about RGB uint8 images (H, W, 3), in the order of the queries. Each image is encoded once."""
-        if not queries:
-            return []
-        asked = [images[query.image] for query in queries]
-        image_tokens = self._encode_images(images)
-        drawn = self._draw(image_tokens, queries)
-        paths = [parse_path(self.tokenizer.path_tokens(row.ids)) for row in drawn]
-        coarse = [_coarse_mask(row, path, image) for row, path, image in zip(drawn, paths, asked, strict=True)]
-        refined = self._refine(asked, coarse, drawn)
-        return [_assemble(*row) for row in zip(drawn, paths, coarse, refined, strict=True)]
+        about: dict[int, list[tuple[int, Query]]] = {}
+        for number, query in enumerate(queries):
+            about.setdefault(query.image, []).append((number, query))
+        answers = dict(self.stream((images[image], asked) for image, asked in about.items()))
+        return [answers[number].result() for number in range(len(queries))]
 
-    def _encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Image tokens (I, P, D), the crops of all images encoded together."""
-        cut = [crop_image(image, self.config.vision) for image in images]
-        final, _ = self._encode_crops(np.concatenate([crops.crops_NHWC for crops in cut]))
-        return self.model.model.vision.project(final, [crops.tiling for crops in cut])
+    @torch.inference_mode()
+    def stream(
+        self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[Tag, Query]]]], rows: int = ROWS
+    ) -> Iterator[tuple[Tag, Future[Segmentation]]]:
+        """Answer any number of queries, `rows` decoded at a time, as they are done.
+
+        Each item is an RGB uint8 image (H, W, 3) and the queries about it, each with a tag that comes back with its answer. Items are
+        taken a little ahead of their use. What surrounds the model is done in threads beside it: an answer is a future, which
+        raises what went wrong with its row alone.
+        """
+        engine = Engine(self.model.model, self.config.tokens, self.chooser, rows=rows, fixed_shapes=self.deterministic)
+        yield from self._refine(engine.draw(self._encode(asked)))
+
+    def _encode(self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[Tag, Query]]]]) -> Iterator[_Encoded]:
+        """Image tokens and prompts; a prompt's tag carries the image on. Crops of several images are encoded together."""
+        tokens = self.config.tokens
+        cut_up = ahead(self._threads, lambda item: (crop_image(item[0], self.config.vision), *item), asked, depth=CROPS_AT_ONCE)
+        for part in _batches(cut_up, 1 if self.deterministic else CROPS_AT_ONCE, size=lambda item: len(item[0].crops_NHWC)):
+            final, _ = self._encode_crops(np.concatenate([crops.crops_NHWC for crops, _, _ in part]))
+            image_IPD = self.model.model.vision.project(final, [crops.tiling for crops, _, _ in part])
+            for image_PD, (_, image, queries) in zip(image_IPD, part, strict=True):
+                prompts = [build_prompt(query.object, query.spatial_refs, self.tokenizer, tokens) for _, query in queries]
+                yield image_PD, [((tag, image), prompt) for (tag, _), prompt in zip(queries, prompts, strict=True)]
 
     def _encode_crops(self, crops_NHWC: np.ndarray) -> CropFeatures:
         vision = self.model.model.vision
-        parts = [vision(normalise(part, self.device, self.model.dtype)) for part in _chunks(crops_NHWC, CROPS_AT_ONCE)]
+        parts = [
+            vision(normalise(crops_NHWC[start : start + CROPS_AT_ONCE], self.device, self.model.dtype))
+            for start in range(0, len(crops_NHWC), CROPS_AT_ONCE)
+        ]
         return CropFeatures(*(torch.cat(features) for features in zip(*parts, strict=True)))
 
-    def _draw(self, image_tokens_IPD: Tensor, queries: Sequence[Query]) -> list[Decoded]:
-        tokens = self.config.tokens
-        prompts = [build_prompt(query.object, query.spatial_refs, self.tokenizer, tokens) for query in queries]
-        return decode(self.model.model, tokens, image_tokens_IPD, prompts, [query.image for query in queries], self.chooser)
+    def _refine(self, drawn: Iterable[tuple[tuple[Tag, np.ndarray], Decoded]]) -> Iterator[tuple[Tag, Future[Segmentation]]]:
+        """Refined and finished masks. Crops of several rows are refined together."""
+        coarse = ((tag, self._threads.submit(self._coarse, image, row)) for (tag, image), row in drawn)
+        for part in _batches(coarse, 1 if self.deterministic else CROPS_AT_ONCE):
+            failed = [(tag, future) for tag, future in part if future.exception()]
+            yield from failed
+            rows = [(tag, future.result()) for tag, future in part if not future.exception()]
+            wanted = [row for _, row in rows if row.crop is not None]
+            refined = self._refine_crops([row.crop for row in wanted]) if wanted and self.iterations else None
+            places = {id(row): place for place, row in enumerate(wanted)} if refined else {}
+            for tag, row in rows:
+                yield tag, self._threads.submit(_finish, row, refined, places.get(id(row)))
 
-    def _refine(self, images: Sequence[np.ndarray], coarse: Sequence[np.ndarray], drawn: Sequence[Decoded]) -> list[_Refined | None]:
-        """The refiner's masks, in order; None where there is nothing to refine."""
-        answers: list[_Refined | None] = [None] * len(images)
-        if self.iterations == 0:
-            return answers
-        size = self.config.vision.crop_size
-        cuts = [cut(image, mask, row.box, size) if mask.any() else None for image, mask, row in zip(images, coarse, drawn, strict=True)]
-        wanted = [index for index, crop in enumerate(cuts) if crop is not None]
-        for part in _chunks(wanted, CROPS_AT_ONCE):
-            crops = [cuts[index] for index in part]
-            final, early = self._encode_crops(np.stack([crop.image for crop in crops]))
-            masks = torch.from_numpy(np.stack([crop.mask for crop in crops])).to(self.device, self.model.dtype)
-            result = self.model.head.iterate(self.model.head.fuse(final, early), masks, self.iterations)
-            rows = zip(result.probs.float().cpu().numpy(), result.iou.tolist(), result.stability.tolist(), strict=True)
-            for index, crop, (probs, iou, stability) in zip(part, crops, rows, strict=True):
-                mask = paste(probs, crop.xyxy, *images[index].shape[:2])
-                answers[index] = _Refined(mask=mask, predicted_iou=iou, stability=stability)
-        return answers
+    def _coarse(self, image_HW3: np.ndarray, row: Decoded) -> _Coarse:
+        path = parse_path(self.tokenizer.path_tokens(row.ids))
+        height, width = image_HW3.shape[:2]
+        if row.absent or not path.path:
+            return _Coarse(row, path, np.zeros((height, width), np.uint8), None)
+        mask = rasterize(path.path, row.box, height, width)
+        return _Coarse(row, path, mask, cut(image_HW3, mask, row.box, self.config.vision.crop_size) if mask.any() else None)
 
-
-def _chunks(items: Any, size: int) -> list[Any]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _coarse_mask(row: Decoded, path: ParsedPath, image_HW3: np.ndarray) -> np.ndarray:
-    height, width = image_HW3.shape[:2]
-    if row.absent or not path.path:
-        return np.zeros((height, width), np.uint8)
-    return rasterize(path.path, row.box, height, width)
+    def _refine_crops(self, crops: Sequence[RefinerCrop]) -> _Refined:
+        final, early = self._encode_crops(np.stack([crop.image for crop in crops]))
+        masks = torch.from_numpy(np.stack([crop.mask for crop in crops])).to(self.device, self.model.dtype)
+        result = self.model.head.iterate(self.model.head.fuse(final, early), masks, self.iterations)
+        return _Refined(OnItsWay(result.probs.float()), OnItsWay(torch.stack([result.iou, result.stability], dim=1).float()))
 
 
-def _assemble(row: Decoded, path: ParsedPath, coarse_HW: np.ndarray, refined: _Refined | None) -> Segmentation:
-    """Clean, encode, trace and score. An empty refined mask falls back to the coarse one, and says so in `refined`."""
-    keep = refined is not None and bool(refined.mask.any())
-    mask = clean(refined.mask if keep else coarse_HW)
-    agreement = mask_iou(coarse_HW, refined.mask) if refined else None
-    predicted = refined.predicted_iou if refined else None
-    scores = {"predicted_iou": predicted, "path_logprob": row.path_logprob, "coarse_refined_iou": agreement}
+@dataclass(frozen=True)
+class _Coarse:
+    """What the decoder drew, filled, and cut out for the refiner; no crop where there is nothing to refine."""
+
+    row: Decoded
+    path: ParsedPath
+    mask_HW: np.ndarray
+    crop: RefinerCrop | None
+
+
+@dataclass(frozen=True)
+class _Refined:
+    """The refiner's answers to rows refined together, on their way from the device: `probs` (B, size, size), `scores` (B, 2): predicted
+    IoU and stability."""
+
+    probs: OnItsWay
+    scores: OnItsWay
+
+
+def _batches(items: Iterable[Item], most: int, size: Callable[[Item], int] = lambda _: 1) -> Iterator[list[Item]]:
+    """Items in lists whose sizes add up to `most`, or just more."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= most:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def _finish(coarse: _Coarse, refined: _Refined | None, place: int | None) -> Segmentation:
+    """Paste, clean, encode, trace and score. An empty refined mask falls back to the coarse one, and says so in `refined`."""
+    mask, predicted, stability = coarse.mask_HW, None, None
+    agreement = None
+    keep = False
+    if refined is not None and place is not None and coarse.crop is not None:
+        predicted, stability = refined.scores.numpy()[place].tolist()
+        pasted = paste(refined.probs.numpy()[place], coarse.crop.xyxy, *mask.shape)
+        agreement = mask_iou(mask, pasted)
+        keep = bool(pasted.any())
+        mask = pasted if keep else mask
+    return _assemble(
+        coarse,
+        clean(mask),
+        keep,
+        stability,
+        {"predicted_iou": predicted, "path_logprob": coarse.row.path_logprob, "coarse_refined_iou": agreement},
+    )
+
+
+def _assemble(coarse: _Coarse, mask: np.ndarray, refined: bool, stability: float | None, scores: dict[str, float | None]) -> Segmentation:
+    row, path = coarse.row, coarse.path
     return Segmentation(
         status="absent" if row.absent else "mask",
-        mask=mask, rle=rle.encode(mask), bbox=tuple(cv2.boundingRect(mask)), area=int(np.count_nonzero(mask)), path=trace(mask),
+        rle=rle.encode(mask), bbox=tuple(cv2.boundingRect(mask)), area=int(np.count_nonzero(mask)), path=trace(mask),
         coarse_path=path.path, coarse_bbox=row.box,
-        **scores, iteration_stability=refined.stability if refined else None, trust=trust(**scores),
-        refined=keep, salvaged=not (path.well_formed or row.absent), truncated=row.truncated,
+        **scores, iteration_stability=stability, trust=trust(**scores),
+        refined=refined, salvaged=not (path.well_formed or row.absent), truncated=row.truncated,
         path_problem=None if row.absent else path.problem, n_path_tokens=len(row.ids),
     )  # fmt: skip

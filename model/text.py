@@ -25,14 +25,19 @@ class Tau(nn.Module):
         self.wv = nn.Parameter(torch.zeros(n_heads, 3 * dim))
         self.alpha = nn.Parameter(torch.zeros(n_heads))
 
-    def forward(self, qkv_BTC: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Scales of queries and values, each (B, H, T, 1)."""
+    def forward(self, qkv_BTC: Tensor, of_position_BTH: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales of queries and values, each (B, H, T, 1). `of_position_BTH` is the part of the position, see `tau_of_positions`."""
         features = F.gelu(qkv_BTC)
-        steps = self.alpha.float() * torch.log(positions_BT.float() + 1)[..., None]
-        position_BTH = (1 + torch.sigmoid(steps) - 0.5).to(qkv_BTC.dtype)
-        scale_q = torch.tanh(F.linear(features, self.wq.to(features.dtype))) + position_BTH
-        scale_v = torch.tanh(F.linear(features, self.wv.to(features.dtype))) + position_BTH
-        return scale_q.transpose(1, 2)[..., None], scale_v.transpose(1, 2)[..., None]
+        weight = torch.cat([self.wq, self.wv]).to(features.dtype)
+        token = torch.tanh(F.linear(features, weight)).unflatten(-1, (2, -1))
+        scale_q, scale_v = (token + of_position_BTH[:, :, None]).permute(2, 0, 3, 1)[..., None]
+        return scale_q, scale_v
+
+
+def tau_of_positions(alpha_LH: Tensor, positions_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a position adds to its token's scales in each layer, (L, B, T, H): 1 + sigmoid(alpha * log(position + 1)) - 1/2."""
+    steps = alpha_LH.float()[:, None, None] * torch.log(positions_BT.float() + 1)[..., None]
+    return (0.5 + torch.sigmoid(steps)).to(dtype)
 
 
 class TextAttention(nn.Module):
@@ -43,31 +48,36 @@ class TextAttention(nn.Module):
         self.proj = nn.Linear(config.dim, config.dim)
         self.tau = Tau(config.dim, config.n_heads)
 
-    def heads(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x_BTD: Tensor, context: Context, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled and rotated queries and keys, and scaled values, each (B, H, T, d)."""
         qkv = self.qkv(x_BTD)
-        scale_q, scale_v = self.tau(qkv, context.positions_BT)
-        q, k, v = qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        return rotate(q * scale_q, context.rotary), rotate(k, context.rotary), v * scale_v
+        scale_q, scale_v = self.tau(qkv, context.tau_LBTH[layer])
+        heads = qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(heads[:2], context.rotary)  # a scale of a whole head may as well follow its rotation
+        return q * scale_q, k, heads[2] * scale_v
 
     def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
-        q, k, v = self.heads(x_BTD, context)
+        q, k, v = self.heads(x_BTD, context, layer)
         if context.cache is not None:
-            context.cache.write(layer, context.positions_BT, k, v)
-            slots = context.mask_B1TS.shape[-1]
-            k, v = context.cache.k[layer, :, :, :slots], context.cache.v[layer, :, :, :slots]
+            k, v = context.cache.extend(layer, context.places, k, v, slots=context.mask_B1TS.shape[-1])
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask_B1TS)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class Context:
-    """What every block of one pass shares: positions, who may attend to whom, and the cache if there is one."""
+    """What every block of one pass shares: positions, who may attend to whom, and the cache if there is one.
 
-    def __init__(self, config: TextConfig, positions_BT: Tensor, mask_B1TS: Tensor, cache: KVCache | None = None) -> None:
-        self.positions_BT = positions_BT
+    `fixed_shapes`: no product's shape may depend on what the tokens say, see `MixtureOfExperts`.
+    """
+
+    def __init__(self, config: TextConfig, alpha_LH: Tensor, dtype: torch.dtype, positions_BT: Tensor, mask_B1TS: Tensor,
+                 cache: KVCache | None = None, *, fixed_shapes: bool = False) -> None:  # fmt: skip
         self.mask_B1TS = mask_B1TS
         self.cache = cache
+        self.places = None if cache is None else cache.places(positions_BT)
         self.rotary = rotary_table(positions_BT, config.rotary_dim, config.rope_theta)
+        self.tau_LBTH = tau_of_positions(alpha_LH, positions_BT, dtype)
+        self.fixed_shapes = fixed_shapes
 
 
 class TextBlock(nn.Module):
@@ -82,7 +92,8 @@ class TextBlock(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context, layer: int) -> Tensor:
         normed = self.ln(x_BTD)
-        return x_BTD + self.attn(normed, context, layer) + self.mlp(normed)
+        mlp = self.mlp.through_all if context.fixed_shapes and isinstance(self.mlp, MixtureOfExperts) else self.mlp
+        return x_BTD + self.attn(normed, context, layer) + mlp(normed)
 
 
 class TextDecoder(nn.Module):
@@ -100,16 +111,23 @@ class TextDecoder(nn.Module):
         """Token ids of any shape to embeddings with D appended."""
         return F.embedding(ids, self.wte)
 
-    def forward(self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor, cache: KVCache | None = None, *, fixed_shapes: bool = False
+    ) -> Tensor:
         """Residual stream (B, T, D) before `post_ln`.
 
         `mask_B1TS` is true where a position may attend. Without a cache S = T; with one, the new keys and values are
         written at `positions_BT` first and S slots of the cache are attended to.
         """
-        context = Context(self.config, positions_BT, mask_B1TS, cache)
+        context = self.context(x_BTD.dtype, positions_BT, mask_B1TS, cache, fixed_shapes=fixed_shapes)
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, context, layer)
         return x_BTD
+
+    def context(self, dtype: torch.dtype, positions_BT: Tensor, mask_B1TS: Tensor, cache: KVCache | None = None, *,
+                fixed_shapes: bool = False) -> Context:  # fmt: skip
+        alpha_LH = torch.stack([block.attn.tau.alpha for block in self.blocks])
+        return Context(self.config, alpha_LH, dtype, positions_BT, mask_B1TS, cache, fixed_shapes=fixed_shapes)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Residual stream to float32 scores (..., V)."""

@@ -59,7 +59,7 @@ def _answer(image: np.ndarray, words: str) -> Segmentation:
         cv2.ellipse(mask, (a * width // 256, b * height // 256), (2 + width // 4, 2 + height // 4), c, 0, 360, 1, -1)
     x, y, w, h = cv2.boundingRect(mask)
     return Segmentation(
-        status="absent" if words == "absent" else "mask", mask=mask, rle=dict(rle.encode(mask)),
+        status="absent" if words == "absent" else "mask", rle=dict(rle.encode(mask)),
         bbox=(x, y, w, h), area=int(mask.sum()), path=trace(mask),
         coarse_path="M 0 0 L 1 0 1 1 z", coarse_bbox=(0.5, 0.5, 0.5, 0.5), predicted_iou=0.9, path_logprob=-0.1, coarse_refined_iou=0.8,
         iteration_stability=1.0, trust=0.85, refined=True, salvaged=False, truncated=False, path_problem=None, n_path_tokens=9,

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from model.config import MoondreamSegmentationConfig
+from model.kv_cache import KVCache
 from model.moondream import MoondreamSegmentation, build_on_meta
 from model.path_grammar import START, PathGrammar
-from model.prompt import Prompt, embed_prompt
+from model.prompt import Prompt, embed_prompts
 from model.text import causal_mask
 from model.train.small import small_tokenizer
 from tests.model.tiny import tiny_config
@@ -97,7 +98,7 @@ def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda)
 
     features = vision(torch.empty(7, 3, side, side, device=CUDA, dtype=model.dtype))
     image = vision.project(features.final, [(2, 3)])
-    prompt = embed_prompt(Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2)))), text, region)
+    prompt = embed_prompts([Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2))))], text, region)[0]
     x_BTD = torch.cat([text.embed(torch.zeros(1, 1, dtype=torch.long, device=CUDA)), image, prompt[None]], dim=1)
     assert x_BTD.shape == (1, prefix + 5, config.text.dim)
 
@@ -105,7 +106,7 @@ def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda)
     positions = torch.arange(length, device=CUDA)[None]
     cache = text.new_cache(1, length + 1)
     hidden = text(x_BTD, positions, causal_mask(positions, length, prefix), cache)
-    branch = cache.branch(torch.zeros(3, dtype=torch.long, device=CUDA), length + 1)
+    branch = KVCache.joined([cache] * 3, length + 1)
     positions = torch.full((3, 1), length, device=CUDA)
     step = text(hidden[:, -1:].expand(3, -1, -1), positions, causal_mask(positions, length + 1, prefix), branch)
     assert step.dtype == torch.bfloat16

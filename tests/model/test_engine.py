@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from model.config import TokenConfig
-from model.engine import Decoded, decode
+from model.engine import Decoded, Engine
 from model.moondream import MoondreamSegmentation
 from model.path_grammar import FreeDecoding
-from model.prompt import Prompt, embed_prompt
+from model.prompt import Prompt, embed_prompts
 from model.region import coord_value, size_value
 from model.text import causal_mask
-from tests.model.tiny import tiny_model
+from tests.model.tiny import draw_all, tiny_model
 
 FREE = FreeDecoding()
 TOKENS = TokenConfig(max_new_tokens=12, prompt_prefix=(1, 9, 2))
@@ -41,7 +44,7 @@ def plainly(model: MoondreamSegmentation, image_PD: Tensor, prompt: Prompt) -> D
     """The published algorithm: one row, the whole sequence anew for every token."""
     text, region = model.model.text, model.model.region
     n_coord, n_size = region.config.coord_out_dim, region.config.size_out_dim // 2
-    x = torch.cat([text.embed(torch.tensor([TOKENS.bos_id])), image_PD, embed_prompt(prompt, text, region)])
+    x = torch.cat([text.embed(torch.tensor([TOKENS.bos_id])), image_PD, embed_prompts([prompt], text, region)[0]])
 
     def hidden() -> Tensor:
         positions = torch.arange(len(x))[None]
@@ -72,7 +75,7 @@ def plainly(model: MoondreamSegmentation, image_PD: Tensor, prompt: Prompt) -> D
 
 def test_a_batch_gives_what_each_row_alone_gives(model: MoondreamSegmentation, images: Tensor) -> None:
     image_of = [0, 1, 1, 0]
-    found = decode(model.model, TOKENS, images, PROMPTS, image_of, FREE)
+    found = draw_all(model, TOKENS, images, PROMPTS, image_of, FREE)
     for row, prompt, image in zip(found, PROMPTS, image_of, strict=True):
         expected = plainly(model, images[image], prompt)
         assert (row.ids, row.absent, row.truncated) == (expected.ids, expected.absent, expected.truncated)
@@ -81,12 +84,12 @@ def test_a_batch_gives_what_each_row_alone_gives(model: MoondreamSegmentation, i
 
 
 def test_rows_that_end_early_leave_the_others_as_they_were(model: MoondreamSegmentation, images: Tensor) -> None:
-    """The end token is made likely for some rows, so that they finish at different steps and are dropped."""
+    """The end token is made likely for some rows, so that they finish at different steps and their slots given on."""
     with torch.no_grad():
         model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
     try:
         prompts, image_of = PROMPTS * 3, [0, 1] * 6
-        found = decode(model.model, TOKENS, images, prompts, image_of, FREE)
+        found = draw_all(model, TOKENS, images, prompts, image_of, FREE)
         assert len({len(row.ids) for row in found}) > 1
         for row, prompt, image in zip(found, prompts, image_of, strict=True):
             assert row.ids == plainly(model, images[image], prompt).ids
@@ -99,7 +102,7 @@ def test_an_end_at_once_is_absent(model: MoondreamSegmentation, images: Tensor) 
     with torch.no_grad():
         model.model.text.lm_head.bias[TOKENS.eos_id] += 100
     try:
-        (row,) = decode(model.model, TOKENS, images, PROMPTS[:1], [0], FREE)
+        (row,) = draw_all(model, TOKENS, images, PROMPTS[:1], [0], FREE)
         assert (row.absent, row.ids, row.truncated, row.path_logprob) == (True, (), False, None)
     finally:
         with torch.no_grad():
@@ -107,6 +110,70 @@ def test_an_end_at_once_is_absent(model: MoondreamSegmentation, images: Tensor) 
 
 
 def test_no_path_tokens_at_all(model: MoondreamSegmentation, images: Tensor) -> None:
-    (row,) = decode(model.model, TOKENS, images, PROMPTS[:1], [0], FREE, max_new_tokens=0)
+    (row,) = draw_all(model, TOKENS, images, PROMPTS[:1], [0], FREE, max_new_tokens=0)
     assert row.ids == ()
     assert row.path_logprob is None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 64])
+def test_any_number_of_slots_gives_what_each_row_alone_gives(model: MoondreamSegmentation, images: Tensor, rows: int) -> None:
+    """Slots are used again by rows that are then at another stage than their neighbours."""
+    with torch.no_grad():
+        model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
+    try:
+        prompts, image_of = PROMPTS * 4, [0, 0, 1, 1] * 4
+        found = draw_all(model, TOKENS, images, prompts, image_of, FREE, rows=rows)
+        for row, prompt, image in zip(found, prompts, image_of, strict=True):
+            expected = plainly(model, images[image], prompt)
+            assert (row.ids, row.absent, row.truncated) == (expected.ids, expected.absent, expected.truncated)
+            assert row.box == pytest.approx(expected.box, abs=1e-6)
+    finally:
+        with torch.no_grad():
+            model.model.text.lm_head.bias[TOKENS.eos_id] -= 3.5
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_prompts_that_need_longer_slots(model: MoondreamSegmentation, images: Tensor, fixed_shapes: bool) -> None:
+    long = Prompt(ids=(1, 9, 2, *[30 + i % 30 for i in range(60)], 3))
+    prompts = [PROMPTS[0], long, PROMPTS[1], long, PROMPTS[2]]
+    found = draw_all(model, TOKENS, images, prompts, [0, 0, 1, 1, 1], FREE, rows=2, fixed_shapes=fixed_shapes)
+    for row, prompt, image in zip(found, prompts, [0, 0, 1, 1, 1], strict=True):
+        assert row.ids == plainly(model, images[image], prompt).ids
+
+
+def test_with_fixed_shapes_a_row_does_not_depend_on_its_neighbours_to_the_last_digit(model: MoondreamSegmentation, images: Tensor) -> None:
+    prompts, image_of = PROMPTS * 3, [0, 1] * 6
+    together = draw_all(model, TOKENS, images, prompts, image_of, FREE, rows=4, fixed_shapes=True)
+    for row, prompt, image in zip(together, prompts, image_of, strict=True):
+        (alone,) = draw_all(model, TOKENS, images[image : image + 1], [prompt], [0], FREE, rows=4, fixed_shapes=True)
+        assert row == alone
+
+
+def test_images_are_taken_as_slots_come_free_and_prefilled_once(model: MoondreamSegmentation, images: Tensor) -> None:
+    taken: list[int] = []
+    rows_read: list[int] = []
+
+    def asked() -> Iterator[tuple[Tensor, list[tuple[int, Prompt]]]]:
+        for number in range(6):
+            taken.append(number)
+            yield images[number % 2], [(10 * number + i, PROMPTS[0]) for i in range(3)]
+
+    engine = Engine(model.model, TOKENS, FREE, rows=4)
+    forward = model.model.text.forward
+
+    def counted(x_BTD: Tensor, *args: Any, **options: Any) -> Tensor:
+        rows_read.append(x_BTD.shape[0] if x_BTD.shape[1] == model.config.text.prefix_attn else 0)
+        return forward(x_BTD, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.model.text, "forward", counted)
+        found = engine.draw(asked())
+        next(found)
+        assert taken == [0, 1], "two images of three queries fill four slots"
+        tags = [tag for tag, _ in found]
+    assert len(tags) == 17
+    assert sum(rows_read) == 6, "each image once, whatever its queries"
+
+
+def test_nothing_asked(model: MoondreamSegmentation) -> None:
+    assert list(Engine(model.model, TOKENS, FREE).draw([])) == []

@@ -22,7 +22,9 @@ def test_each_row_is_written_at_its_own_positions():
     cache = empty()
     positions = torch.tensor([[0, 1], [4, 2], [5, 0]])
     k = torch.randn(3, 2, 2, 4, generator=torch.Generator().manual_seed(0))
-    cache.write(1, positions, k, -k)
+    seen_k, seen_v = cache.extend(1, cache.places(positions), k, -k, slots=5)
+    assert torch.equal(seen_k, cache.k[1, :, :, :5])
+    assert torch.equal(seen_v, cache.v[1, :, :, :5])
     for row in range(3):
         for step in range(2):
             slot = positions[row, step]
@@ -32,29 +34,27 @@ def test_each_row_is_written_at_its_own_positions():
     assert int(cache.k[1].ne(0).any(dim=-1).sum()) == 3 * 2 * 2  # rows x steps x heads, and nothing else
 
 
-def test_a_branch_is_a_copy_with_room_for_more():
+def test_a_joined_cache_is_a_copy_with_room_for_more():
     source = filled()
-    branch = source.branch(torch.tensor([2, 0, 2, 2]), slots=9)
-    assert branch.k.shape == (2, 4, 2, 9, 4)
+    joined = KVCache.joined([source.span(row, row + 1) for row in (2, 0, 2, 2)], slots=9)
+    assert joined.k.shape == (2, 4, 2, 9, 4)
     for row, origin in enumerate([2, 0, 2, 2]):
-        assert torch.equal(branch.k[:, row, :, :6], source.k[:, origin])
-        assert torch.equal(branch.v[:, row, :, :6], source.v[:, origin])
-    assert branch.k[:, :, :, 6:].eq(0).all()
+        assert torch.equal(joined.k[:, row, :, :6], source.k[:, origin])
+        assert torch.equal(joined.v[:, row, :, :6], source.v[:, origin])
+    assert joined.k[:, :, :, 6:].eq(0).all()
 
 
-def test_writing_to_a_branch_leaves_its_source_and_its_siblings_alone():
-    source = filled()
-    before = source.k.clone()
-    branch = source.branch(torch.tensor([1, 1]), slots=7)
-    new = torch.full((1, 2, 1, 4), 9.0)
-    row = branch.rows(torch.tensor([0]))
-    row.write(0, torch.tensor([[3]]), new, new)
-    branch.write(0, torch.tensor([[6], [2]]), new.expand(2, -1, -1, -1), new.expand(2, -1, -1, -1))
-    assert torch.equal(source.k, before)
-    assert torch.equal(branch.k[:, 1, :, 3], before[:, 1, :, 3])
-    assert branch.k[0, 0, :, 6].eq(9).all()
-    assert branch.k[0, 1, :, 2].eq(9).all()
-    assert torch.equal(branch.k[0, 0, :, 2], before[0, 1, :, 2])
+def test_adopted_rows_are_copies_and_the_others_stay():
+    target, source = filled(rows=4, slots=8), filled(rows=2)
+    before = target.k.clone()
+    target.adopt(torch.tensor([3, 1]), source)
+    for row, origin in ((3, 0), (1, 1)):
+        assert torch.equal(target.k[:, row, :, :6], source.k[:, origin])
+        assert torch.equal(target.v[:, row, :, :6], source.v[:, origin])
+        assert torch.equal(target.k[:, row, :, 6:], before[:, row, :, 6:])
+    assert torch.equal(target.k[:, [0, 2]], before[:, [0, 2]])
+    source.k.zero_()
+    assert target.k[:, 3, :, :6].ne(0).any()
 
 
 def test_rows_keeps_order():

@@ -65,6 +65,18 @@ def test_a_token_does_not_depend_on_the_others_of_its_batch():
 
 
 @torch.no_grad()
+def test_through_all_experts_is_the_same_and_no_token_depends_on_the_others_to_the_last_digit():
+    layer = make()
+    x = torch.randn(8, 1, 16, generator=torch.Generator().manual_seed(8))
+    found = layer.through_all(x)
+    torch.testing.assert_close(found, layer(x), rtol=0, atol=1e-6)
+    for row in range(8):
+        others = torch.randn(8, 1, 16, generator=torch.Generator().manual_seed(100 + row))
+        others[(row + 3) % 8] = x[row]
+        assert torch.equal(layer.through_all(others)[(row + 3) % 8], found[row])
+
+
+@torch.no_grad()
 def test_bfloat16_is_near_float32():
     layer = make(experts=4, per_token=4)  # all experts: no token changes its experts by rounding
     x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(9))

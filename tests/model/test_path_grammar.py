@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import TokenConfig
-from model.engine import decode
 from model.path_grammar import START, FreeDecoding, PathGrammar
 from model.path_tokens import parse_path
 from model.prompt import Prompt
 from model.tokenizer import PathTokenizer
 from model.train.small import small_tokenizer
 from tests.model.test_path_tokens import Command, commands, starts, tokens_of
-from tests.model.tiny import tiny_model
+from tests.model.tiny import draw_all, tiny_model
 
 EOS = 0
 TOKENIZER = small_tokenizer()
@@ -110,7 +109,7 @@ def test_the_engine_decodes_well_formed_paths_whatever_the_weights(limit: int) -
         with torch.no_grad():
             model.model.text.lm_head.bias[5] += 3.0  # an object is there
         images = torch.randn(1, 25, 32, generator=torch.Generator().manual_seed(seed))
-        held, free = (decode(model.model, tokens, images, prompts, [0] * 12, chooser) for chooser in (grammar, FreeDecoding()))
+        held, free = (draw_all(model, tokens, images, prompts, [0] * 12, chooser) for chooser in (grammar, FreeDecoding()))
         for row, loose in zip(held, free, strict=True):
             if not row.absent:
                 assert parse_path([tokenizer.path_token_of[i] for i in row.ids]).well_formed

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.config import TokenConfig
-from model.prompt import Prompt, QueryError, build_prompt, embed_prompt
+from model.prompt import Prompt, QueryError, build_prompt, embed_prompts
 from model.tokenizer import PathTokenizer, build_tokenizer
 from tests.model.tiny import tiny_model
 
@@ -84,7 +84,7 @@ def test_the_longest_query_and_the_borders_of_the_image_can_be_asked():
 def test_regions_take_the_place_of_their_tokens_embeddings():
     model = tiny_model().model
     prompt = Prompt(ids=(1, 5, 5, 6, 30, 3), regions=((1, (0.25,)), (2, (0.5,)), (3, (0.25, 0.75))))
-    found = embed_prompt(prompt, model.text, model.region)
+    found = embed_prompts([prompt], model.text, model.region)[0]
     words = model.text.embed(torch.tensor([1, 30, 3]))
     assert torch.equal(found[[0, 4, 5]], words)
     assert torch.equal(found[1], model.region.encode_coord(torch.tensor([0.25])))
@@ -97,11 +97,11 @@ def test_regions_take_the_place_of_their_tokens_embeddings():
 def test_embedding_a_prompt_leaves_the_vocabulary_alone():
     model = tiny_model().model
     before = model.text.wte.clone()
-    embed_prompt(Prompt(ids=(5,), regions=((0, (0.25,)),)), model.text, model.region)
+    embed_prompts([Prompt(ids=(5,), regions=((0, (0.25,)),))], model.text, model.region)[0]
     assert torch.equal(model.text.wte, before)
 
 
 def test_embeddings_follow_the_models_dtype():
     model = tiny_model().to(torch.bfloat16).model
-    found = embed_prompt(Prompt(ids=(5, 7), regions=((0, (0.25,)),)), model.text, model.region)
+    found = embed_prompts([Prompt(ids=(5, 7), regions=((0, (0.25,)),))], model.text, model.region)[0]
     assert found.dtype == torch.bfloat16

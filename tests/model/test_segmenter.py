@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +14,8 @@ import torch
 from PIL import Image
 
 from model import rle
-from model.engine import Decoded
+from model import segmenter as segmenter_module
+from model.engine import Decoded, Engine
 from model.path_tokens import parse_path
 from model.prompt import QueryError
 from model.rasterize import rasterize, rasterize_pixels
@@ -48,8 +53,10 @@ def test_a_batch_answers_in_order_and_encodes_each_image_once(segmenter: Segment
     scenes = [make_scene(TEST_SEEDS.start + i) for i in range(3)]
     asked = [(i, e) for i, s in enumerate(scenes) for e in pick_expressions(s, i, 2)]
     encoded: list[int] = []
-    encode = Segmenter._encode_images
-    monkeypatch.setattr(Segmenter, "_encode_images", lambda self, images: (encoded.append(len(images)), encode(self, images))[1])
+    project = segmenter.model.model.vision.project
+    monkeypatch.setattr(
+        segmenter.model.model.vision, "project", lambda final, tilings: (encoded.append(len(tilings)), project(final, tilings))[1]
+    )
     found = segmenter.segment_many([s.image_HW3 for s in scenes], [Query(image=i, object=e.text) for i, e in asked])
     assert encoded == [3]
     assert [answer.mask.shape for answer in found] == [scenes[i].image_HW3.shape[:2] for i, _ in asked]
@@ -82,7 +89,9 @@ def test_an_empty_refined_mask_falls_back_to_the_coarse_one_and_says_so(
     (before,) = segmenter.segment_many([scene], [query])
     assert before.refined
     iterate = segmenter.model.head.iterate
-    monkeypatch.setattr(segmenter.model.head, "iterate", lambda *args: (r := iterate(*args))._replace(probs=torch.zeros_like(r.probs)))
+    monkeypatch.setattr(
+        segmenter.model.head, "iterate", lambda *args, **options: (r := iterate(*args, **options))._replace(probs=torch.zeros_like(r.probs))
+    )
     (found,) = segmenter.segment_many([scene], [query])
     assert not found.refined
     assert found.area > 0
@@ -90,10 +99,15 @@ def test_an_empty_refined_mask_falls_back_to_the_coarse_one_and_says_so(
     assert found.predicted_iou == pytest.approx(before.predicted_iou), "kept, though its mask was not used"
 
 
+def drawing(row: Decoded) -> Callable[..., Iterator[tuple[Any, Decoded]]]:
+    """Stands in for the decoder: every query gets this row."""
+    return lambda _self, asked: ((tag, row) for _, prompts in asked for tag, _ in prompts)
+
+
 def test_a_malformed_path_is_salvaged_and_says_so(segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tuple(segmenter.tokenizer.path_ids(iter(["M", "0", "0", "L", "960", "0", "960", "960", "0", "960", "C", "5", "5"])))
     row = Decoded(box=(0.5, 0.5, 0.4, 0.4), ids=ids, absent=False, truncated=True, path_logprob=-0.5)
-    monkeypatch.setattr(Segmenter, "_draw", lambda *_: [row])
+    monkeypatch.setattr(Engine, "draw", drawing(row))
     (found,) = segmenter.segment_many([scene], [Query(image=0, object="x")])
     assert found.salvaged
     assert found.truncated
@@ -104,7 +118,7 @@ def test_a_malformed_path_is_salvaged_and_says_so(segmenter: Segmenter, scene: n
 
 def test_absent_is_an_empty_mask(segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     row = Decoded(box=(0.5, 0.5, 0.4, 0.4), ids=(), absent=True, truncated=False, path_logprob=None)
-    monkeypatch.setattr(Segmenter, "_draw", lambda *_: [row])
+    monkeypatch.setattr(Engine, "draw", drawing(row))
     found = segmenter.segment(scene, "a unicorn")
     assert (found["status"], found["area"], found["bbox"], found["path"]) == ("absent", 0, None, "")
     assert not found["salvaged"]
@@ -169,3 +183,37 @@ def test_crop_is_the_grown_box_and_paste_puts_it_back() -> None:
 def test_a_box_outside_the_image_has_no_crop() -> None:
     image, mask = np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8)
     assert cut(image, mask, (1.9, 0.5, 0.2, 0.2), 64) is None
+
+
+# --- a stream
+
+
+def test_a_stream_gives_each_tag_one_answer_and_takes_images_as_it_goes(segmenter: Segmenter) -> None:
+    scenes = [make_scene(TEST_SEEDS.start + i) for i in range(5)]
+    queries = [[((i, e.text), Query(object=e.text)) for e in pick_expressions(s, i, 2)] for i, s in enumerate(scenes)]
+    found = dict(segmenter.stream(((s.image_HW3, asked) for s, asked in zip(scenes, queries, strict=True)), rows=3))
+    assert sorted(found) == sorted(tag for asked in queries for tag, _ in asked)
+    for (i, words), answer in found.items():
+        (alone,) = segmenter.segment_many([scenes[i].image_HW3], [Query(object=words)])
+        assert answer.result().rle == alone.rle
+
+
+@pytest.mark.parametrize("broken", ["rasterize", "clean"])
+def test_what_goes_wrong_beside_the_model_is_its_rows_alone(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Before the refiner, and after it."""
+    scenes = [make_scene(TEST_SEEDS.start + i).image_HW3 for i in range(3)]
+    work, calls = getattr(segmenter_module, broken), Counter[str]()
+
+    def once(*args: Any) -> Any:
+        calls[broken] += 1
+        if calls[broken] == 2:
+            raise ValueError("this one is broken")
+        return work(*args)
+
+    monkeypatch.setattr(segmenter, "_threads", ThreadPoolExecutor(1))  # one thread: the calls come in their order
+    monkeypatch.setattr(segmenter_module, broken, once)
+    answers = dict(segmenter.stream((scene, [(i, Query(object="the object on the left"))]) for i, scene in enumerate(scenes)))
+    failed = [tag for tag, answer in answers.items() if isinstance(answer.exception(), ValueError)]
+    assert len(answers) == 3
+    assert len(failed) == 1
+    assert all(answers[tag].result().area >= 0 for tag in range(3) if tag not in failed)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import TextConfig
-from model.text import Context, TextDecoder, causal_mask
+from model.kv_cache import KVCache
+from model.text import TextDecoder, causal_mask, tau_of_positions
 from tests.model.tiny import tiny_model
 
 PREFIX = 26  # BOS and 25 image tokens
@@ -104,7 +105,7 @@ def test_a_branched_prefix_equals_reading_it_again(decoder):
     cache = decoder.new_cache(2, PREFIX)
     positions = torch.arange(PREFIX).expand(2, -1)
     decoder(images, positions, causal_mask(positions, PREFIX, PREFIX), cache)
-    branch = cache.branch(image_of, slots=PREFIX + 8)
+    branch = KVCache.joined([cache.span(image, image + 1) for image in image_of.tolist()], slots=PREFIX + 8)
     positions = (PREFIX + torch.arange(6)).expand(5, -1)
     found = decoder(queries, positions, causal_mask(positions, PREFIX + 6, PREFIX), branch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -114,7 +115,7 @@ def test_a_branched_prefix_equals_reading_it_again(decoder):
 def test_tau_scales_written_out(decoder):
     tau = decoder.blocks[1].attn.tau
     qkv, positions = embeddings(2, 3).repeat(1, 1, 3), torch.tensor([[0, 7, 26], [100, 3, 1]])
-    scale_q, scale_v = tau(qkv, positions)
+    scale_q, scale_v = tau(qkv, tau_of_positions(tau.alpha[None], positions, torch.float32)[0])
     assert scale_q.shape == (2, 2, 3, 1)
     for scale, weight in ((scale_q, tau.wq), (scale_v, tau.wv)):
         for row in range(2):
@@ -126,7 +127,8 @@ def test_tau_scales_written_out(decoder):
 
 def test_at_position_zero_tau_adds_one(decoder):
     """log(0 + 1) = 0, so the part of the position is 1 whatever alpha is."""
-    scale, _ = decoder.blocks[0].attn.tau(torch.zeros(1, 1, 3 * WIDTH), torch.tensor([[0]]))
+    tau = decoder.blocks[0].attn.tau
+    scale, _ = tau(torch.zeros(1, 1, 3 * WIDTH), tau_of_positions(tau.alpha[None], torch.tensor([[0]]), torch.float32)[0])
     assert scale.eq(1).all()
 
 
@@ -136,7 +138,7 @@ def test_a_block_adds_attention_and_mlp_of_one_norm(decoder, index):
     """Parallel residual, in a dense block and in one of experts."""
     block, x = decoder.blocks[index], embeddings(1, 4)
     positions = torch.arange(4)[None]
-    context = Context(decoder.config, positions, causal_mask(positions, 4, 0))
+    context = decoder.context(x.dtype, positions, causal_mask(positions, 4, 0))
     normed = F.layer_norm(x, (WIDTH,), block.ln.weight, block.ln.bias, eps=1e-5)
     expected = x + block.attn(normed, context, index) + block.mlp(normed)
     torch.testing.assert_close(block(x, context, index), expected, rtol=0, atol=1e-6)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from model.config import MoondreamSegmentationConfig
+from model.config import MoondreamSegmentationConfig, TokenConfig
+from model.engine import Decoded, Engine
 from model.moondream import MoondreamSegmentation
+from model.path_grammar import FreeDecoding, PathGrammar
+from model.prompt import Prompt
 from model.text import causal_mask
 
 VISION = {
@@ -63,3 +69,13 @@ def assert_same_outputs(found: MoondreamSegmentation, expected: MoondreamSegment
     ours, theirs = outputs(found), outputs(expected)
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
+
+
+def draw_all(
+    model: MoondreamSegmentation, tokens: TokenConfig, image_IPD: Tensor, prompts: Sequence[Prompt], image_of: Sequence[int],
+    chooser: PathGrammar | FreeDecoding, **options: Any,
+) -> list[Decoded]:  # fmt: skip
+    """Decode one path per prompt, in the order of the prompts; `image_of[b]` is the image that prompt b asks about."""
+    about = [[(b, prompts[b]) for b in range(len(prompts)) if image_of[b] == image] for image in range(len(image_IPD))]
+    found = dict(Engine(model.model, tokens, chooser, **options).draw(zip(image_IPD, about, strict=True)))
+    return [found[b] for b in range(len(prompts))]
