@@ -43,6 +43,15 @@ Iterations = Annotated[
     int | None, typer.Option(min=0, max=100, help="Refinement steps; 0 keeps the coarse mask. Default: the model's own.")
 ]
 Grammar = Annotated[bool, typer.Option("--grammar/--no-grammar", help="Decode well-formed paths only, or freely as published.")]
+EarlyStop = Annotated[
+    bool, typer.Option("--early-stop/--no-early-stop", help="Leave off refining masks that have settled, or take every step.")
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="A row's mask depends on that row alone, to the last digit, whatever is beside it. Slower.")
+]
+PathStyle = Annotated[
+    Literal["exact", "smooth"], typer.Option(help="Outlines of masks: pixel for pixel, or curves (needs `pip install 'wordmask[smooth]'`).")
+]
 Input = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet file, folder, glob, or URI of one (s3://...).", show_default=False)]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URI for masks, rejects, receipts and runs.", show_default=False)]
 ShardRows = Annotated[int, typer.Option(min=1, help="Most rows of a shard.")]
@@ -57,7 +66,8 @@ Https = Annotated[bool, typer.Option("--allow-https", help="Fetch images from ht
 
 def _run_settings(
     input: str, output: str, *, model: str, refiner: str | None, revision: str | None, device: str | None, dtype: str,
-    refiner_iterations: int | None, grammar: bool, shard_rows: int, image_column: str, query_column: str, row_id_column: str,
+    refiner_iterations: int | None, early_stop: bool, grammar: bool, deterministic: bool, path_style: str,
+    shard_rows: int, image_column: str, query_column: str, row_id_column: str,
     carry: list[str] | None, max_image_pixels: int, max_image_bytes: int, allow_https: bool, **execution: Any,
 ) -> RunSettings:  # fmt: skip
     from schemas.settings import Columns, ModelSettings, RunSettings, SegmentSettings
@@ -65,7 +75,8 @@ def _run_settings(
     segment = SegmentSettings.model_validate(
         {
             "columns": Columns(image=image_column, query=query_column, row_id=row_id_column), "carry": tuple(carry or ()),
-            "refiner_iterations": refiner_iterations, "grammar": grammar, "dtype": dtype, "max_image_pixels": max_image_pixels,
+            "refiner_iterations": refiner_iterations, "early_stop": early_stop, "grammar": grammar, "deterministic": deterministic,
+            "path_style": path_style, "dtype": dtype, "max_image_pixels": max_image_pixels,
             "max_image_bytes": max_image_bytes, "allow_https": allow_https,
         }
     )  # fmt: skip
@@ -81,7 +92,8 @@ def segment(
     point: Annotated[list[str] | None, typer.Option(metavar="X,Y", help="A point on the object, 0..1 of the image; repeatable.")] = None,
     box: Annotated[list[str] | None, typer.Option(metavar="X0,Y0,X1,Y1", help="A box around the object, 0..1 of the image.")] = None,
     model: Model = "demo", refiner: Refiner = None, revision: Revision = None, device: Device = None, dtype: Dtype = "float32",
-    refiner_iterations: Iterations = None, grammar: Grammar = True, json: Json = False,
+    refiner_iterations: Iterations = None, early_stop: EarlyStop = True, grammar: Grammar = True, path_style: PathStyle = "exact",
+    json: Json = False,
 ) -> None:  # fmt: skip
     """Segment one image.
 
@@ -92,7 +104,15 @@ def segment(
     refs = tuple(_numbers("--point", text, 2) for text in point or ()) + tuple(_numbers("--box", text, 4) for text in box or ())
     pixels = _read_image(image)
     segmenter = Segmenter.from_pretrained(
-        model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations, grammar=grammar
+        model,
+        refiner=refiner,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        refiner_iterations=refiner_iterations,
+        early_stop=early_stop,
+        grammar=grammar,
+        path_style=path_style,
     )
     segmenter.check_query(expression, refs)
     (found,) = segmenter.segment_many([pixels], [Query(image=0, object=expression, spatial_refs=refs)])
@@ -140,8 +160,9 @@ def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
 @app.command()
 def run(
     input: Input, output: Output, model: Model = "demo", refiner: Refiner = None, revision: Revision = None, device: Device = None,
-    dtype: Dtype = "float32", refiner_iterations: Iterations = None, grammar: Grammar = True, shard_rows: ShardRows = 256,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Most queries decoded together.")] = 32,
+    dtype: Dtype = "float32", refiner_iterations: Iterations = None, early_stop: EarlyStop = True, grammar: Grammar = True,
+    deterministic: Deterministic = False, path_style: PathStyle = "exact", shard_rows: ShardRows = 256,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Most queries decoded together.")] = 64,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per GPU, else one per core.")] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Use a standing Dask cluster.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a shard whose worker died is tried again.")] = 3,
@@ -160,7 +181,8 @@ def run(
     """
     settings = _run_settings(
         input, output, model=model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations,
-        grammar=grammar, shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
+        early_stop=early_stop, grammar=grammar, deterministic=deterministic, path_style=path_style,
+        shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
         carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https,
         batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries,
     )  # fmt: skip
@@ -203,7 +225,8 @@ def _segment_flow(settings: RunSettings, watch: Watch | None, verbose: bool) -> 
 @app.command()
 def plan(
     input: Input, output: Output, model: Model = "demo", refiner: Refiner = None, revision: Revision = None, dtype: Dtype = "float32",
-    refiner_iterations: Iterations = None, grammar: Grammar = True, shard_rows: ShardRows = 256,
+    refiner_iterations: Iterations = None, early_stop: EarlyStop = True, grammar: Grammar = True, deterministic: Deterministic = False,
+    path_style: PathStyle = "exact", shard_rows: ShardRows = 256,
     image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
     max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000, allow_https: Https = False, json: Json = False,
 ) -> None:  # fmt: skip
@@ -216,7 +239,8 @@ def plan(
 
     settings = _run_settings(
         input, output, model=model, refiner=refiner, revision=revision, device=None, dtype=dtype, refiner_iterations=refiner_iterations,
-        grammar=grammar, shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
+        early_stop=early_stop, grammar=grammar, deterministic=deterministic, path_style=path_style,
+        shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
         carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https,
     )  # fmt: skip
     found_revision = resolve_model(model, refiner=refiner, revision=revision).revision

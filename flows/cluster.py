@@ -18,6 +18,7 @@ from schemas.settings import ModelSettings, RunSettings
 from tasks.worker import SEGMENTER, ResidentModel
 
 CONNECT_SECONDS = 20
+SHARDS_PER_WORKER = 2  # at a time: one has the model, one reads or writes. Dask blames a dead worker's queue too, so no more wait there
 LOCALHOST = "127.0.0.1"
 
 
@@ -50,9 +51,10 @@ def open_cluster(settings: RunSettings, revision: str, factory: str = SEGMENTER)
 
 
 def shard_resources(client: Client) -> dict[str, float]:
-    """What one shard occupies of a worker: a GPU where every worker offers one, so that each works on one shard at a time."""
+    """What one shard occupies of a worker: half a GPU where every worker offers one, so that each has two at a time: one that has
+    the model (`tasks.worker.Turn`), and one that reads before it or writes after it."""
     workers = workers_of(client)
-    return {"GPU": 1} if workers and all(worker["resources"].get("GPU") for worker in workers) else {}
+    return {"GPU": 1 / SHARDS_PER_WORKER} if workers and all(worker["resources"].get("GPU") for worker in workers) else {}
 
 
 def workers_of(client: Client) -> list[dict[str, Any]]:
@@ -133,7 +135,7 @@ def _local_cluster(settings: RunSettings) -> LocalCluster:
     count, gpus, threads = worker_count(settings), _gpus(settings), _threads(settings)
     options: dict[str, Any] = {
         "n_workers": count,
-        "threads_per_worker": 1,
+        "threads_per_worker": SHARDS_PER_WORKER,
         "resources": {"GPU": 1} if gpus else None,
         "host": LOCALHOST,
         # Any free port for the status page: a fixed one would have a second run on this machine complain.

@@ -51,6 +51,7 @@ def summary_table(summary: RunSummary) -> Group:
             f"{summary.shards:,} ({summary.shards_computed:,} computed now, {summary.shards - summary.shards_computed:,} done before)",
         ),
         ("time", f"{summary.seconds:.1f} s, {summary.rows_per_second:.1f} rows/s"),
+        *([("model busy", f"{summary.model_busy:.1%} of the time")] if summary.model_busy else []),
         ("model", f"{summary.settings.model.model} ({summary.model_revision})"),
     ]
     return two_columns(f"run {summary.run_id}", rows)

@@ -15,7 +15,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import open_cluster, shard_resources, workers_of
+from flows.cluster import SHARDS_PER_WORKER, open_cluster, shard_resources, workers_of
 from model.registry import resolve_model
 from schemas.runs import Plan, Receipt, RunSummary, Shard
 from schemas.settings import RunSettings
@@ -26,7 +26,6 @@ from tasks.summarize import publish, summarize
 from tasks.verify import require, verify
 from tasks.worker import SEGMENTER
 
-SHARDS_PER_WORKER = 2  # in flight: one running, one ready. Dask blames a dead worker's queue too, so it is kept short
 ARTIFACT_EVERY = 2.0  # seconds
 SHOWN = 10  # failed shards named in an error
 

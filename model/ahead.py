@@ -12,12 +12,19 @@ Result = TypeVar("Result")
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
-    """Results in the order of the items, `depth` of which are taken and worked on ahead. What `work` raises is raised here."""
+    """Results in the order of the items. Work begins at once, on `depth` items, and stays so far ahead; what it raises is raised
+    when its result is asked for."""
     source = iter(items)
     begun: deque[Future[Result]] = deque()
-    while True:
+
+    def begin() -> None:
         while len(begun) < depth and (item := next(source, None)) is not None:
             begun.append(pool.submit(work, item))
-        if not begun:
-            return
-        yield begun.popleft().result()
+
+    def results() -> Iterator[Result]:
+        while begun:
+            yield begun.popleft().result()
+            begin()
+
+    begin()
+    return results()

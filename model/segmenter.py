@@ -33,6 +33,7 @@ from model.vision import CropFeatures
 from model.weights import load_model, load_tokenizer
 
 CROPS_AT_ONCE = 32  # bounds the encoder's memory
+SETTLED = 0.001  # share of a refiner crop's pixels
 THREADS = 2  # beside the model: cut, fill, paste, clean, trace
 
 Tag = TypeVar("Tag")
@@ -92,13 +93,15 @@ class Segmenter:
 
     def __init__(
         self, model: MoondreamSegmentation, tokenizer: PathTokenizer, *, revision: str, refiner_iterations: int | None = None,
-        grammar: bool = True, deterministic: bool = False,
+        early_stop: bool = True, grammar: bool = True, deterministic: bool = False, path_style: str = "exact",
     ) -> None:  # fmt: skip
         """
         Args:
             refiner_iterations: refinement steps; 0 keeps the coarse mask, None is the model's own number.
+            early_stop: a mask that changes by fewer than `SETTLED` of its crop's pixels in a step is refined no further.
             grammar: decode well-formed paths only; False is the published engine's free decoding.
             deterministic: a row's answer does not depend on what is asked beside it, to the last digit. Slower.
+            path_style: "exact" outlines of masks, or "smooth" ones. See `model.mask_trace`.
         """
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -106,7 +109,8 @@ class Segmenter:
         self.config = model.config
         self.chooser = PathGrammar(tokenizer, self.config.tokens.eos_id, self.device) if grammar else FreeDecoding()
         self.iterations = self.config.refiner.iterations if refiner_iterations is None else refiner_iterations
-        self.deterministic = deterministic
+        self.settle = SETTLED if early_stop else 0.0
+        self.deterministic, self.path_style = deterministic, path_style
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="beside-the-model")
 
     @classmethod

@@ -64,12 +64,19 @@ class Part(Frozen):
 
 
 class Timings(Frozen):
-    """Seconds of wall time. `infer` is when the model was busy; `total` all of the shard."""
+    """Seconds of wall time. `infer`: the model was busy with the shard's rows. `idle`: it was not, since it was free and the shard
+    begun, or for want of rows. `total` is all of the shard, with the time that it waited while another one had the model."""
 
     read: float
     infer: float
+    idle: float = 0.0
     write: float
     total: float
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the time in which the model was busy rather than idle, 0..1."""
+        return self.infer / (self.infer + self.idle) if self.infer else 0.0
 
 
 class Receipt(Frozen):
@@ -111,4 +118,5 @@ class RunSummary(Frozen):
     shards_computed: int
     seconds: float
     rows_per_second: float
+    model_busy: float = Field(0.0, description="share of the time in which the workers' models were busy, 0..1, of the shards computed")
     shard_ids: tuple[str, ...]

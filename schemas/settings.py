@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -37,6 +37,9 @@ class SegmentSettings(Frozen):
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="number format of the model")
     grammar: bool = Field(True, description="decode well-formed paths only; false is the published engine's free decoding")
+    early_stop: bool = Field(True, description="leave off refining a mask that has settled; false takes every step")
+    deterministic: bool = Field(False, description="a row's mask does not depend on its neighbours, to the last digit; slower")
+    path_style: Literal["exact", "smooth"] = Field("exact", description="outlines of masks: pixel for pixel, or curves")
     max_image_pixels: int = Field(100_000_000, ge=1, le=PILLOW_PIXELS, description="larger images are rejected before they are decoded")
     max_image_bytes: int = Field(100_000_000, ge=1, description="larger encoded images are rejected")
     allow_https: bool = Field(False, description="fetch https:// images; http:// never is")
@@ -47,6 +50,11 @@ class SegmentSettings(Frozen):
         if repeated := sorted({name for name in carry if carry.count(name) > 1}):
             raise ValueError(f"names {', '.join(repeated)} more than once; name each column once")
         return carry
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """What a model is told of how to segment."""
+        return self.model_dump(include={"refiner_iterations", "early_stop", "grammar", "deterministic", "path_style"})
 
     @property
     def settings_hash(self) -> str:
@@ -72,7 +80,7 @@ class RunSettings(Frozen):
     segment: SegmentSettings = SegmentSettings()
     model: ModelSettings = ModelSettings()
     shard_rows: int = Field(256, ge=1, le=1_000_000, description="most rows of a shard")
-    batch_rows: int = Field(32, ge=1, le=4096, description="most queries decoded together")
+    batch_rows: int = Field(64, ge=1, le=4096, description="most queries decoded together")
     workers: int | None = Field(None, ge=1, le=1024, description="worker processes; None: one per GPU, else one per core")
     scheduler: str | None = Field(None, description="address of a standing Dask scheduler, tcp://host:port")
     retries: int = Field(3, ge=0, le=100, description="how often a shard whose worker died is tried again")

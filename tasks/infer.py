@@ -1,4 +1,4 @@
-"""Rows of a shard to masks and rejects: check, decode each distinct image once, ask the model in bounded batches.
+"""Rows of a shard to masks and rejects: check, decode each distinct image once, stream them through the model.
 
 A row that fails costs no other: what is wrong with it becomes a reject. What is wrong with the machine (a store that is
 down, a model that cannot run at all) is not a row's fault and ends the shard instead.
@@ -7,16 +7,18 @@ down, a model that cannot run at all) is not a row's fault and ends the shard in
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.ahead import ahead
 from model.prompt import QueryError
 from model.segmenter import Query, Segmentation
 from schemas.rejects import RejectCode
@@ -25,10 +27,11 @@ from schemas.settings import SegmentSettings
 from tasks.images import ImageError, decode, fetch
 from tasks.read import Row
 from tasks.storage import STORE_ERRORS
-from tasks.worker import SegmenterLike
+from tasks.worker import SegmenterLike, Turn
 
 DECODE_THREADS = 2
-IMAGES_AHEAD = 16  # decoded images held at once, beside those of the batch
+IMAGES_AHEAD = 16  # decoded images held beside those that the model has
+MASKS_BEHIND = 64  # masks that may be in the making beside the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +54,13 @@ class Reject:
 
 @dataclass(kw_only=True)
 class Answers:
-    """Masks and rejects of a shard, each in row order once `sort` was called. `infer_seconds`: the model was busy."""
+    """Masks and rejects of a shard, each in row order once `sort` was called. `infer_seconds`: the model worked on them;
+    `idle_seconds`: it stood idle, before they came or for want of them."""
 
     masks: list[Mask] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     infer_seconds: float = 0.0
+    idle_seconds: float = 0.0
 
     def sort(self) -> None:
         self.masks.sort(key=lambda mask: mask.row.row)
@@ -71,12 +76,29 @@ class Picture:
     rows: tuple[Row, ...]
 
 
-def infer(rows: Sequence[Row], shard: Shard, settings: SegmentSettings, segmenter: SegmenterLike, batch_rows: int) -> Answers:
-    """Answer every row, by a mask or by a reject."""
+def infer(
+    rows: Sequence[Row], shard: Shard, settings: SegmentSettings, segmenter: SegmenterLike, batch_rows: int, turn: Turn | None = None,
+    since: float | None = None,
+) -> Answers:  # fmt: skip
+    """Answer every row, by a mask or by a reject. Images are decoded while another shard still has its `turn` with the model.
+
+    `since`: when the shard was begun (`time.perf_counter`), from which on the model counts as idle if it is free.
+    """
+    wanted = time.perf_counter() if since is None else since
     answers = Answers()
     sound = [row for row in rows if not _reject_unsound(row, shard, segmenter, answers)]
-    for pictures in _batches(_pictures(sound, shard, settings, answers), batch_rows):
-        _segment(pictures, segmenter, answers)
+    pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+    try:
+        pictures = _pictures(sound, shard, settings, answers, pool)
+        asking = _Asking(pictures, segmenter, answers, batch_rows)
+        with (turn or Turn()).taken(wanted) as idle:
+            began = time.perf_counter()
+            asking.ask_all()
+            answers.infer_seconds = time.perf_counter() - began - asking.waited
+            answers.idle_seconds = idle + asking.waited
+        asking.collect()
+    finally:
+        pool.shutdown(cancel_futures=True)
     answers.sort()
     return answers
 
@@ -113,88 +135,127 @@ def _references(row: Row) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(value) for value in ref if value is not None) for ref in row.spatial_refs if ref is not None)
 
 
-def _pictures(rows: Sequence[Row], shard: Shard, settings: SegmentSettings, answers: Answers) -> Iterator[Picture]:
+def _pictures(
+    rows: Sequence[Row], shard: Shard, settings: SegmentSettings, answers: Answers, pool: ThreadPoolExecutor
+) -> Iterator[Picture]:
     """Distinct images in order of their first row, decoded in threads a little ahead of their use."""
     groups: dict[bytes | str, list[Row]] = {}
     for row in rows:
         key = hashlib.sha256(row.image_bytes).digest() if row.image_bytes is not None else str(row.image_uri)
         groups.setdefault(key, []).append(row)
 
-    def load(group: list[Row]) -> Picture | ImageError:
+    def load(group: list[Row]) -> Picture | Iterable[Reject]:
         first = group[0]
         try:
             data = first.image_bytes if first.image_bytes is not None else fetch(str(first.image_uri), shard.file, settings)
             return Picture(image_id=hashlib.sha256(data).hexdigest()[:32], pixels=decode(data, settings), rows=tuple(group))
         except ImageError as error:
-            return error
+            return [Reject(row=row, code=error.code, detail=error.detail) for row in group]
 
-    waiting = list(groups.values())
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        for start in range(0, len(waiting), IMAGES_AHEAD):
-            part = waiting[start : start + IMAGES_AHEAD]
-            for group, loaded in zip(part, pool.map(load, part), strict=True):
-                if isinstance(loaded, ImageError):
-                    answers.rejects += [Reject(row=row, code=loaded.code, detail=loaded.detail) for row in group]
-                else:
-                    yield loaded
+    def sound(loaded: Iterator[Picture | Iterable[Reject]]) -> Iterator[Picture]:
+        for found in loaded:
+            if isinstance(found, Picture):
+                yield found
+            else:
+                answers.rejects += found
 
-
-def _batches(pictures: Iterator[Picture], batch_rows: int) -> Iterator[list[Picture]]:
-    """Pictures with at most `batch_rows` rows together; one with more rows is cut into several."""
-    batch: list[Picture] = []
-    room = batch_rows
-    for picture in pictures:
-        rows = picture.rows
-        while rows:
-            batch.append(Picture(image_id=picture.image_id, pixels=picture.pixels, rows=rows[:room]))
-            rows, room = rows[room:], room - len(rows[:room])
-            if room == 0:
-                yield batch
-                batch, room = [], batch_rows
-    if batch:
-        yield batch
+    return sound(ahead(pool, load, groups.values(), IMAGES_AHEAD))
 
 
-def _segment(pictures: list[Picture], segmenter: SegmenterLike, answers: Answers) -> None:
-    """Ask the model about a batch. If that fails, ask row by row, so that only the row at fault is lost; if the device has
-    too little memory for it, ask in halves."""
-    began = time.perf_counter()
-    rows = [row for picture in pictures for row in picture.rows]
-    found: list[Segmentation] | None = None
-    apart = len(rows)  # how many parts to ask about if there is no answer to the whole
-    try:
-        found = _ask(pictures, segmenter)
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise
-        apart = 2
-    except Exception as error:
-        if _is_machines_fault(error):
-            raise
-        if len(rows) == 1:
-            answers.rejects.append(Reject(row=rows[0], code=RejectCode.MODEL_ERROR, detail=f"{type(error).__name__}: {error}"))
-            return
-    if found is None:  # asked again only here, where what failed holds no memory any more
-        for part in _batches(iter(pictures), math.ceil(len(rows) / apart)):
-            _segment(part, segmenter, answers)
-        return
-    answers.infer_seconds += time.perf_counter() - began
-    asked = ((picture, row) for picture in pictures for row in picture.rows)
-    for (picture, row), segmentation in zip(asked, found, strict=True):
-        height, width = picture.pixels.shape[:2]
-        answers.masks.append(Mask(row=row, image_id=picture.image_id, height=height, width=width, segmentation=segmentation))
+class _Asking:
+    """Asks the model about pictures. `waited`: seconds in which it had none to work on.
+
+    If it fails, the rows that it had are asked about one by one, so that only the row at fault is lost; if the device has too
+    little memory for so many rows, half as many are decoded at a time.
+    """
+
+    def __init__(self, pictures: Iterator[Picture], segmenter: SegmenterLike, answers: Answers, batch_rows: int) -> None:
+        self._pictures, self._segmenter, self._answers, self._batch_rows = pictures, segmenter, answers, batch_rows
+        self._open: dict[int, tuple[Picture, Row]] = {}  # what the model was given and has not answered
+        self._finishing: deque[tuple[Picture, Row, Future[Segmentation]]] = deque()
+        self._source_failed = False
+        self.waited = 0.0
+
+    def ask_all(self) -> None:
+        """Every picture, to the end. Raises what is the machine's fault, and what reading the pictures raised."""
+        again: list[tuple[Picture, Row]] = []
+        while True:
+            try:
+                self._ask(chain((_about(*one) for one in again), self._next_pictures()), self._batch_rows)
+            except Exception as error:
+                if self._source_failed or not _can_go_on(error, self._batch_rows):
+                    raise
+                too_many = isinstance(error, torch.OutOfMemoryError)
+            else:
+                return
+            # Asked again only here, where what failed holds no memory any more.
+            again, self._open = list(self._open.values()), {}
+            if too_many:
+                self._batch_rows //= 2
+            else:
+                for picture, row in again:
+                    self._ask_alone(picture, row)
+                again = []
+
+    def collect(self, leave: int = 0) -> None:
+        """Wait for finished masks, until only so many are not."""
+        while len(self._finishing) > leave:
+            picture, row, future = self._finishing.popleft()
+            height, width = picture.pixels.shape[:2]
+            try:
+                found = future.result()
+            except Exception as error:
+                self._reject(row, error)
+            else:
+                self._answers.masks.append(Mask(row=row, image_id=picture.image_id, height=height, width=width, segmentation=found))
+
+    def _next_pictures(self) -> Iterator[Picture]:
+        while True:
+            began = time.perf_counter()
+            try:
+                picture = next(self._pictures, None)
+            except BaseException:
+                self._source_failed = True
+                raise
+            finally:
+                self.waited += time.perf_counter() - began
+            if picture is None:
+                return
+            yield picture
+
+    def _ask(self, pictures: Iterable[Picture], batch_rows: int) -> None:
+        def asked() -> Iterator[tuple[NDArray[np.uint8], list[tuple[int, Query]]]]:
+            for picture in pictures:
+                self._open |= {row.row: (picture, row) for row in picture.rows}
+                yield picture.pixels, [(row.row, Query(object=str(row.query), spatial_refs=_references(row))) for row in picture.rows]
+
+        for number, future in self._segmenter.stream(asked(), rows=batch_rows):
+            self._finishing.append((*self._open.pop(number), future))
+            self.collect(leave=MASKS_BEHIND)
+
+    def _ask_alone(self, picture: Picture, row: Row) -> None:
+        try:
+            self._ask([_about(picture, row)], 1)
+        except Exception as error:
+            self._reject(row, error)
+        self._open = {}
+
+    def _reject(self, row: Row, error: Exception) -> None:
+        if not _can_go_on(error, 1):
+            raise error
+        self._answers.rejects.append(Reject(row=row, code=RejectCode.MODEL_ERROR, detail=f"{type(error).__name__}: {error}"))
+
+
+def _about(picture: Picture, row: Row) -> Picture:
+    """A picture that one row asks about."""
+    return replace(picture, rows=(row,))
+
+
+def _can_go_on(error: Exception, batch_rows: int) -> bool:
+    return batch_rows > 1 if isinstance(error, torch.OutOfMemoryError) else not _is_machines_fault(error)
 
 
 def _is_machines_fault(error: Exception) -> bool:
     """Whether the next row would fail too: no memory, a broken device, a store that is down. The row is not to blame then."""
     no_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # PyTorch's own, on a CPU
     return no_memory or isinstance(error, (MemoryError, *STORE_ERRORS, torch.AcceleratorError))
-
-
-def _ask(pictures: list[Picture], segmenter: SegmenterLike) -> list[Segmentation]:
-    queries = [
-        Query(image=index, object=str(row.query), spatial_refs=_references(row))
-        for index, picture in enumerate(pictures)
-        for row in picture.rows
-    ]  # fmt: skip
-    return segmenter.segment_many([picture.pixels for picture in pictures], queries)

@@ -12,7 +12,7 @@ from schemas.settings import RunSettings
 from tasks.infer import infer
 from tasks.read import read_rows
 from tasks.storage import Store
-from tasks.worker import SegmenterLike, resident_segmenter
+from tasks.worker import SegmenterLike, model_turn, resident_segmenter
 from tasks.write import receipt_path, write_parts
 
 
@@ -38,7 +38,7 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
         raise ModelChangedError(f"planned with model revision {shard.model_revision}, but the worker has {segmenter.revision}. Run again")
     rows, schema = read_rows(shard, settings.segment)
     read = time.perf_counter()
-    answers = infer(rows, shard, settings.segment, segmenter, settings.batch_rows)
+    answers = infer(rows, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began)
     assert len(answers.masks) + len(answers.rejects) == len(rows) == shard.rows, "a row was lost or doubled"
     inferred = time.perf_counter()
     output = Store.open(settings.output)
@@ -51,7 +51,9 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
         rejects=dict(sorted(Counter(reject.code.value for reject in answers.rejects).items())),
         masks_part=masks,
         rejects_part=rejects,
-        timings=Timings(read=read - began, infer=answers.infer_seconds, write=done - inferred, total=done - began),
+        timings=Timings(
+            read=read - began, infer=answers.infer_seconds, idle=answers.idle_seconds, write=done - inferred, total=done - began
+        ),
         worker=platform.node(),
         started_at=started_at.isoformat(timespec="seconds"),
     )

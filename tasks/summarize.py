@@ -37,8 +37,14 @@ def summarize(plan: Plan, settings: RunSettings, *, started_at: datetime, finish
         rows=sum(r.rows for r in receipts), masks=sum(r.masks for r in receipts), absent=sum(r.absent for r in receipts),
         rejects=dict(sorted(rejects.items())), shards=len(plan.shards), shards_computed=len(plan.pending),
         seconds=round(seconds, 3), rows_per_second=round(computed / seconds, 3) if seconds > 0 else 0.0,
+        model_busy=round(_busy([receipt for receipt in receipts if receipt.shard.shard_id not in plan.done]), 4),
         shard_ids=tuple(shard.shard_id for shard in plan.shards),
     )  # fmt: skip
+
+
+def _busy(receipts: list[Receipt]) -> float:
+    infer, idle = sum(receipt.timings.infer for receipt in receipts), sum(receipt.timings.idle for receipt in receipts)
+    return infer / (infer + idle) if infer else 0.0
 
 
 def publish(summary: RunSummary, settings: RunSettings) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import cv2
@@ -26,7 +30,29 @@ class SegmenterLike(Protocol):
 
     def check_query(self, object: str, spatial_refs: Sequence[Sequence[float]] = ()) -> None: ...
 
-    def segment_many(self, images: Sequence[NDArray[np.uint8]], queries: Sequence[Query]) -> list[Segmentation]: ...
+    def stream(
+        self, asked: Iterable[tuple[NDArray[np.uint8], Sequence[tuple[int, Query]]]], rows: int
+    ) -> Iterable[tuple[int, Future[Segmentation]]]: ...
+
+
+class Turn:
+    """One shard at a time has the model, while others read before it and write after it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free_since = 0.0
+
+    @contextmanager
+    def taken(self, wanted: float) -> Iterator[float]:
+        """Wait for the turn. Gives the seconds that the model stood idle since it was free and `wanted` (`time.perf_counter`)."""
+        with self._lock:
+            try:
+                yield max(0.0, time.perf_counter() - max(wanted, self._free_since))
+            finally:
+                self._free_since = time.perf_counter()
+
+
+model_turn = Turn()  # of this process
 
 
 class NoModelError(RuntimeError):
@@ -49,7 +75,7 @@ def resident_segmenter(revision: str, segment: SegmentSettings) -> SegmenterLike
 
 def resident_name(revision: str, segment: SegmentSettings) -> str:
     """Runs with other models may share a cluster: each finds its own. Of the settings, only those a model is made with count."""
-    return f"wordmask {revision} {segment.dtype} {segment.refiner_iterations} {segment.grammar}"
+    return " ".join(["wordmask", revision, segment.dtype, *(f"{name}={value}" for name, value in segment.method.items())])
 
 
 def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str = SEGMENTER) -> SegmenterLike:
@@ -60,7 +86,7 @@ def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str 
         make = getattr(make, name)
     segmenter: SegmenterLike = make(
         model.model, refiner=model.refiner, revision=model.revision, device=model.device,
-        dtype=segment.dtype, refiner_iterations=segment.refiner_iterations, grammar=segment.grammar,
+        dtype=segment.dtype, **segment.method,
     )  # fmt: skip
     return segmenter
 

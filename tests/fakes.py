@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,14 @@ class FakeSegmenter:
             if not all(0 <= value <= 1 for value in ref):
                 raise QueryError("spatial_ref_out_of_range", f"{list(ref)} leaves 0..1")
 
-    def segment_many(self, images: Sequence[np.ndarray], queries: Sequence[Query]) -> list[Segmentation]:
-        return [_answer(images[query.image], query.object) for query in queries]
+    def stream(
+        self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[int, Query]]]], rows: int
+    ) -> Iterator[tuple[int, Future[Segmentation]]]:
+        for image, queries in asked:
+            for tag, query in queries:
+                future: Future[Segmentation] = Future()
+                future.set_result(_answer(image, query.object))
+                yield tag, future
 
 
 def _answer(image: np.ndarray, words: str) -> Segmentation:

@@ -87,9 +87,9 @@ def standing() -> Iterator[LocalCluster]:
         yield local
 
 
-def test_a_shard_takes_a_gpu_where_all_workers_offer_one(standing: LocalCluster) -> None:
+def test_a_shard_takes_half_a_gpu_where_all_workers_offer_one(standing: LocalCluster) -> None:
     with Client(standing) as client:
-        assert shard_resources(client) == {"GPU": 1}
+        assert shard_resources(client) == {"GPU": 0.5}
         standing.scale(0)
         client.sync(standing._correct_state)
         assert shard_resources(client) == {}

@@ -18,6 +18,7 @@ RUN = {"input": "in.parquet", "output": "out"}
         ({"refiner_iterations": -1}, "refiner_iterations"),
         ({"refiner_iterations": 101}, "refiner_iterations"),
         ({"dtype": "float16"}, "dtype"),
+        ({"path_style": "wavy"}, "path_style"),
         ({"max_image_pixels": 0}, "max_image_pixels"),
         ({"max_image_pixels": 178_956_971}, "max_image_pixels"),  # Pillow refuses it whatever is set here
         ({"max_image_bytes": 0}, "max_image_bytes"),
@@ -59,7 +60,7 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_the_hash_of_the_defaults_is_what_outputs_on_disk_were_named_by() -> None:
     """If this fails, every shard of every existing output is computed anew. Change the value only if that is meant."""
-    assert SegmentSettings().settings_hash == "193cffc1c3752501"
+    assert SegmentSettings().settings_hash == "1f3b84758e0918bc"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,10 @@ def test_the_hash_of_the_defaults_is_what_outputs_on_disk_were_named_by() -> Non
         {"carry": ("split",)},
         {"refiner_iterations": 0},
         {"dtype": "bfloat16"},
+        {"early_stop": False},
         {"grammar": False},
+        {"deterministic": True},
+        {"path_style": "smooth"},
         {"max_image_pixels": 1000},
         {"max_image_bytes": 1000},
         {"allow_https": True},
@@ -81,7 +85,8 @@ def test_every_setting_that_can_change_a_row_changes_the_hash(changed: dict[str,
 
 def test_no_setting_was_forgotten_above() -> None:
     assert set(SegmentSettings.model_fields) == {
-        "columns", "carry", "refiner_iterations", "dtype", "grammar", "max_image_pixels", "max_image_bytes", "allow_https",
+        "columns", "carry", "refiner_iterations", "dtype", "early_stop", "grammar", "deterministic", "path_style",
+        "max_image_pixels", "max_image_bytes", "allow_https",
     }  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -22,20 +24,29 @@ from tasks.read import Row
 from tests.conftest import png
 from tests.fakes import REVISION, FakeSegmenter
 
+Asked = Iterable[tuple[np.ndarray, Sequence[tuple[int, Query]]]]
+Answered = Iterator[tuple[int, Future[Segmentation]]]
 SETTINGS = SegmentSettings()
 PNGS = [png(seed) for seed in range(4)]
 
 
 class Recorder(FakeSegmenter):
-    """Keeps what it was asked: per call, the number of images and the words."""
+    """Keeps what it was asked: per call, how many rows at a time, and the words about each image."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[int, tuple[str, ...]]] = []
+        self.calls: list[tuple[int, list[tuple[str, ...]]]] = []
 
-    def segment_many(self, images: Sequence[np.ndarray], queries: Sequence[Query]) -> list[Segmentation]:
-        self.calls.append((len(images), tuple(query.object for query in queries)))
-        return super().segment_many(images, queries)
+    def stream(self, asked: Asked, rows: int) -> Answered:
+        words: list[tuple[str, ...]] = []
+        self.calls.append((rows, words))
+
+        def noted() -> Asked:
+            for image, queries in asked:
+                words.append(tuple(query.object for _, query in queries))
+                yield image, queries
+
+        return super().stream(noted(), rows)
 
 
 def row(number: int, image: int = 0, query: str | None = None, **values: Any) -> Row:
@@ -52,15 +63,13 @@ def shard_of(rows: Sequence[Row], **values: Any) -> Shard:
 
 @given(images=st.lists(st.integers(0, 3), min_size=1, max_size=30), batch_rows=st.integers(1, 8))
 @hypothesis_settings(derandomize=True, deadline=None, max_examples=50)
-def test_batches_are_bounded_and_answer_each_row_as_if_alone(images: list[int], batch_rows: int) -> None:
+def test_one_stream_answers_each_row_as_if_alone(images: list[int], batch_rows: int) -> None:
     rows = [row(number, image) for number, image in enumerate(images)]
     model = Recorder()
     answers = infer(rows, shard_of(rows), SETTINGS, model, batch_rows)
     assert answers.rejects == []
     assert [mask.row for mask in answers.masks] == rows
-    sizes = [len(words) for _, words in model.calls]
-    assert all(size == batch_rows for size in sizes[:-1])
-    assert sizes[-1] <= batch_rows
+    assert [at_once for at_once, _ in model.calls] == [batch_rows]
     for mask, asked in zip(answers.masks, rows, strict=True):
         (alone,) = infer([asked], shard_of([asked]), SETTINGS, FakeSegmenter(), 1).masks
         assert (mask.image_id, mask.segmentation.rle) == (alone.image_id, alone.segmentation.rle)
@@ -79,25 +88,49 @@ def test_each_distinct_image_is_decoded_once_and_its_rows_meet(monkeypatch: pyte
     model = Recorder()
     infer(rows, shard_of(rows), SETTINGS, model, 8)
     assert sorted(decoded) == sorted(PNGS[:2])
-    assert model.calls == [(2, tuple(f"thing {number}" for number in (0, 2, 4, 6, 1, 3, 5, 7)))]
+    assert model.calls == [(8, [tuple(f"thing {number}" for number in numbers) for numbers in ((0, 2, 4, 6), (1, 3, 5, 7))])]
 
 
-def test_only_the_row_the_model_fails_on_is_rejected() -> None:
-    rows = [row(number, number % 2, "explode" if number == 3 else None) for number in range(6)]
+@pytest.mark.parametrize("bad", [{3}, {0}, {5}, {1, 2}, set(range(6))])
+def test_only_the_rows_the_model_fails_on_are_rejected(bad: set[int]) -> None:
+    rows = [row(number, number % 2, "explode" if number in bad else None) for number in range(6)]
     answers = infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
-    assert [mask.row.row for mask in answers.masks] == [0, 1, 2, 4, 5]
-    (reject,) = answers.rejects
-    assert (reject.row.row, reject.code) == (3, RejectCode.MODEL_ERROR)
-    assert reject.detail == "RuntimeError: this row is explosive"
+    assert [mask.row.row for mask in answers.masks] == [number for number in range(6) if number not in bad]
+    assert [reject.row.row for reject in answers.rejects] == sorted(bad)
+    assert {(reject.code, reject.detail) for reject in answers.rejects} == {(RejectCode.MODEL_ERROR, "RuntimeError: this row is explosive")}
+
+
+class Broken(FakeSegmenter):
+    """Its second answer is a failure beside the model."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def stream(self, asked: Asked, rows: int) -> Answered:
+        for tag, future in super().stream(asked, rows):
+            if tag == 1:
+                future = Future()
+                future.set_exception(self.error)
+            yield tag, future
+
+
+def test_a_row_that_fails_beside_the_model_is_rejected_alone() -> None:
+    rows = [row(number) for number in range(3)]
+    answers = infer(rows, shard_of(rows), SETTINGS, Broken(ValueError("no such path")), 4)
+    assert [mask.row.row for mask in answers.masks] == [0, 2]
+    assert [(reject.row.row, reject.detail) for reject in answers.rejects] == [(1, "ValueError: no such path")]
+    with pytest.raises(MemoryError):
+        infer(rows, shard_of(rows), SETTINGS, Broken(MemoryError()), 4)
 
 
 @pytest.mark.parametrize("error", [MemoryError("no memory left"), torch.OutOfMemoryError("no memory left on the device")])
 def test_the_machines_failures_end_the_shard(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def exhausted(*_: Any) -> list[Segmentation]:
+    def exhausted(*_: Any, **__: Any) -> Answered:
         raise error
 
     model = FakeSegmenter()
-    monkeypatch.setattr(model, "segment_many", exhausted)
+    monkeypatch.setattr(model, "stream", exhausted)
     rows = [row(0), row(1)]
     with pytest.raises(type(error), match="no memory left"):
         infer(rows, shard_of(rows), SETTINGS, model, 4)
@@ -121,7 +154,7 @@ def test_rows_rejected_early_never_reach_the_model() -> None:
         (0, RejectCode.UNSUPPORTED_MODE), (1, RejectCode.EMPTY_QUERY),
         (2, RejectCode.DUPLICATE_ROW_ID), (3, RejectCode.SPATIAL_REF_OUT_OF_RANGE),
     ]  # fmt: skip
-    assert model.calls == [(1, ("thing 4",))]
+    assert model.calls == [(4, [("thing 4",)])]
 
 
 class Failing(FakeSegmenter):
@@ -131,7 +164,7 @@ class Failing(FakeSegmenter):
         super().__init__()
         self.error = error
 
-    def segment_many(self, images: Sequence[np.ndarray], queries: Sequence[Query]) -> list[Segmentation]:
+    def stream(self, asked: Asked, rows: int) -> Answered:
         raise self.error
 
 
@@ -149,18 +182,50 @@ def test_what_is_the_machines_fault_rejects_no_row(error: Exception) -> None:
         infer(rows, shard_of(rows), SETTINGS, Failing(error), 8)
 
 
-class Cramped(Recorder):
-    """Has memory for two rows at once."""
+class Cramped(FakeSegmenter):
+    """Has memory for two rows at once, and finds out after the first answer."""
 
-    def segment_many(self, images: Sequence[np.ndarray], queries: Sequence[Query]) -> list[Segmentation]:
-        if len(queries) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().segment_many(images, queries)
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_once: list[int] = []
+        self.answered: list[int] = []
+
+    def stream(self, asked: Asked, rows: int) -> Answered:
+        self.at_once.append(rows)
+        for place, (tag, future) in enumerate(super().stream(asked, rows)):
+            if rows > 2 and place > 0:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.answered.append(tag)
+            yield tag, future
 
 
-def test_a_batch_too_large_for_the_device_is_asked_in_halves() -> None:
+def test_where_the_device_has_too_little_memory_half_as_many_rows_are_decoded_at_a_time() -> None:
     rows = [row(number, number // 3) for number in range(9)]
     model = Cramped()
     answers = infer(rows, shard_of(rows), SETTINGS, model, 9)
     assert [mask.row for mask in answers.masks] == rows
-    assert sum(len(words) for _, words in model.calls) == 9, "each row was answered once"
+    assert model.at_once == [9, 4, 2]
+    assert sorted(model.answered) == list(range(9)), "each row was answered once"
+
+
+def test_pictures_that_cannot_be_read_for_a_reason_of_our_own_end_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> np.ndarray:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(infer_module, "decode", broken)
+    with pytest.raises(ZeroDivisionError):
+        infer([row(0), row(1, 1)], shard_of([row(0), row(1)]), SETTINGS, FakeSegmenter(), 4)
+
+
+def test_the_wait_for_pictures_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = infer_module.decode
+
+    def slowly(data: bytes, settings: SegmentSettings) -> np.ndarray:
+        time.sleep(0.05)
+        return decode(data, settings)
+
+    monkeypatch.setattr(infer_module, "decode", slowly)
+    rows = [row(number, number) for number in range(4)]
+    answers = infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
+    assert answers.idle_seconds >= 0.09, "four images in two threads"
+    assert answers.infer_seconds < answers.idle_seconds

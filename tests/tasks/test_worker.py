@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 from schemas.settings import ModelSettings, SegmentSettings
 from tasks import worker
-from tasks.worker import NoModelError, ResidentModel, load_segmenter, own_device, resident_name, resident_segmenter
+from tasks.worker import NoModelError, ResidentModel, Turn, load_segmenter, own_device, resident_name, resident_segmenter
 
 FACTORY = f"{__name__}:Family.make"
 
@@ -37,7 +39,7 @@ def test_the_model_is_made_with_the_settings_values() -> None:
     assert isinstance(made, Family)
     assert made.asked == {
         "model": "folder", "refiner": "other", "revision": "main", "device": "cpu", "dtype": "bfloat16", "refiner_iterations": 2,
-        "grammar": True,
+        "early_stop": True, "grammar": True, "deterministic": False, "path_style": "exact",
     }  # fmt: skip
 
 
@@ -96,3 +98,32 @@ def test_each_worker_takes_the_gpu_of_its_number(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     assert own_device(device, name) == expected
+
+
+def test_one_shard_at_a_time_has_the_model_and_idle_is_what_lies_between() -> None:
+    turn = Turn()
+    inside, most = 0, 0
+    idle: list[float] = []
+
+    def work() -> None:
+        nonlocal inside, most
+        with turn.taken(time.perf_counter()) as waited:
+            idle.append(waited)
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.02)
+            inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work) for _ in range(4)]:
+            done.result()
+    assert most == 1
+    assert sum(idle) < 0.02, "the waits of three overlapped with another's turn, and that is no idling"
+    began = time.perf_counter()
+    time.sleep(0.02)
+    with turn.taken(began) as waited:
+        assert waited >= 0.02, "it was wanted and free"
+    with pytest.raises(ValueError, match="broken"), turn.taken(began):
+        raise ValueError("broken")
+    with turn.taken(time.perf_counter()):
+        pass
