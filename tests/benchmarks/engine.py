@@ -1,0 +1,70 @@
+"""Rows a second of the engine against the published algorithm, one row at a time, with the same weights and threads."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from model.segmenter import Segmenter
+from tests.benchmarks.harness import Paired, Report, Target, main, paired
+from tests.benchmarks.models import Work, default_model, medium_model, photographs, scenes
+from tests.benchmarks.published import Published
+
+THREADS = 2
+DEFAULT_TARGETS, MEDIUM_TARGETS = {1: 10.0, 8: 16.0}, {1: 1.3, 8: 4.5}  # by queries per image
+
+
+def run(quick: bool) -> Report:
+    """Rows a second of the engine against one row at a time."""
+    rows: list[dict[str, Any]] = []
+    targets: list[Target] = []
+    small = default_model()
+    for queries in (1, 4, 8):
+        work = scenes((64 if quick else 256) // queries, queries)
+        rows.append(_compare("default", small, work, sample=6 if quick else 24, repeats=3 if quick else 7))
+    medium = medium_model(new_tokens=24 if quick else 64)
+    for queries in (8,) if quick else (1, 8):
+        work = photographs(1 if quick else 16 // queries, queries)
+        rows.append(_compare("medium", medium, work, sample=1 if quick else 2, repeats=1 if quick else 3))
+    for row in rows:
+        wanted = (DEFAULT_TARGETS if row["model"] == "default" else MEDIUM_TARGETS).get(row["queries per image"])
+        if wanted:
+            name = f"{row['model']} model, {row['queries per image']} queries per image: times the published rows/s"
+            targets.append(Target(name, row["ratio"], at_least=wanted))
+    return Report({"threads": THREADS, "rows per second": rows}, targets)
+
+
+def _compare(name: str, segmenter: Segmenter, work: Work, *, sample: int, repeats: int) -> dict[str, Any]:
+    """The published algorithm does every n-th row, the engine all of them: rows of one kind cost it the same, each."""
+    published = Published(segmenter)
+    everything = [(image, words) for image, asked in zip(work.images, work.words, strict=True) for words in asked]
+    chosen = everything[:: max(1, len(everything) // sample)][:sample]
+    tasks: dict[str, Callable[[], Any]] = {
+        "published": lambda: [published.segment(*row) for row in chosen],
+        "engine": lambda: [answer.result() for _, answer in segmenter.stream(work.asked())],
+    }
+    times = paired(tasks, repeats)
+    plain, ours = times.median("published") / len(chosen), times.median("engine") / work.rows
+    return {
+        "model": name, "queries per image": len(work.words[0]), "rows": work.rows,
+        "published": 1 / plain, "engine": 1 / ours, "ratio": _ratio(times, len(chosen), work.rows),
+        "same masks": _same(segmenter, published, work),
+    }  # fmt: skip
+
+
+def _ratio(times: Paired, chosen: int, rows: int) -> float:
+    pairs = zip(times.seconds["published"], times.seconds["engine"], strict=True)
+    return statistics.median((plain / chosen) / (ours / rows) for plain, ours in pairs)
+
+
+def _same(segmenter: Segmenter, published: Published, work: Work) -> str:
+    """How many of the first rows come out alike: early stop and the grammar may change some."""
+    answers = {tag: answer.result() for tag, answer in segmenter.stream(work.asked())}
+    few = sorted(answers)[:4]
+    alike = sum(published.segment(work.images[i], work.words[i][j])[1] == answers[i, j].rle["counts"] for i, j in few)
+    return f"{alike}/{len(few)}"
+
+
+if __name__ == "__main__":
+    main("engine", run, threads=THREADS)

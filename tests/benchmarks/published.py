@@ -1,0 +1,191 @@
+"""The published implementation's algorithm, written plainly: one query at a time, nothing shared, nothing batched.
+
+Same weights as the model it is given, same results where the decoding stays well formed. Encode, prefill, decode and refine per
+query; attention reads the cache no further than it is filled; a token's experts are gathered, a prompt's looped over (facts,
+sections 1-8). What surrounds the model (filling, cleaning, tracing) is ours: `masks` measures the published way of that.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import rle
+from model.image_crops import crop_image, normalise
+from model.mask_cleanup import clean
+from model.mask_trace import trace
+from model.moe import MixtureOfExperts
+from model.path_tokens import parse_path
+from model.prompt import build_prompt, embed_prompts
+from model.rasterize import rasterize
+from model.refiner import TwoWayBlock
+from model.refiner_crops import cut, paste
+from model.rope import rotary_table, rotate
+from model.segmenter import Segmenter
+from model.text import TextBlock
+from model.vision import VisionBlock, patchify, stitch
+
+
+class Published:
+    """One model, one query at a time."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.model, self.head, self.config = segmenter.model.model, segmenter.model.head, segmenter.config
+        self.tokenizer, self.iterations = segmenter.tokenizer, segmenter.iterations
+
+    @torch.inference_mode()
+    def segment(self, image: np.ndarray, query: str) -> tuple[str, str]:
+        """The coarse path, and the counts of the mask's RLE."""
+        box, ids = self.draw(self.encode_image(image), query)
+        path = parse_path(self.tokenizer.path_tokens(ids)).path
+        height, width = image.shape[:2]
+        mask = rasterize(path, box, height, width) if path else np.zeros((height, width), np.uint8)
+        crop = cut(image, mask, box, self.config.vision.crop_size) if mask.any() else None
+        if crop is not None:
+            refined = paste(self.refine(crop.image, crop.mask), crop.xyxy, height, width)
+            mask = refined if refined.any() else mask
+        mask = clean(mask)
+        trace(mask)
+        cv2.boundingRect(mask)
+        return path, rle.encode(mask)["counts"]
+
+    def encode_image(self, image: np.ndarray) -> Tensor:
+        """Image tokens (P, D). The published crops repeat the whole image as the only tile where one tile is enough."""
+        crops = crop_image(image, self.config.vision)
+        pixels = crops.crops_NHWC if len(crops.crops_NHWC) > 1 else np.repeat(crops.crops_NHWC, 2, axis=0)
+        final, _ = self.encode_crops(pixels)
+        local = stitch(final[1:], crops.tiling, self.config.vision.overlap_margin)
+        pooled = F.adaptive_avg_pool2d(local.permute(2, 0, 1), self.config.vision.grid).flatten(1).T
+        mlp = self.model.vision.proj_mlp
+        return mlp.fc2(F.gelu(mlp.fc1(torch.cat([final[0], pooled], dim=-1)), approximate="tanh"))
+
+    def encode_crops(self, crops_NHWC: np.ndarray) -> tuple[Tensor, Tensor]:
+        vision, config = self.model.vision, self.config.vision
+        x = normalise(crops_NHWC, torch.device("cpu"), torch.float32)
+        x = vision.patch_emb(patchify(x, config.enc_patch_size)) + vision.pos_emb
+        early = x
+        for index, block in enumerate(vision.blocks):
+            x = _vision_block(block, x)
+            early = x if index == config.early_layer else early
+        return vision.post_ln(x), early
+
+    def draw(self, image_PD: Tensor, query: str) -> tuple[tuple[float, ...], list[int]]:
+        """Box and path ids of one query."""
+        text, region, tokens = self.model.text, self.model.region, self.config.tokens
+        prompt = build_prompt(query, (), self.tokenizer, tokens)
+        bos = text.embed(torch.tensor([tokens.bos_id]))
+        x = torch.cat([bos, image_PD, embed_prompts([prompt], text, region)[0]])[None]
+        self.cache: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(text.blocks)
+        hidden = self.forward(x, 0)[:, -1]
+        at, box = x.shape[1], []
+        for _ in range(2):
+            value = region.coord_logits(hidden).argmax(-1).float() / (region.config.coord_out_dim - 1)
+            box.append(value.item())
+            hidden, at = self.forward(region.encode_coord(value[:, None])[:, None], at)[:, -1], at + 1
+        bins = region.size_logits(hidden).argmax(-1).float() / (region.config.size_out_dim // 2 - 1)
+        size = torch.exp2(bins * 10 - 10)
+        box += size[0].tolist()
+        hidden, at = self.forward(region.encode_size(size)[:, None], at)[:, -1], at + 1
+        ids: list[int] = []
+        while len(ids) < tokens.max_new_tokens:
+            token = int(text.logits(hidden).argmax())
+            if token == tokens.eos_id:
+                break
+            ids.append(token)
+            hidden, at = self.forward(text.embed(torch.tensor([[token]])), at)[:, -1], at + 1
+        return tuple(box), ids
+
+    def forward(self, x: Tensor, at: int) -> Tensor:
+        """New positions from `at` on, through all blocks."""
+        config = self.config.text
+        positions = torch.arange(at, at + x.shape[1])[None]
+        table = rotary_table(positions, config.rotary_dim, config.rope_theta)
+        mask = None
+        if at == 0:
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+            mask[: config.prefix_attn, : config.prefix_attn] = True
+        for layer, block in enumerate(self.model.text.blocks):
+            x = self.text_block(block, layer, x, positions, table, mask)
+        return x
+
+    def text_block(
+        self, block: TextBlock, layer: int, x: Tensor, positions: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> Tensor:
+        normed, tau = block.ln(x), block.attn.tau
+        qkv = block.attn.qkv(normed)
+        features = F.gelu(qkv)
+        place = 1 + torch.sigmoid(tau.alpha * torch.log(positions.float() + 1)[..., None]) - 0.5
+        scales = [(torch.tanh(F.linear(features, weight)) + place).transpose(1, 2)[..., None] for weight in (tau.wq, tau.wv)]
+        q, k, v = qkv.unflatten(-1, (3, block.attn.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = rotate(q * scales[0], table), rotate(k, table), v * scales[1]
+        if mask is None:
+            k, v = (torch.cat([old, new], dim=2) for old, new in zip(self.cache[layer], (k, v), strict=True))
+        self.cache[layer] = (k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return x + block.attn.proj(out) + _feed_forward(block.mlp, normed)
+
+    def refine(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Probabilities (size, size) after all iterations."""
+        final, early = self.encode_crops(image[None])
+        fused, probs = self.head.fuse(final, early), torch.from_numpy(mask)[None]
+        for _ in range(self.iterations):
+            logits, iou = self.candidates(fused, probs)
+            probs = logits[:, int(iou.argmax())].sigmoid()
+        return probs[0].numpy()
+
+    def candidates(self, fused: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        head, grid = self.head, fused.shape[-2:]
+        hint = F.interpolate(head.mask_encoder(mask[:, None]), size=grid, mode="bilinear", align_corners=False)
+        image = (fused + hint).flatten(2).transpose(1, 2)
+        place = head.image_pe.flatten(2).transpose(1, 2)
+        tokens = torch.cat([head.mask_tokens, head.iou_token])[None]
+        for block in head.transformer_blocks:
+            tokens, image = _two_way(block, tokens, image, head.output_pe, place)
+        attended = head.final_token_to_image(tokens + head.output_pe, image + place, image, need_weights=False)[0]
+        tokens = head.final_norm(tokens + attended)
+        pixels = head.upsample(image.transpose(1, 2).unflatten(2, grid))
+        flat = pixels.flatten(2).transpose(1, 2)
+        queries = head.final_q_proj(tokens[:, :-1])
+        queries = queries + head.final_attn_up(head.final_norm_up(queries), flat, flat, need_weights=False)[0]
+        weights = torch.stack([mlp(queries[:, index]) for index, mlp in enumerate(head.mask_mlps)], dim=1)
+        logits = torch.einsum("bmc,bchw->bmhw", weights, pixels)
+        return F.interpolate(logits, size=mask.shape[-2:], mode="bilinear", align_corners=False), head.iou_head(tokens[:, -1])
+
+
+def _vision_block(block: VisionBlock, x: Tensor) -> Tensor:
+    q, k, v = block.attn.qkv(block.ln1(x)).unflatten(-1, (3, block.attn.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    x = x + block.attn.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.ln2(x)), approximate="tanh"))
+
+
+def _feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
+    if not isinstance(mlp, MixtureOfExperts):
+        return mlp.fc2(F.gelu(mlp.fc1(x), approximate="tanh"))
+    flat = x[0]
+    logits, experts = mlp.router(flat).topk(mlp.experts_per_token, dim=-1)
+    weights = logits.softmax(-1)
+    if len(flat) == 1:
+        h, g = torch.einsum("koc,c->ko", mlp.fc1.weight[experts[0]], flat[0]).chunk(2, dim=-1)
+        out = torch.einsum("kco,ko->kc", mlp.fc2.weight[experts[0]], F.gelu(h) * (g + 1))
+        return (out * weights[0][:, None]).sum(0)[None, None]
+    total = torch.zeros_like(flat)
+    for expert in range(len(mlp.fc1.weight)):
+        token, place = (experts == expert).nonzero(as_tuple=True)
+        if len(token):
+            h, g = F.linear(flat[token], mlp.fc1.weight[expert]).chunk(2, dim=-1)
+            total.index_add_(0, token, F.linear(F.gelu(h) * (g + 1), mlp.fc2.weight[expert]) * weights[token, place][:, None])
+    return total[None]
+
+
+def _two_way(block: TwoWayBlock, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attention(query, key, value, need_weights=False)[0]
+
+    tokens = block.norm1(tokens + attend(block.output_self_attn, tokens + token_pe, tokens + token_pe, tokens))
+    tokens = block.norm2(tokens + attend(block.cross_attn_token_to_image, tokens + token_pe, image + image_pe, image))
+    tokens = block.norm3(tokens + block.mlp(tokens))
+    image = block.norm4(image + attend(block.cross_attn_image_to_token, image + image_pe, tokens + token_pe, tokens))
+    return tokens, image
