@@ -78,17 +78,27 @@ class Engine:
             slots = first
             yield from self._draw_alike(queue, slots)
 
+    def start(self, asked: Iterable[tuple[Tensor, Sequence[tuple[Any, Prompt]]]]) -> Batch:
+        """A batch of the first queries, read and ready to step: for those who want to step it themselves."""
+        queue = _Queue(self, iter(asked))
+        slots = queue.slots(self.rows, 0)
+        if slots is None:
+            raise ValueError("asked is empty: give at least one image with a prompt")
+        return self._begin(queue, slots)
+
+    def _begin(self, queue: _Queue, slots: int) -> Batch:
+        queries = queue.take(self.rows, slots)
+        batch = Batch(self, self.rows if self.fixed_shapes else min(self.rows, _power_of_two(len(queries))), slots)
+        batch.admit(queries)
+        return batch
+
     def _draw_alike(self, queue: _Queue, slots: int) -> Iterator[tuple[Any, Decoded]]:
         """Draw until the queue is empty or its next prompt needs other slots than those of this length."""
-        first = queue.take(self.rows, slots)
-        batch = _Batch(self, self.rows if self.fixed_shapes else min(self.rows, _power_of_two(len(first))), slots)
+        batch = self._begin(queue, slots)
         lag = 0 if batch.device.type == "cpu" else 1
         looks: deque[_Look] = deque()
         results: deque[_Results] = deque()
-        admitted = first
-        while True:
-            if admitted:
-                batch.admit(admitted)
+        while batch.busy:
             batch.step()
             looks.append(batch.look())
             if len(looks) > lag:
@@ -96,10 +106,9 @@ class Engine:
                 results += [ended] if ended else []
             while len(results) > lag:
                 yield from results.popleft().read(self.tokens.eos_id)
-            admitted = queue.take(batch.free, slots) if batch.free >= max(1, self.rows // ADMIT_SHARE) or not batch.busy else []
-            if not admitted and not batch.busy:
-                break
-            if not admitted and not self.fixed_shapes and not queue.fits(slots):
+            if batch.free >= max(1, self.rows // ADMIT_SHARE) or not batch.busy:
+                batch.admit(queue.take(batch.free, slots))
+            if not self.fixed_shapes and not queue.fits(slots):
                 batch.shrink()
         for left in results:
             yield from left.read(self.tokens.eos_id)
@@ -243,7 +252,7 @@ class _Results:
             )
 
 
-class _Batch:
+class Batch:
     """Slots and the rows in them. Tensors are per slot: `hidden` the stream at the row's last token, `lengths` its next position,
     `steps` tokens drawn since it came, `done` also where nobody is."""
 
@@ -272,6 +281,8 @@ class _Batch:
 
     def admit(self, queries: list[_Query]) -> None:
         """Read the queries' prompts and give each a free slot."""
+        if not queries:
+            return
         places = [slot for slot, holder in enumerate(self.queries) if holder is None]
         longest = max(len(query.prompt.ids) for query in queries)
         at_once = 1 if self.engine.fixed_shapes else max(1, PREFILL_TOKENS // longest)
@@ -290,7 +301,7 @@ class _Batch:
             (self.steps, 0), (self.state, START), (self.done, False), (self.absent, False), (self.ended, False), (self.forced, False),
             (self.logprob, 0.0), (self.ids, -1),
         ):  # fmt: skip
-            tensor[rows_N] = start
+            tensor.index_fill_(0, rows_N, start)
         self.boxing.append(_Boxing(rows_N))
         for query, slot in zip(queries, slots, strict=True):
             query.slot, query.length = slot, prefix + len(query.prompt.ids)
@@ -339,7 +350,7 @@ class _Batch:
         size = size_value(region.size_logits(hidden).argmax(-1), region.config.size_out_dim // 2)
         self.box[rows_N, 2:] = size
         # Not earlier: until its box is drawn, a row stays where the others of its group know it.
-        self.done[rows_N] = self.absent[rows_N] if self.engine.limit else True
+        self.done[rows_N] = self.absent[rows_N] | (self.engine.limit == 0)
         return region.encode_size(size)
 
     def _advance(self, x_BD: Tensor) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
-from model.config import MoondreamSegmentationConfig
+from model.config import BOX_TOKENS, MoondreamSegmentationConfig
+from model.engine import Engine
 from model.kv_cache import KVCache
 from model.moondream import MoondreamSegmentation, build_on_meta
 from model.path_grammar import START, PathGrammar
@@ -74,6 +75,7 @@ def fake_cuda(monkeypatch):
         monkeypatch.setattr(Tensor, "__getitem__", get_item)
         monkeypatch.setattr(Tensor, "__setitem__", set_item)
         monkeypatch.setattr(Tensor, "contiguous", copied)
+        monkeypatch.setattr(Tensor, "__invert__", lambda x: torch.ops.aten.bitwise_not(x))
         yield mode
 
 
@@ -115,6 +117,28 @@ def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda)
     refined = model.head.iterate(model.head.fuse(features.final[:2], features.early[:2]), masks, 2)
     for tensor in (text.logits(step), region.coord_logits(step), region.size_logits(step), *refined):
         assert tensor.device == CUDA
+
+
+@torch.no_grad()
+def test_the_engine_admits_and_steps_without_reading_anything_back(model, fake_cuda):
+    """Prefill, prompts with and without references, the three steps of a box and those of a path, and slots used again."""
+    put_on_fake_cuda(model, fake_cuda)
+    config, tokenizer = model.config, small_tokenizer()
+    engine = Engine(model.model, config.tokens, PathGrammar(tokenizer, config.tokens.eos_id, CUDA), rows=4)
+    prompts = [Prompt(ids=(1, 9, 2, 30, 3)), Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2))))]
+    images = [torch.empty(config.vision.n_tokens, config.text.dim, device=CUDA, dtype=model.dtype) for _ in range(2)]
+    batch = engine.start((image, list(enumerate(prompts))) for image in images)
+    for _ in range(BOX_TOKENS + 2):
+        batch.step()
+    batch.queries[1] = None
+    batch.admit(engine.start([(images[0], [("again", prompts[0])])]).queries[:1])
+    for _ in range(BOX_TOKENS + 2):
+        batch.step()
+    for tensor in (batch.hidden, batch.done, batch.ids, batch.box, batch.logprob, batch.cache.k):
+        assert tensor.device == CUDA
+    assert batch.ids.shape == (4, config.tokens.max_new_tokens)
+    assert batch.hidden.shape == (4, config.text.dim)
+    assert batch.hidden.dtype == torch.bfloat16
 
 
 def test_the_path_grammar_stays_on_its_device_and_reads_nothing_back(fake_cuda):

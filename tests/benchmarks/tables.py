@@ -1,0 +1,41 @@
+"""Input tables of scenes for benchmarks, and the work of a worker on them in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.cluster import SHARDS_PER_WORKER
+from model.segmenter import Segmenter
+from schemas.runs import Plan, Receipt
+from schemas.settings import ModelSettings, RunSettings
+from tasks.export_scenes import export_scenes
+from tasks.plan import make_plan
+from tasks.shard import process_shard
+
+
+def scene_table(folder: Path, rows: int, *, distinct: int, shard_rows: int) -> RunSettings:
+    """A table of so many rows over `distinct` scenes, again and again, and the settings of a run over it on the CPU."""
+    drawn = str(folder / "drawn.parquet")
+    export_scenes(drawn, count=distinct, seed=3)
+    once = pq.read_table(drawn).select(["image", "query"])
+    times = -(-rows // distinct)
+    pq.write_table(pa.concat_tables([once] * times).slice(0, rows), folder / "rows.parquet", row_group_size=shard_rows)
+    output = folder / "out"
+    return RunSettings(
+        input=str(folder / "rows.parquet"), output=str(output), shard_rows=shard_rows, model=ModelSettings(device="cpu")
+    )  # fmt: skip
+
+
+def plan_of(settings: RunSettings, segmenter: Segmenter) -> Plan:
+    return make_plan(settings, segmenter.revision)
+
+
+def work_through(plan: Plan, settings: RunSettings, segmenter: Segmenter) -> Iterator[Receipt]:
+    """As a Dask worker does it: two shards at a time, of which one has the model."""
+    with ThreadPoolExecutor(SHARDS_PER_WORKER) as threads:
+        yield from threads.map(lambda shard: process_shard(shard, settings, segmenter), plan.shards)
