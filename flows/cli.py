@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from flows.console import counting, err, out, print_json, progress, summary_table, two_columns
+from flows.console import costs_table, counting, err, estimate_lines, out, print_json, progress, summary_table, two_columns
 from flows.prefect_api import configure, start_own_api
 
 if TYPE_CHECKING:
@@ -230,11 +230,15 @@ def plan(
     image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
     max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000, allow_https: Https = False, json: Json = False,
 ) -> None:  # fmt: skip
-    """Say what a run would do, without doing it. Give it the options that the run will have.
+    """Say what a run would do and how long it may take, without doing it. Give it the options that the run will have.
+
+    The time is told by shards of the output that were done before with the same model and settings; where there are none, by
+    arithmetic, for GPUs.
 
     Example: [bold]wordmask plan queries.parquet masks/[/bold]
     """
     from model.registry import resolve_model
+    from tasks.estimate import estimate_time
     from tasks.plan import make_plan
 
     settings = _run_settings(
@@ -243,20 +247,22 @@ def plan(
         shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
         carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https,
     )  # fmt: skip
-    found_revision = resolve_model(model, refiner=refiner, revision=revision).revision
-    made = make_plan(settings, found_revision)
+    source = resolve_model(model, refiner=refiner, revision=revision)
+    made = make_plan(settings, source.revision)
+    estimate = estimate_time(made, settings, source) if made.pending else None
     pending_rows = sum(shard.rows for shard in made.pending)
     report = {
         "files": made.files, "input_bytes": made.input_bytes,
         "rows": made.rows, "rows_done": made.rows - pending_rows, "rows_pending": pending_rows,
         "duplicate_row_ids": sum(len(shard.duplicates) for shard in made.shards),
         "shards": len(made.shards), "shards_done": len(made.done), "shards_pending": len(made.pending),
-        "model_revision": found_revision, "settings_hash": settings.segment.settings_hash,
+        "model_revision": source.revision, "settings_hash": settings.segment.settings_hash,
     }  # fmt: skip
     if json:
-        print_json(report)
+        print_json(report | {"estimate": estimate.model_dump(mode="json") if estimate else None})
         return
     rows = [(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)) for name, value in report.items()]
+    rows += estimate_lines(estimate) if estimate else []
     out.print(two_columns(f"plan of {input} → {output}", rows))
 
 
@@ -286,13 +292,28 @@ def _count(number: int, what: str) -> str:
 
 
 @app.command()
-def models(json: Json = False) -> None:
+def models(
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Instead: FLOPs, bytes and memory of the full-size model, rows/s by arithmetic.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Say which models there are and what each was trained on.
 
     Example: [bold]wordmask models --json[/bold]
     """
-    from model.registry import list_models
+    from model.registry import PUBLISHED_MODEL, list_models
 
+    if costs:
+        from model.config import MoondreamSegmentationConfig
+        from model.costs import Workload, all_costs
+
+        found = all_costs(MoondreamSegmentationConfig(), Workload())
+        if json:
+            print_json({"model": PUBLISHED_MODEL, "measured": False} | dataclasses.asdict(found))
+        else:
+            out.print(costs_table(PUBLISHED_MODEL, found))
+        return
     cards = list_models()
     if json:
         print_json([dataclasses.asdict(card) for card in cards])

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -15,7 +16,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from flows.segment import Tally
+    from model.costs import Costs
     from schemas.runs import RunSummary
+    from tasks.estimate import Rate, TimeEstimate
 
     Watch = Callable[[Tally], None]
 
@@ -55,6 +58,64 @@ def summary_table(summary: RunSummary) -> Group:
         ("model", f"{summary.settings.model.model} ({summary.model_revision})"),
     ]
     return two_columns(f"run {summary.run_id}", rows)
+
+
+def estimate_lines(estimate: TimeEstimate) -> list[tuple[str, str]]:
+    """One line for each kind of worker, and what they follow from."""
+    return [*((f"time, {rate.worker}", _rate(rate)) for rate in estimate.rates), ("estimate", estimate.note)]
+
+
+def _rate(rate: Rate) -> str:
+    if rate.seconds is None:
+        return "does not fit into its memory"
+    if rate.seconds_interval is None or rate.rows_per_second_interval is None:
+        return f"{_duration(rate.seconds)}, {rate.rows_per_second:.3g} rows/s"
+    (least, most), (slow, fast) = rate.seconds_interval, rate.rows_per_second_interval
+    return (
+        f"{_duration(rate.seconds)} ({_duration(least)} to {_duration(most)}), {rate.rows_per_second:.1f} rows/s ({slow:.1f} to {fast:.1f})"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+
+
+def costs_table(name: str, costs: Costs) -> Group:
+    """FLOPs, bytes and memory of each stage, and rows a second by arithmetic."""
+    load = costs.workload
+    return Group(
+        two_columns(
+            f"{name}: costs by arithmetic, {load.dtype}",
+            [
+                ("weights", f"{costs.parameters:,} parameters, {_giga(costs.weights_bytes)} GB"),
+                ("cache of a row", f"{_giga(costs.row_cache_bytes)} GB"),
+                ("assumed", f"paths of {load.path_tokens} tokens, 1 query per image in the first table"),
+            ],
+        ),
+        Text("FLOPs; least bytes moved; memory held beside the weights by what is done at once", style="bold"),
+        _grid(
+            ("stage", "of one", "GFLOP", "GB moved", "GB held", "times a row"),
+            [(s.name, s.unit, f"{s.flops / 1e9:,.0f}", _giga(s.bytes), _giga(s.memory), f"{s.per_row:.3g}") for s in costs.stages],
+        ),
+        Text(
+            f"rows a second: an estimate, at {costs.efficiency:.0%} of the data sheets' peaks (assumed), never measured here", style="bold"
+        ),
+        _grid(
+            ("GPU", "queries per image", "rows at once", "rows/s"),
+            [(e.gpu, str(e.queries_per_image), str(e.rows_at_once), f"{e.rows_per_second:.3g}") for e in costs.estimates],
+        ),
+    )
+
+
+def _giga(number: float) -> str:
+    return f"{number / 1e9:.3g}"
+
+
+def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(*head, box=None, padding=(0, 2), header_style="dim")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 @contextmanager

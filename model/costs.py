@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
 
 from model.config import BOX_TOKENS, MoondreamSegmentationConfig, RefinerConfig, TextConfig, VisionConfig
 
@@ -46,22 +45,30 @@ GPUS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is asked of the model. What shares one reading of the weights is `..._at_once`, and `batch_rows` for decoding.
+    """What is asked of the model. What is done at once shares one reading of the weights.
 
-    Defaults: a photograph of 640 x 480 is 9 crops; prompts are three to five words; a traced mask's path has 818 characters at six
-    to a token. `refiner_iterations` None is the model's own number.
+    Assumed by default: photographs of 640 x 480, which are 9 crops; prompts of a few words; paths of 136 tokens, as many as a mask's
+    outline traced by potrace has (818 characters, six to a token). `refiner_iterations` None is the model's own number.
     """
 
     queries_per_image: int = 1
     crops_per_image: int = 9
     prompt_tokens: int = 8
     path_tokens: int = 136
-    batch_rows: int = 32
+    batch_rows: int = 64
     refiner_iterations: int | None = None
     dtype: str = "bfloat16"
     crops_at_once: int = 32
-    images_at_once: int = 8
-    prompts_at_once: int = 4
+
+    @property
+    def images_at_once(self) -> int:
+        """Images prefilled together: as many as the batch asks about, and no more than are 8,192 tokens of the published size."""
+        return min(11, -(-self.batch_rows // self.queries_per_image))
+
+    @property
+    def prompts_at_once(self) -> int:
+        """Prompts read together: an eighth of the batch is waited for."""
+        return max(1, self.batch_rows // 8)
 
     @property
     def steps(self) -> int:
@@ -275,9 +282,7 @@ def _decode(config: MoondreamSegmentationConfig, load: Workload) -> Stage:
     work = decoder(t, rows, seen) + vocabulary(t, rows)
     moved = work.parameters * BYTES[load.dtype] + rows * (seen + 1) * slot
     memory = rows * row_cache(config, load)
-    return Stage(
-        name="decode", unit=f"step of {rows} rows", per_row=load.steps / max(rows, 1), flops=work.flops, bytes=moved, memory=memory
-    )
+    return Stage(name="decode", unit=f"step of {rows} rows", per_row=load.steps / rows, flops=work.flops, bytes=moved, memory=memory)
 
 
 def _refine(config: MoondreamSegmentationConfig, load: Workload) -> Stage:
@@ -297,7 +302,8 @@ def row_cache(config: MoondreamSegmentationConfig, load: Workload) -> float:
     return slots * slot_bytes(config.text, load.dtype)
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
     """Rows a second on one GPU by arithmetic alone. `rows_at_once`: the batch, cut to what fits; 0 if the model does not fit."""
 
     gpu: str
@@ -308,21 +314,48 @@ class Estimate(NamedTuple):
 
 def estimate(config: MoondreamSegmentationConfig, load: Workload, gpu: Gpu, efficiency: float = EFFICIENCY) -> Estimate:
     """Each stage takes as long as its FLOPs or its bytes, whichever is longer, at `efficiency` of the peaks; stages do not overlap."""
-    rows = min(load.batch_rows, rows_that_fit(config, load, gpu))
+    rows = rows_that_fit(config, load, gpu)
+    if rows == 0:
+        return Estimate(gpu=gpu.name, queries_per_image=load.queries_per_image, rows_at_once=0, rows_per_second=0.0)
     flops, bandwidth = gpu.flops[load.dtype] * efficiency, gpu.bandwidth * efficiency
     costs = stages(config, replace(load, batch_rows=rows))
     seconds = sum(stage.per_row * max(stage.flops / flops, stage.bytes / bandwidth) for stage in costs)
-    return Estimate(gpu.name, load.queries_per_image, rows, 1 / seconds if rows else 0.0)
+    return Estimate(gpu=gpu.name, queries_per_image=load.queries_per_image, rows_at_once=rows, rows_per_second=1 / seconds)
+
+
+def memory(config: MoondreamSegmentationConfig, load: Workload) -> float:
+    """Bytes of weights, of the batch's caches and the widest activations of encoding and prefill, as if these were at the same time."""
+    encode, prefill, _, decode, _ = stages(config, load)
+    return all_parameters(config) * BYTES[load.dtype] + encode.memory + prefill.memory + decode.memory
 
 
 def rows_that_fit(config: MoondreamSegmentationConfig, load: Workload, gpu: Gpu) -> int:
-    """Rows whose caches fit beside the weights, the caches of images read ahead, and the widest activations."""
-    encode, prefill, *_ = stages(config, load)
-    weights = all_parameters(config) * BYTES[load.dtype]
-    free = gpu.memory - RESERVED - weights - prefill.memory - encode.memory
-    return max(0, int(free // row_cache(config, load)))
+    """The largest batch, up to the workload's, that fits into the memory; 0 if none does."""
+    batches = range(load.batch_rows, 0, -1)
+    return next((rows for rows in batches if memory(config, replace(load, batch_rows=rows)) <= gpu.memory - RESERVED), 0)
 
 
 def estimates(config: MoondreamSegmentationConfig, load: Workload, queries_per_image: tuple[int, ...] = (1, 8)) -> list[Estimate]:
     """For every GPU and number of queries per image."""
     return [estimate(config, replace(load, queries_per_image=queries), gpu) for gpu in GPUS for queries in queries_per_image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Everything of one model and workload, for people and for machines. `efficiency` is assumed, see `EFFICIENCY`."""
+
+    workload: Workload
+    parameters: int
+    weights_bytes: int
+    row_cache_bytes: float
+    stages: tuple[Stage, ...]
+    efficiency: float
+    estimates: tuple[Estimate, ...]
+
+
+def all_costs(config: MoondreamSegmentationConfig, load: Workload) -> Costs:
+    parameters = all_parameters(config)
+    return Costs(
+        workload=load, parameters=parameters, weights_bytes=parameters * BYTES[load.dtype], row_cache_bytes=row_cache(config, load),
+        stages=stages(config, load), efficiency=EFFICIENCY, estimates=tuple(estimates(config, load)),
+    )  # fmt: skip

@@ -107,13 +107,7 @@ class MoondreamSegmentation(PreTrainedModel):
             ModelError: the configuration is missing or not ours.
             CheckpointError: the weights do not fit it.
         """
-        if not (folder / CONFIG_FILE).is_file():
-            full_size = "give it the model's, or {} for the published full size"
-            raise ModelError(f"{folder}: has no {CONFIG_FILE}; {full_size}")
-        try:
-            config = MoondreamSegmentationConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
+        config = read_config(folder)
         with torch.device("meta"):
             model = cls(config)
         dtype = dtype or config.dtype or torch.float32
@@ -138,6 +132,17 @@ class MoondreamSegmentation(PreTrainedModel):
         elif isinstance(module, RefinerHead):
             for token in (module.image_pe, module.mask_tokens, module.iou_token, module.output_pe):
                 nn.init.normal_(token, std=0.02 if token is module.image_pe else 1.0)
+
+
+def read_config(folder: Path) -> MoondreamSegmentationConfig:
+    """The configuration in a model's folder, published or our own. Raises ModelError if it is missing or not ours."""
+    if not (folder / CONFIG_FILE).is_file():
+        full_size = "give it the model's, or {} for the published full size"
+        raise ModelError(f"{folder}: has no {CONFIG_FILE}; {full_size}")
+    try:
+        return MoondreamSegmentationConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 def _one_device(device_map: Any) -> torch.device | None:

@@ -49,6 +49,10 @@ class Location:
             return download_model(self.name, revision=self.revision)
         return self.path if self.path.is_dir() else self.path.parent
 
+    def config_folder(self) -> Path:
+        """The local folder with the configuration; of a repository, that is all that is downloaded. Raises ModelError."""
+        return _snapshot(self.name, CONFIG_FILE, revision=self.revision) if self.path is None else self.folder()
+
     def weights(self) -> tuple[Path, ...]:
         """The local weight files, downloaded if need be. Raises ModelError."""
         if self.path is not None and self.path.is_file():

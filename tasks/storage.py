@@ -67,16 +67,20 @@ class Store:
 
     def names(self, folder: str, suffix: str) -> set[str]:
         """Names of the files directly in a folder, without the suffix. Empty if there is no such folder."""
+        return {_name(path).removesuffix(suffix) for path in self._list(folder, detail=False) if _is_file(path, suffix)}
+
+    def newest(self, folder: str, suffix: str) -> list[str]:
+        """The same, those that changed last first."""
+        files = [info for info in self._list(folder, detail=True) if _is_file(info["name"], suffix)]
+        files.sort(key=lambda info: _changed(info), reverse=True)
+        return [_name(info["name"]).removesuffix(suffix) for info in files]
+
+    def _list(self, folder: str, *, detail: bool) -> list[Any]:
+        refresh = {} if self.is_local else {"refresh": True}
         try:
-            entries = (
-                self.fs.ls(self.full(folder), detail=False, refresh=True)
-                if not self.is_local
-                else self.fs.ls(self.full(folder), detail=False)
-            )
+            return list(self.fs.ls(self.full(folder), detail=detail, **refresh))
         except FileNotFoundError:
-            return set()
-        names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
-        return {name.removesuffix(suffix) for name in names if name.endswith(suffix) and not name.startswith(".")}
+            return []
 
     def read_bytes(self, path: str) -> bytes:
         data: bytes = self.fs.cat_file(self.full(path))
@@ -137,11 +141,22 @@ class Store:
             return False
 
 
+def _name(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _is_file(path: str, suffix: str) -> bool:
+    return path.endswith(suffix) and not _name(path).startswith(".")
+
+
+def _changed(info: dict[str, Any]) -> str:
+    return str(info.get("mtime") or info.get("LastModified") or info.get("last_modified") or "")
+
+
 def fingerprint(info: dict[str, Any]) -> str:
     """What identifies a file's content without reading it: its etag, else its size and time of change."""
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
-    changed = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or ""
-    return str(etag).strip('"') if etag else f"{info['size']}-{changed}"
+    return str(etag).strip('"') if etag else f"{info['size']}-{_changed(info)}"
 
 
 def is_damaged_parquet(error: Exception) -> bool:
