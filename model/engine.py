@@ -32,7 +32,7 @@ ADMIT_SHARE = 8  # a prompt's pass costs much the same for one row as for severa
 PREFILL_TOKENS = 8192  # bounds the memory of reading images and prompts
 SLOT_STEP = 64  # the length of a slot is a multiple of this, so that few shapes occur
 SEEN_STEP = 16  # and so is what a step attends to
-LANES = 16  # what is left over after whole vectors is computed by other instructions, which round otherwise
+FIXED_ROWS = 32  # slots with fixed shapes. A multiple of 16: what is left over after whole vectors is rounded otherwise
 
 Tag = TypeVar("Tag")
 
@@ -61,9 +61,9 @@ class Engine:
         max_new_tokens: int | None = None, fixed_shapes: bool = False,
     ) -> None:  # fmt: skip
         """`fixed_shapes`: a row's result depends on nothing but the row, to the last digit. Images and prompts are then read one by
-        one, and every step has the full number of rows (a multiple of LANES), used or not."""
+        one, and every step has `FIXED_ROWS` rows, used or not, whatever `rows` says."""
         self.model, self.tokens, self.chooser, self.fixed_shapes = model, tokens, chooser, fixed_shapes
-        self.rows = -(-rows // LANES) * LANES if fixed_shapes else rows
+        self.rows = FIXED_ROWS if fixed_shapes else rows
         self.limit = tokens.max_new_tokens if max_new_tokens is None else max_new_tokens
 
     @torch.inference_mode()
