@@ -63,10 +63,20 @@ def test_plan_and_status_know_what_is_done(done: Path) -> None:
     fresh = json.loads(wordmask("plan", done / "scenes.parquet", done / "elsewhere", "--json").stdout)
     assert (fresh["rows"], fresh["rows_pending"]) == (24, 24)
     planned = json.loads(wordmask("plan", done / "scenes.parquet", done / "masks", "--json").stdout)
-    assert (planned["rows_done"], planned["shards_pending"]) == (24, 0)
+    assert (planned["rows_done"], planned["shards_pending"], planned["estimate"]) == (24, 0, None)
     found = json.loads(wordmask("status", done / "masks", "--json").stdout)
     assert len(found["runs"]) == found["shards"] == 1
     assert "24" in wordmask("status", done / "masks").stdout
+
+
+def test_plan_tells_the_time_from_receipts_and_says_where_there_are_none(done: Path) -> None:
+    plan = ("plan", done / "scenes.parquet")
+    assert json.loads(wordmask(*plan, done / "elsewhere", "--json").stdout)["estimate"]["basis"] == "nothing"
+    cut_otherwise = (*plan, done / "masks", "--shard-rows", 5)
+    found = json.loads(wordmask(*cut_otherwise, "--json").stdout)["estimate"]
+    assert (found["basis"], found["receipts"]) == ("receipts", 1)
+    assert found["rates"][0]["seconds"] * found["rates"][0]["rows_per_second"] == pytest.approx(24)
+    assert "rows/s" in wordmask(*cut_otherwise).stdout
 
 
 def test_the_default_model_writes_the_same_bytes_again(done: Path, tmp_path: Path, prefect_home: dict[str, str]) -> None:
@@ -121,6 +131,16 @@ def test_models_say_what_they_were_trained_on() -> None:
     assert "scenes" in cards["demo"]["trained_on"]
     assert cards["demo"]["size_bytes"] <= 25_000_000
     assert 9.2e9 < cards["moondream/moondream3-preview"]["parameters"] < 9.3e9
+
+
+def test_costs_of_the_full_size_are_marked_as_an_estimate() -> None:
+    found = json.loads(wordmask("models", "--costs", "--json").stdout)
+    assert found["measured"] is False
+    assert [stage["name"] for stage in found["stages"]] == ["encode", "prefill", "prompt", "decode", "refine"]
+    table = wordmask("models", "--costs").stdout
+    assert "an estimate, at 50% of the data sheets' peaks (assumed), never measured here" in table
+    for gpu in ("H100", "A100", "L4"):
+        assert sum(line.strip().startswith(gpu) for line in table.splitlines()) == 2, "at 1 and 8 queries per image"
 
 
 @pytest.mark.parametrize(

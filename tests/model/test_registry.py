@@ -91,6 +91,11 @@ def test_a_single_file_is_a_model_with_the_configuration_beside_it(tmp_path):
     assert source.revision != resolve_model(str(folder)).revision
 
 
+def test_the_configuration_of_a_repository_is_had_without_its_weights(hub):
+    (cache(hub, "some/model", COMMIT) / "config.json").write_text("{}")
+    assert (resolve_model("some/model").model.config_folder() / "config.json").read_text() == "{}"
+
+
 def test_the_refiner_has_a_part_of_the_revision(tmp_path):
     folder, refiner = make_folder(tmp_path / "a"), tmp_path / "r"
     refiner.mkdir()

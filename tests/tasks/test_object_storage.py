@@ -101,3 +101,10 @@ def test_what_another_writer_put_there_is_seen(lake: Store, tmp_path: Path) -> N
     elsewhere = type(lake.fs)(**lake.fs.storage_options, skip_instance_cache=True)
     elsewhere.pipe_file(lake.full("in/b.parquet"), (tmp_path / "table.parquet").read_bytes())
     assert make_plan(settings, REVISION).files == 2
+
+
+def test_names_newest_first(lake: Store) -> None:
+    for name in ("b", "a", ".hidden", "c"):
+        lake.write_bytes(f"receipts/{name}.json", name.encode())
+    assert set(lake.newest("receipts", ".json")) == lake.names("receipts", ".json") == {"a", "b", "c"}
+    assert lake.newest("nowhere", ".json") == []
