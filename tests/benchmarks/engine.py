@@ -6,6 +6,11 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from model.config import BOX_TOKENS
+from model.engine import Engine
+from model.path_grammar import FreeDecoding
 from model.segmenter import Segmenter
 from tests.benchmarks.harness import Paired, Report, Target, main, paired
 from tests.benchmarks.models import Work, default_model, medium_model, photographs, scenes
@@ -27,12 +32,34 @@ def run(quick: bool) -> Report:
     for queries in (8,) if quick else (1, 8):
         work = photographs(1 if quick else 16 // queries, queries)
         rows.append(_compare("medium", medium, work, sample=1 if quick else 2, repeats=1 if quick else 3))
+    grammar = _grammar(small, repeats=30 if quick else 200)
+    targets.append(Target("share of a decoding step that the path grammar costs", grammar, at_most=0.02))
     for row in rows:
         wanted = (DEFAULT_TARGETS if row["model"] == "default" else MEDIUM_TARGETS).get(row["queries per image"])
         if wanted:
             name = f"{row['model']} model, {row['queries per image']} queries per image: times the published rows/s"
             targets.append(Target(name, row["ratio"], at_least=wanted))
-    return Report({"threads": THREADS, "rows per second": rows}, targets)
+    return Report({"threads": THREADS, "grammar, share of a step": grammar, "rows per second": rows}, targets)
+
+
+def _grammar(segmenter: Segmenter, repeats: int) -> float:
+    """What choosing under the grammar takes beyond choosing freely, over a step of the full batch."""
+    engine = Engine(segmenter.model.model, segmenter.config.tokens, segmenter.chooser)
+    with torch.inference_mode():
+        batch = engine.start(segmenter._encode(scenes(8, 8).asked()))
+        for _ in range(BOX_TOKENS + 1):
+            batch.step()
+        logits, left = segmenter.model.model.text.logits(batch.hidden), torch.full_like(batch.state, 50)
+        state, free = batch.state.clone(), FreeDecoding()
+        times = paired(
+            {
+                "grammar": lambda: segmenter.chooser.choose(logits, state, left, near_limit=False),
+                "free": lambda: free.choose(logits, state, left),
+                "step": batch.step,
+            },
+            repeats,
+        )
+    return (times.median("grammar") - times.median("free")) / times.median("step")
 
 
 def _compare(name: str, segmenter: Segmenter, work: Work, *, sample: int, repeats: int) -> dict[str, Any]:
