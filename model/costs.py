@@ -166,7 +166,7 @@ def fusion(c: RefinerConfig, grid: int) -> Work:
 
 
 def refiner_pass(c: RefinerConfig, vision: VisionConfig) -> Work:
-    """One iteration of the refiner's head over one crop."""
+    """One iteration of the refiner's head over one crop, its attention multiplied out as the paper writes it: the most that it takes."""
     cells, dim, tokens, fine = vision.grid**2, c.embed_dim, c.num_masks + 1, c.embed_dim // 8
     mlp = linear(tokens, dim, c.mlp_ratio * dim) + linear(tokens, c.mlp_ratio * dim, dim)
     block = multihead(tokens, tokens, dim) + multihead(tokens, cells, dim) + mlp + multihead(cells, tokens, dim) + norm(dim) * 4
