@@ -1,10 +1,12 @@
 """What the model costs by arithmetic: FLOPs, bytes moved and memory of each stage, and rows a second that a GPU's data sheet allows.
 
-Exact: FLOPs of matrix products, convolutions and attention (a multiplication and an addition are two), and parameters. A test
-counts both on the very run of the full size under fake CUDA tensors. Least amounts: bytes moved are the weights, once per pass,
-and the cache of keys and values; what single operations hand to each other through memory is not counted, nor are launches of
-kernels, decoding of images, or anything on the host. Rows a second are therefore an estimate from arithmetic alone, at an assumed
-share of the peaks; nothing of it was ever measured on a GPU by this project.
+Exact, but for the refiner's head (see `refiner_pass`): FLOPs of matrix products, convolutions and attention (a multiplication
+and an addition are two), and parameters. A test counts both on the very run of the full size under fake CUDA tensors.
+
+Least amounts: bytes moved are the weights, once per pass, and the cache of keys and values; what single operations hand to each
+other through memory is not counted, nor are launches of kernels, decoding of images, or anything on the host. Rows a second are
+therefore an estimate from arithmetic alone, at an assumed share of the peaks; nothing of it was ever measured on a GPU by this
+project.
 """
 
 from __future__ import annotations
