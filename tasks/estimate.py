@@ -66,7 +66,8 @@ def _measured(plan: Plan, settings: RunSettings, model_revision: str) -> list[fl
         receipts = [receipt for receipt in pool.map(lambda name: _read(output, name), names) if receipt is not None]
     same = (model_revision, settings.segment.settings_hash)
     alike = [receipt for receipt in receipts if (receipt.shard.model_revision, receipt.shard.settings_hash) == same]
-    return [receipt.rows / receipt.timings.infer for receipt in alike if receipt.rows and receipt.timings.infer > 0]
+    seconds = [receipt.timings.infer + receipt.timings.idle for receipt in alike]
+    return [receipt.rows / taken for receipt, taken in zip(alike, seconds, strict=True) if receipt.rows and taken > 0]
 
 
 def _read(output: Store, name: str) -> Receipt | None:
