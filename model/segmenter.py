@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model import rle
 from model.ahead import ahead
-from model.devices import OnItsWay
+from model.devices import OnItsWay, keep_freed_memory
 from model.engine import ROWS, Decoded, Engine
 from model.image_crops import crop_image, normalise
 from model.mask_cleanup import clean
@@ -103,6 +103,8 @@ class Segmenter:
             deterministic: a row's answer does not depend on what is asked beside it, to the last digit. Slower.
             path_style: "exact" outlines of masks, or "smooth" ones. See `model.mask_trace`.
         """
+        if model.device.type == "cpu":
+            keep_freed_memory()
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.revision = revision

@@ -5,6 +5,7 @@ Shapes: N crops, P patches of a crop (grid squared), D encoder width, G grid sid
 
 from __future__ import annotations
 
+from math import pi
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,16 @@ class CropFeatures(NamedTuple):
     early: Tensor
 
 
+SIGMOID_SCALE = 2 * (2 / pi) ** 0.5
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU's tanh form. On a CPU as x * sigmoid(2 z), the same function in half the time of PyTorch's own (tests/benchmarks/RESULTS.md)."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
+        return F.gelu(x, approximate="tanh")
+    return (x * x).mul_(0.044715 * SIGMOID_SCALE).add_(SIGMOID_SCALE).mul_(x).sigmoid_().mul_(x)
+
+
 class Mlp(nn.Module):
     """Linear, tanh-GELU, linear."""
 
@@ -30,7 +41,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(inner, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu_tanh(self.fc1(x)))
 
 
 class VisionAttention(nn.Module):
