@@ -92,15 +92,46 @@ class TwoWayBlock(nn.Module):
         self.norm4 = nn.LayerNorm(dim, eps=1e-5)
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.norm1(tokens + _attend(self.output_self_attn, tokens + token_pe, tokens + token_pe, tokens))
-        tokens = self.norm2(tokens + _attend(self.cross_attn_token_to_image, tokens + token_pe, image + image_pe, image))
+        tokens = self.norm1(tokens + _few_look(self.output_self_attn, tokens + token_pe, tokens + token_pe, tokens))
+        tokens = self.norm2(tokens + _few_look(self.cross_attn_token_to_image, tokens + token_pe, image + image_pe, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + _attend(self.cross_attn_image_to_token, image + image_pe, tokens + token_pe, tokens))
+        image = self.norm4(image + _many_look(self.cross_attn_image_to_token, image + image_pe, tokens + token_pe, tokens))
         return tokens, image
 
 
-def _attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return attention(query, key, value, need_weights=False)[0]
+# Attention between few tokens (F) and many patches or pixels (N), of width D, heads H of width d. It is that of
+# nn.MultiheadAttention, multiplied out in another order: what would project the many is applied to the few instead.
+
+
+def _few_look(attention: nn.MultiheadAttention, query_BFD: Tensor, key_BND: Tensor, value_BND: Tensor) -> Tensor:
+    """Few queries over many keys. A key's bias adds the same to all scores of a query, so softmax does not see it."""
+    (query, query_bias), (key, _), (value, value_bias) = _per_head(attention)
+    query_BFHd = torch.einsum("bfc,hdc->bfhd", query_BFD, query) + query_bias
+    query_BFHD = torch.einsum("bfhd,hdc->bfhc", query_BFHd, key)
+    one_head = (query_BFHD.flatten(1, 2), key_BND, value_BND)
+    seen = F.scaled_dot_product_attention(*(x.expand(len(key_BND), -1, -1)[:, None] for x in one_head), scale=key.shape[1] ** -0.5)
+    seen_BFHD = seen[:, 0].unflatten(1, query_BFHD.shape[1:3])
+    return attention.out_proj((torch.einsum("bfhc,hdc->bfhd", seen_BFHD, value) + value_bias).flatten(2))
+
+
+def _many_look(attention: nn.MultiheadAttention, query_BND: Tensor, key_BFD: Tensor, value_BFD: Tensor) -> Tensor:
+    """Many queries over few keys."""
+    (query, query_bias), (key, key_bias), (value, value_bias) = _per_head(attention)
+    key_BFHd = (torch.einsum("bfc,hdc->bfhd", key_BFD, key) + key_bias) * key.shape[1] ** -0.5
+    value_BFHd = torch.einsum("bfc,hdc->bfhd", value_BFD, value) + value_bias
+    key_BFHD = torch.einsum("bfhd,hdc->bfhc", key_BFHd, query)
+    value_BFHD = torch.einsum("bfhd,chd->bfhc", value_BFHd, attention.out_proj.weight.unflatten(1, query.shape[:2]))
+    bias_B1K = (key_BFHd * query_bias).sum(-1).flatten(1)[:, None]
+    scores_BNK = torch.baddbmm(bias_B1K, query_BND, key_BFHD.flatten(1, 2).transpose(1, 2))
+    weights_BNFH = scores_BNK.unflatten(2, key_BFHD.shape[1:3]).softmax(dim=2)
+    return weights_BNFH.flatten(2) @ value_BFHD.flatten(1, 2) + attention.out_proj.bias
+
+
+def _per_head(attention: nn.MultiheadAttention) -> list[tuple[Tensor, Tensor]]:
+    """Weight (H, d, D) and bias (H, d) of the projections of queries, keys and values."""
+    heads = (attention.num_heads, -1)
+    parts = zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)
+    return [(weight.unflatten(0, heads), bias.unflatten(0, heads)) for weight, bias in parts]
 
 
 class RefinerHead(nn.Module):
@@ -141,7 +172,7 @@ class RefinerHead(nn.Module):
         tokens = torch.cat([self.mask_tokens, self.iou_token]).expand(len(image), -1, -1)
         for block in self.transformer_blocks:
             tokens, image = block(tokens, image, self.output_pe, image_pe)
-        tokens = self.final_norm(tokens + _attend(self.final_token_to_image, tokens + self.output_pe, image + image_pe, image))
+        tokens = self.final_norm(tokens + _few_look(self.final_token_to_image, tokens + self.output_pe, image + image_pe, image))
         pixels_BcUU = self.upsample(image.transpose(1, 2).unflatten(2, grid))
         logits = self._mask_logits(tokens[:, :-1], pixels_BcUU)
         logits = F.interpolate(logits, size=mask_BSS.shape[-2:], mode="bilinear", align_corners=False)
@@ -150,7 +181,7 @@ class RefinerHead(nn.Module):
     def _mask_logits(self, tokens_BMC: Tensor, pixels_BcUU: Tensor) -> Tensor:
         projected = self.final_q_proj(tokens_BMC)
         pixels = pixels_BcUU.flatten(2).transpose(1, 2)
-        projected = projected + _attend(self.final_attn_up, self.final_norm_up(projected), pixels, pixels)
+        projected = projected + _few_look(self.final_attn_up, self.final_norm_up(projected), pixels, pixels)
         weights_BMc = torch.stack([mlp(projected[:, index]) for index, mlp in enumerate(self.mask_mlps)], dim=1)
         return torch.einsum("bmc,bchw->bmhw", weights_BMc, pixels_BcUU)
 
