@@ -23,11 +23,12 @@ class Candidates(NamedTuple):
 
 class Refinement(NamedTuple):
     """Result of the iterations. `probs` (B, size, size) in 0..1, `iou` (B,) predicted for it, `stability` (B,): IoU of
-    the last two iterations' thresholded masks (1 where both are empty)."""
+    the last two iterations' thresholded masks (1 where both are empty), `iterations` (B,): how many the row took."""
 
     probs: Tensor
     iou: Tensor
     stability: Tensor
+    iterations: Tensor
 
 
 class ChannelNorm(nn.Module):
@@ -165,34 +166,82 @@ class RefinerHead(nn.Module):
 
     def forward(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> Candidates:
         """Candidates for a mask in 0..1, (B, size, size), over fused features."""
+        tokens_BMC, pixels_BcUU, iou_BM = self._look(fused_BCGG, mask_BSS)
+        tokens_BMc = self._look_closer(tokens_BMC, pixels_BcUU)
+        weights_BMc = torch.stack([mlp(tokens_BMc[:, index]) for index, mlp in enumerate(self.mask_mlps)], dim=1)
+        return Candidates(logits=_mask_logits(weights_BMc, pixels_BcUU, mask_BSS.shape[-2:]), iou=iou_BM)
+
+    def best(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `forward`'s candidates the one of highest predicted IoU: logits (B, size, size) and that IoU (B,).
+
+        Predicting the IoUs takes no masks, and a mask takes no others: only the best is made.
+        """
+        tokens_BMC, pixels_BcUU, iou_BM = self._look(fused_BCGG, mask_BSS)
+        iou_B, best_B = iou_BM.max(dim=1)
+        rows = torch.arange(len(best_B), device=best_B.device)
+        token_Bc = self._look_closer(tokens_BMC[rows, best_B][:, None], pixels_BcUU)[:, 0]
+        weights_B1c = torch.stack([mlp(token_Bc) for mlp in self.mask_mlps], dim=1)[rows, best_B][:, None]
+        return _mask_logits(weights_B1c, pixels_BcUU, mask_BSS.shape[-2:])[:, 0], iou_B
+
+    def _look(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask tokens (B, M, C), the image as pixels (B, c, U, U) with U = 8 G, and predicted IoUs (B, M)."""
         grid = fused_BCGG.shape[-2:]
         hint = F.interpolate(self.mask_encoder(mask_BSS[:, None]), size=grid, mode="bilinear", align_corners=False)
         image = (fused_BCGG + hint).flatten(2).transpose(1, 2)
         image_pe = self.image_pe.flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.mask_tokens, self.iou_token]).expand(len(image), -1, -1)
+        tokens = torch.cat([self.mask_tokens, self.iou_token])[None]  # of all rows at once, until the image tells them apart
         for block in self.transformer_blocks:
             tokens, image = block(tokens, image, self.output_pe, image_pe)
         tokens = self.final_norm(tokens + _few_look(self.final_token_to_image, tokens + self.output_pe, image + image_pe, image))
-        pixels_BcUU = self.upsample(image.transpose(1, 2).unflatten(2, grid))
-        logits = self._mask_logits(tokens[:, :-1], pixels_BcUU)
-        logits = F.interpolate(logits, size=mask_BSS.shape[-2:], mode="bilinear", align_corners=False)
-        return Candidates(logits=logits, iou=self.iou_head(tokens[:, -1]))
+        return tokens[:, :-1], self.upsample(image.transpose(1, 2).unflatten(2, grid)), self.iou_head(tokens[:, -1])
 
-    def _mask_logits(self, tokens_BMC: Tensor, pixels_BcUU: Tensor) -> Tensor:
-        projected = self.final_q_proj(tokens_BMC)
-        pixels = pixels_BcUU.flatten(2).transpose(1, 2)
-        projected = projected + _few_look(self.final_attn_up, self.final_norm_up(projected), pixels, pixels)
-        weights_BMc = torch.stack([mlp(projected[:, index]) for index, mlp in enumerate(self.mask_mlps)], dim=1)
-        return torch.einsum("bmc,bchw->bmhw", weights_BMc, pixels_BcUU)
+    def _look_closer(self, tokens_BMC: Tensor, pixels_BcUU: Tensor) -> Tensor:
+        tokens_BMc = self.final_q_proj(tokens_BMC)
+        pixels_BNc = pixels_BcUU.flatten(2).transpose(1, 2)
+        return tokens_BMc + _few_look(self.final_attn_up, self.final_norm_up(tokens_BMc), pixels_BNc, pixels_BNc)
 
-    def iterate(self, fused_BCGG: Tensor, coarse_BSS: Tensor, iterations: int) -> Refinement:
-        """Feed the candidate of highest predicted IoU back `iterations` (>= 1) times, starting from the coarse mask."""
-        probs, previous = coarse_BSS, coarse_BSS
-        for _ in range(iterations):
-            logits, iou = self(fused_BCGG, probs)
-            best = iou.argmax(dim=1)
-            previous, probs = probs, logits[torch.arange(len(best), device=best.device), best].sigmoid()
-        return Refinement(probs=probs, iou=iou.amax(dim=1), stability=_mask_iou(previous > 0.5, probs > 0.5))
+    def iterate(self, fused_BCGG: Tensor, coarse_BSS: Tensor, iterations: int, settle: float = 0.0) -> Refinement:
+        """Feed the best candidate back `iterations` (>= 1) times, starting from the coarse mask.
+
+        A row ends early, and leaves the batch, once less than `settle` (0..1; 0 is never) of its mask's pixels changed
+        sides in an iteration.
+        """
+        rows, probs = torch.arange(len(coarse_BSS)), coarse_BSS
+        ended: list[tuple[Tensor, Refinement]] = []
+        for count in range(1, iterations + 1):
+            previous, (logits, iou) = probs, self.best(fused_BCGG, probs)
+            probs = logits.sigmoid()
+            found = _refinement(previous, probs, iou, count)
+            if count == iterations or settle == 0:
+                continue
+            going = (_moved(previous, probs) >= settle).cpu()  # the host waits here, and nowhere else
+            ended.append((rows[~going], _pick(found, ~going)))
+            rows, probs, fused_BCGG, found = rows[going], probs[going], fused_BCGG[going], _pick(found, going)
+            if not len(rows):
+                break
+        if not ended:
+            return found
+        rows, parts = zip(*ended, (rows, found), strict=True)
+        return _pick(Refinement(*map(torch.cat, zip(*parts, strict=True))), torch.cat(rows).argsort())
+
+
+def _refinement(before_BSS: Tensor, probs_BSS: Tensor, iou_B: Tensor, count: int) -> Refinement:
+    stability_B = _mask_iou(before_BSS > 0.5, probs_BSS > 0.5)
+    return Refinement(probs=probs_BSS, iou=iou_B, stability=stability_B, iterations=torch.full_like(iou_B, count, dtype=torch.long))
+
+
+def _pick(found: Refinement, rows: Tensor) -> Refinement:
+    return Refinement(*(field[rows] for field in found))
+
+
+def _moved(before_BSS: Tensor, probs_BSS: Tensor) -> Tensor:
+    """Share of the pixels that changed sides, (B,)."""
+    return ((before_BSS > 0.5) != (probs_BSS > 0.5)).flatten(1).float().mean(1)
+
+
+def _mask_logits(weights_BMc: Tensor, pixels_BcUU: Tensor, size: tuple[int, int]) -> Tensor:
+    logits_BMUU = torch.einsum("bmc,bchw->bmhw", weights_BMc, pixels_BcUU)
+    return F.interpolate(logits_BMUU, size=size, mode="bilinear", align_corners=False)
 
 
 def _upsampling(dim: int) -> list[nn.Module]:

@@ -222,7 +222,7 @@ class Segmenter:
     def _refine_crops(self, crops: Sequence[RefinerCrop]) -> _Refined:
         final, early = self._encode_crops(np.stack([crop.image for crop in crops]))
         masks = torch.from_numpy(np.stack([crop.mask for crop in crops])).to(self.device, self.model.dtype)
-        result = self.model.head.iterate(self.model.head.fuse(final, early), masks, self.iterations)
+        result = self.model.head.iterate(self.model.head.fuse(final, early), masks, self.iterations, self.settle)
         return _Refined(OnItsWay(result.probs.float()), OnItsWay(torch.stack([result.iou, result.stability], dim=1).float()))
 
 

@@ -37,9 +37,10 @@ class Scripted(RefinerHead):
         super().__init__(RefinerConfig(enc_dim=WIDTH, embed_dim=32, num_heads=2), 5)
         self.answers, self.asked = answers, []
 
-    def forward(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> Candidates:
+    def best(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> tuple[Tensor, Tensor]:
         self.asked.append(mask_BSS)
-        return self.answers[len(self.asked) - 1]
+        logits, iou = self.answers[len(self.asked) - 1]
+        return torch.stack([row[best] for row, best in zip(logits, iou.argmax(dim=1), strict=True)]), iou.amax(dim=1)
 
 
 def candidates(*ious: tuple[float, ...], seed: int = 0) -> Candidates:
