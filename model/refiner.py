@@ -209,20 +209,16 @@ class RefinerHead(nn.Module):
         rows, probs = torch.arange(len(coarse_BSS)), coarse_BSS
         ended: list[tuple[Tensor, Refinement]] = []
         for count in range(1, iterations + 1):
-            previous, (logits, iou) = probs, self.best(fused_BCGG, probs)
+            before, (logits, iou) = probs, self.best(fused_BCGG, probs)
             probs = logits.sigmoid()
-            found = _refinement(previous, probs, iou, count)
-            if count == iterations or settle == 0:
-                continue
-            going = (_moved(previous, probs) >= settle).cpu()  # the host waits here, and nowhere else
-            ended.append((rows[~going], _pick(found, ~going)))
-            rows, probs, fused_BCGG, found = rows[going], probs[going], fused_BCGG[going], _pick(found, going)
-            if not len(rows):
-                break
-        if not ended:
-            return found
-        rows, parts = zip(*ended, (rows, found), strict=True)
-        return _pick(Refinement(*map(torch.cat, zip(*parts, strict=True))), torch.cat(rows).argsort())
+            found = _refinement(before, probs, iou, count)
+            if settle > 0 and count < iterations:
+                going = (_moved(before, probs) >= settle).cpu()  # the host waits here, and nowhere else
+                ended.append((rows[~going], _pick(found, ~going)))
+                rows, probs, fused_BCGG, found = rows[going], probs[going], fused_BCGG[going], _pick(found, going)
+                if not len(rows):
+                    break
+        return _in_order([*ended, (rows, found)]) if ended else found
 
 
 def _refinement(before_BSS: Tensor, probs_BSS: Tensor, iou_B: Tensor, count: int) -> Refinement:
@@ -232,6 +228,12 @@ def _refinement(before_BSS: Tensor, probs_BSS: Tensor, iou_B: Tensor, count: int
 
 def _pick(found: Refinement, rows: Tensor) -> Refinement:
     return Refinement(*(field[rows] for field in found))
+
+
+def _in_order(parts: list[tuple[Tensor, Refinement]]) -> Refinement:
+    """One refinement of parts and the numbers of their rows."""
+    rows, found = zip(*parts, strict=True)
+    return _pick(Refinement(*map(torch.cat, zip(*found, strict=True))), torch.cat(rows).argsort())
 
 
 def _moved(before_BSS: Tensor, probs_BSS: Tensor) -> Tensor:

@@ -92,6 +92,72 @@ def test_a_crop_does_not_depend_on_the_others_of_its_batch(head):
 
 
 @torch.no_grad()
+def test_the_best_is_the_candidate_of_highest_predicted_iou(head):
+    final, early = features(3)
+    fused = head.fuse(final, early)
+    every = head(fused, boxes(3))
+    logits, iou = head.best(fused, boxes(3))
+    best = every.iou.argmax(dim=1)
+    assert torch.equal(iou, every.iou.amax(dim=1))
+    torch.testing.assert_close(logits, every.logits[torch.arange(3), best], rtol=0, atol=1e-5)
+
+
+def answers_at(*changes: tuple[float, ...]) -> list[Candidates]:
+    """For two rows of 6 x 6, masks of which so many rows of pixels are set, and IoUs that tell rows and iterations apart."""
+    answers = []
+    for count, lines in enumerate(changes):
+        logits = torch.full((len(lines), 1, 6, 6), -9.0)
+        for row, line in enumerate(lines):
+            logits[row, :, :line] = 9
+        answers.append(Candidates(logits=logits, iou=torch.tensor([[10.0 * count + line] for line in lines])))
+    return answers
+
+
+def test_a_settled_row_leaves_the_batch_and_the_others_go_on():
+    head = Scripted(answers_at((3, 1, 2), (3, 2, 4), (3, 4), (5,)))
+    coarse = torch.zeros(3, 6, 6)
+    found = head.iterate(torch.zeros(3, 32, 5, 5), coarse, 4, settle=0.1)
+    assert [len(mask) for mask in head.asked] == [3, 3, 2, 1]
+    assert found.iterations.tolist() == [2, 4, 3]
+    assert [int((probs > 0.5).sum()) for probs in found.probs] == [3 * 6, 5 * 6, 4 * 6]
+    assert found.iou.tolist() == [13, 35, 24]
+    assert found.stability.tolist() == pytest.approx([1, 3 / 5, 1])
+
+
+def test_the_loop_ends_with_the_last_row():
+    head = Scripted(answers_at((3, 1), (3, 1)))
+    assert head.iterate(torch.zeros(2, 32, 5, 5), torch.zeros(2, 6, 6), 5, settle=0.1).iterations.tolist() == [2, 2]
+    assert len(head.asked) == 2
+
+
+def test_a_change_of_exactly_the_limit_is_not_settled():
+    head = Scripted(answers_at((0,), (1,), (1,)))
+    assert head.iterate(torch.zeros(1, 32, 5, 5), torch.ones(1, 6, 6), 4, settle=1 / 6).iterations.tolist() == [3]
+
+
+@torch.no_grad()
+def test_a_settled_row_is_as_if_it_had_run_alone(head):
+    final, early = features(6)
+    fused = head.fuse(final, early)
+    coarse = torch.cat([boxes(3), 1 - boxes(3)])
+    found = head.iterate(fused, coarse, 5, settle=0.2)
+    assert len(set(found.iterations.tolist())) > 1, "the rows must differ for this to show anything"
+    for row, count in enumerate(found.iterations.tolist()):
+        one = slice(row, row + 1)
+        alone = head.iterate(fused[one], coarse[one], count)
+        torch.testing.assert_close(found.probs[one], alone.probs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.iou[one], alone.iou, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.stability[one], alone.stability, rtol=0, atol=1e-2)
+
+
+@torch.no_grad()
+def test_no_row_ends_early_unless_asked(head):
+    final, early = features(2)
+    found = head.iterate(head.fuse(final, early), boxes(2), 4)
+    assert found.iterations.tolist() == [4, 4]
+
+
+@torch.no_grad()
 def test_mask_and_both_features_matter(head):
     final, early = features(1)
     before = head(head.fuse(final, early), boxes(1))
