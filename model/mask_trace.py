@@ -82,25 +82,25 @@ def _append(numbers: np.ndarray, n: int, value: int) -> np.ndarray:
 
 
 def scale_path(path: str, box_xywh: tuple[int, int, int, int]) -> str:
-    """A traced path, in pixels, as absolute M, H and V in unit of the box `box_xywh` (pixels). "" stays ""."""
+    """A traced path, exact or smooth, in pixels, as absolute commands in unit of the box `box_xywh` (pixels). "" stays ""."""
     left, top, w, h = box_xywh
     parts: list[str] = []
-    x = y = 0
-    tokens = iter(path.split())
-    for command in tokens:
-        if command == "M":
-            x, y = int(next(tokens)), int(next(tokens))
-            parts.append(f"M {_unit(x - left, w)} {_unit(y - top, h)}")
-        elif command == "h":
-            x += int(next(tokens))
-            parts.append(f"H {_unit(x - left, w)}")
-        elif command == "v":
-            y += int(next(tokens))
-            parts.append(f"V {_unit(y - top, h)}")
+    x = y = 0.0
+    command, place = "", 0
+    for token in path.split():
+        if token.isalpha():
+            command, place = token, 0
+            parts.append(token.upper() if token in "hv" else token)
+            continue
+        if command == "h" or (command in "MLC" and place % 2 == 0):
+            x = float(token) + (x if command == "h" else 0)
+            parts.append(_unit(x - left, w))
         else:
-            parts.append(command)
+            y = float(token) + (y if command == "v" else 0)
+            parts.append(_unit(y - top, h))
+        place += 1
     return " ".join(parts)
 
 
-def _unit(offset: int, extent: int) -> str:
+def _unit(offset: float, extent: int) -> str:
     return f"{offset / extent:.6f}".rstrip("0").rstrip(".")

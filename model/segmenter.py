@@ -19,6 +19,7 @@ from model.devices import OnItsWay, keep_freed_memory
 from model.engine import ROWS, Decoded, Engine
 from model.image_crops import crop_image, normalise
 from model.mask_cleanup import clean
+from model.mask_smooth import smooth_tracer
 from model.mask_trace import scale_path, trace
 from model.moondream import MoondreamSegmentation
 from model.path_grammar import FreeDecoding, PathGrammar
@@ -101,7 +102,10 @@ class Segmenter:
             early_stop: a mask that changes by fewer than `SETTLED` of its crop's pixels in a step is refined no further.
             grammar: decode well-formed paths only; False is the published engine's free decoding.
             deterministic: a row's answer does not depend on what is asked beside it, to the last digit. Slower.
-            path_style: "exact" outlines of masks, or "smooth" ones. See `model.mask_trace`.
+            path_style: "exact" outlines of masks (`mask_trace`), or "smooth" ones (`mask_smooth`).
+
+        Raises:
+            ImportError: no library for smooth outlines is installed.
         """
         if model.device.type == "cpu":
             keep_freed_memory()
@@ -112,7 +116,8 @@ class Segmenter:
         self.chooser = PathGrammar(tokenizer, self.config.tokens.eos_id, self.device) if grammar else FreeDecoding()
         self.iterations = self.config.refiner.iterations if refiner_iterations is None else refiner_iterations
         self.settle = SETTLED if early_stop else 0.0
-        self.deterministic, self.path_style = deterministic, path_style
+        self.deterministic = deterministic
+        self.trace = smooth_tracer() if path_style == "smooth" else trace
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="beside-the-model")
 
     @classmethod
@@ -202,14 +207,12 @@ class Segmenter:
         """Refined and finished masks. Crops of several rows are refined together."""
         coarse = ((tag, self._threads.submit(self._coarse, image, row)) for (tag, image), row in drawn)
         for part in _batches(coarse, 1 if self.deterministic else CROPS_AT_ONCE):
-            failed = [(tag, future) for tag, future in part if future.exception()]
-            yield from failed
+            yield from ((tag, future) for tag, future in part if future.exception())
             rows = [(tag, future.result()) for tag, future in part if not future.exception()]
-            wanted = [row for _, row in rows if row.crop is not None]
-            refined = self._refine_crops([row.crop for row in wanted]) if wanted and self.iterations else None
-            places = {id(row): place for place, row in enumerate(wanted)} if refined else {}
+            refined = self._refine_crops([row.crop for _, row in rows if row.crop is not None])
             for tag, row in rows:
-                yield tag, self._threads.submit(_finish, row, refined, places.get(id(row)))
+                answer = next(refined, None) if row.crop is not None else None
+                yield tag, self._threads.submit(self._finish, row, answer)
 
     def _coarse(self, image_HW3: np.ndarray, row: Decoded) -> _Coarse:
         path = parse_path(self.tokenizer.path_tokens(row.ids))
@@ -219,11 +222,35 @@ class Segmenter:
         mask = rasterize(path.path, row.box, height, width)
         return _Coarse(row, path, mask, cut(image_HW3, mask, row.box, self.config.vision.crop_size) if mask.any() else None)
 
-    def _refine_crops(self, crops: Sequence[RefinerCrop]) -> _Refined:
+    def _refine_crops(self, crops: Sequence[RefinerCrop]) -> Iterator[_Refined]:
+        """The refiner's answers, in order; none with no iterations."""
+        if not crops or self.iterations == 0:
+            return iter(())
         final, early = self._encode_crops(np.stack([crop.image for crop in crops]))
-        masks = torch.from_numpy(np.stack([crop.mask for crop in crops])).to(self.device, self.model.dtype)
-        result = self.model.head.iterate(self.model.head.fuse(final, early), masks, self.iterations, self.settle)
-        return _Refined(OnItsWay(result.probs.float()), OnItsWay(torch.stack([result.iou, result.stability], dim=1).float()))
+        masks = torch.from_numpy(np.stack([crop.mask for crop in crops])).to(self.device, self.model.dtype, non_blocking=True)
+        found = self.model.head.iterate(self.model.head.fuse(final, early), masks, self.iterations, self.settle)
+        probs, scores = OnItsWay(found.probs.float()), OnItsWay(torch.stack([found.iou, found.stability], dim=1).float())
+        return (_Refined(probs, scores, place) for place in range(len(crops)))
+
+    def _finish(self, coarse: _Coarse, refined: _Refined | None) -> Segmentation:
+        """Paste, clean, encode, trace and score. An empty refined mask falls back to the coarse one, and says so in `refined`."""
+        mask, row, path = coarse.mask_HW, coarse.row, coarse.path
+        keep, predicted, stability, agreement = False, None, None, None
+        if refined is not None and coarse.crop is not None:
+            predicted, stability = refined.scores.numpy()[refined.place].tolist()
+            pasted = paste(refined.probs.numpy()[refined.place], coarse.crop.xyxy, *mask.shape)
+            keep, agreement = bool(pasted.any()), mask_iou(mask, pasted)
+            mask = pasted if keep else mask
+        mask = clean(mask)
+        scores = {"predicted_iou": predicted, "path_logprob": row.path_logprob, "coarse_refined_iou": agreement}
+        return Segmentation(
+            status="absent" if row.absent else "mask",
+            rle=rle.encode(mask), bbox=tuple(cv2.boundingRect(mask)), area=int(np.count_nonzero(mask)), path=self.trace(mask),
+            coarse_path=path.path, coarse_bbox=row.box,
+            **scores, iteration_stability=stability, trust=trust(**scores),
+            refined=keep, salvaged=not (path.well_formed or row.absent), truncated=row.truncated,
+            path_problem=None if row.absent else path.problem, n_path_tokens=len(row.ids),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -238,11 +265,12 @@ class _Coarse:
 
 @dataclass(frozen=True)
 class _Refined:
-    """The refiner's answers to rows refined together, on their way from the device: `probs` (B, size, size), `scores` (B, 2): predicted
-    IoU and stability."""
+    """One row's place among the refiner's answers to rows refined together, which are on their way from the device: `probs`
+    (B, size, size), and `scores` (B, 2), predicted IoU and stability."""
 
     probs: OnItsWay
     scores: OnItsWay
+    place: int
 
 
 def _batches(items: Iterable[Item], most: int, size: Callable[[Item], int] = lambda _: 1) -> Iterator[list[Item]]:
@@ -257,35 +285,3 @@ def _batches(items: Iterable[Item], most: int, size: Callable[[Item], int] = lam
             batch, total = [], 0
     if batch:
         yield batch
-
-
-def _finish(coarse: _Coarse, refined: _Refined | None, place: int | None) -> Segmentation:
-    """Paste, clean, encode, trace and score. An empty refined mask falls back to the coarse one, and says so in `refined`."""
-    mask, predicted, stability = coarse.mask_HW, None, None
-    agreement = None
-    keep = False
-    if refined is not None and place is not None and coarse.crop is not None:
-        predicted, stability = refined.scores.numpy()[place].tolist()
-        pasted = paste(refined.probs.numpy()[place], coarse.crop.xyxy, *mask.shape)
-        agreement = mask_iou(mask, pasted)
-        keep = bool(pasted.any())
-        mask = pasted if keep else mask
-    return _assemble(
-        coarse,
-        clean(mask),
-        keep,
-        stability,
-        {"predicted_iou": predicted, "path_logprob": coarse.row.path_logprob, "coarse_refined_iou": agreement},
-    )
-
-
-def _assemble(coarse: _Coarse, mask: np.ndarray, refined: bool, stability: float | None, scores: dict[str, float | None]) -> Segmentation:
-    row, path = coarse.row, coarse.path
-    return Segmentation(
-        status="absent" if row.absent else "mask",
-        rle=rle.encode(mask), bbox=tuple(cv2.boundingRect(mask)), area=int(np.count_nonzero(mask)), path=trace(mask),
-        coarse_path=path.path, coarse_bbox=row.box,
-        **scores, iteration_stability=stability, trust=trust(**scores),
-        refined=refined, salvaged=not (path.well_formed or row.absent), truncated=row.truncated,
-        path_problem=None if row.absent else path.problem, n_path_tokens=len(row.ids),
-    )  # fmt: skip

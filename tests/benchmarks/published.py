@@ -1,8 +1,10 @@
 """The published implementation's algorithm, written plainly: one query at a time, nothing shared, nothing batched.
 
 Same weights as the model it is given, same results where the decoding stays well formed. Encode, prefill, decode and refine per
-query; attention reads the cache no further than it is filled; a token's experts are gathered, a prompt's looped over (facts,
-sections 1-8). What surrounds the model (filling, cleaning, tracing) is ours: `masks` measures the published way of that.
+query. As in vikhyat/moondream (moondream/torch: moondream.py, text.py) the cache has a slot for every position of the context and
+attention runs over all of it, masked; image and prompt are read in two passes; every step computes the vocabulary's logits. A
+token's experts are gathered, a prompt's looped over. What surrounds the model (filling, cleaning, tracing) is ours: `masks`
+measures the published way of that.
 """
 
 from __future__ import annotations
@@ -77,43 +79,47 @@ class Published:
         text, region, tokens = self.model.text, self.model.region, self.config.tokens
         prompt = build_prompt(query, (), self.tokenizer, tokens)
         bos = text.embed(torch.tensor([tokens.bos_id]))
-        x = torch.cat([bos, image_PD, embed_prompts([prompt], text, region)[0]])[None]
-        self.cache: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(text.blocks)
-        hidden = self.forward(x, 0)[:, -1]
-        at, box = x.shape[1], []
+        static = text.new_cache(1, text.config.max_context)
+        self.cache = list(zip(static.k, static.v, strict=True))
+        self.forward(torch.cat([bos, image_PD])[None], 0)
+        words = embed_prompts([prompt], text, region)
+        hidden, at, box = self.forward(words, len(image_PD) + 1)[:, -1], len(image_PD) + 1 + words.shape[1], []
+        text.logits(hidden)
         for _ in range(2):
             value = region.coord_logits(hidden).argmax(-1).float() / (region.config.coord_out_dim - 1)
             box.append(value.item())
-            hidden, at = self.forward(region.encode_coord(value[:, None])[:, None], at)[:, -1], at + 1
+            hidden, at = self.step(region.encode_coord(value[:, None])[:, None], at)
         bins = region.size_logits(hidden).argmax(-1).float() / (region.config.size_out_dim // 2 - 1)
         size = torch.exp2(bins * 10 - 10)
         box += size[0].tolist()
-        hidden, at = self.forward(region.encode_size(size)[:, None], at)[:, -1], at + 1
+        hidden, at = self.step(region.encode_size(size)[:, None], at)
         ids: list[int] = []
         while len(ids) < tokens.max_new_tokens:
-            token = int(text.logits(hidden).argmax())
+            token = int(self.logits.argmax())
             if token == tokens.eos_id:
                 break
             ids.append(token)
-            hidden, at = self.forward(text.embed(torch.tensor([[token]])), at)[:, -1], at + 1
+            hidden, at = self.step(text.embed(torch.tensor([[token]])), at)
         return tuple(box), ids
+
+    def step(self, x: Tensor, at: int) -> tuple[Tensor, int]:
+        """One more token at position `at`: its stream, and the next position."""
+        hidden = self.forward(x, at)[:, -1]
+        self.logits = self.model.text.logits(hidden)
+        return hidden, at + 1
 
     def forward(self, x: Tensor, at: int) -> Tensor:
         """New positions from `at` on, through all blocks."""
         config = self.config.text
         positions = torch.arange(at, at + x.shape[1])[None]
         table = rotary_table(positions, config.rotary_dim, config.rope_theta)
-        mask = None
-        if at == 0:
-            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
-            mask[: config.prefix_attn, : config.prefix_attn] = True
+        slots = torch.arange(config.max_context)
+        mask = (slots <= positions[0][:, None]) | ((positions[0][:, None] < config.prefix_attn) & (slots < config.prefix_attn))
         for layer, block in enumerate(self.model.text.blocks):
             x = self.text_block(block, layer, x, positions, table, mask)
         return x
 
-    def text_block(
-        self, block: TextBlock, layer: int, x: Tensor, positions: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None
-    ) -> Tensor:
+    def text_block(self, block: TextBlock, layer: int, x: Tensor, positions: Tensor, table: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         normed, tau = block.ln(x), block.attn.tau
         qkv = block.attn.qkv(normed)
         features = F.gelu(qkv)
@@ -121,10 +127,9 @@ class Published:
         scales = [(torch.tanh(F.linear(features, weight)) + place).transpose(1, 2)[..., None] for weight in (tau.wq, tau.wv)]
         q, k, v = qkv.unflatten(-1, (3, block.attn.n_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = rotate(q * scales[0], table), rotate(k, table), v * scales[1]
-        if mask is None:
-            k, v = (torch.cat([old, new], dim=2) for old, new in zip(self.cache[layer], (k, v), strict=True))
-        self.cache[layer] = (k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        for block_cache, new in zip(self.cache[layer], (k, v), strict=True):
+            block_cache[:, :, positions[0]] = new
+        out = F.scaled_dot_product_attention(q, *self.cache[layer], attn_mask=mask).transpose(1, 2).flatten(2)
         return x + block.attn.proj(out) + _feed_forward(block.mlp, normed)
 
     def refine(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
