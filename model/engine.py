@@ -1,6 +1,6 @@
 """Continuously batched decoding: images and prompts in, boxes and path tokens out (facts, sections 3-5).
 
-Every distinct image is prefilled once; its keys and values are copied for each of its queries. Rows hold slots of one batch of
+Every distinct image is prefilled once, and its keys and values are held once for all its queries. Rows hold slots of one batch of
 static shape. A row goes through coordinate, coordinate, size and then path tokens at its own pace; a slot whose row has ended
 is given to the next query. Which rows have ended is all that is read from the device on the way, and on a GPU it is read
 one step late, when the next step is already under way.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.config import BOX_TOKENS, TokenConfig
 from model.devices import OnItsWay, to_device
-from model.kv_cache import KVCache
+from model.kv_cache import KVCache, SharedPrefix, power_of_two
 from model.moondream import Moondream
 from model.path_grammar import START, FreeDecoding, PathGrammar
 from model.prompt import Prompt, embed_prompts
@@ -88,7 +88,7 @@ class Engine:
 
     def _begin(self, queue: _Queue, slots: int) -> Batch:
         queries = queue.take(self.rows, slots)
-        batch = Batch(self, self.rows if self.fixed_shapes else min(self.rows, _power_of_two(len(queries))), slots)
+        batch = Batch(self, self.rows if self.fixed_shapes else min(self.rows, power_of_two(len(queries))), slots)
         batch.admit(queries)
         return batch
 
@@ -115,7 +115,7 @@ class Engine:
 
     def slots_of(self, query: _Query) -> int:
         """Length of the slot that a query needs."""
-        longest = query.image.k.shape[3] + len(query.prompt.ids) + BOX_TOKENS + self.limit + 1
+        longest = len(query.prompt.ids) + BOX_TOKENS + self.limit + 1
         return -(-longest // SLOT_STEP) * SLOT_STEP
 
 
@@ -130,31 +130,29 @@ def prefill_prefix(model: Moondream, tokens: TokenConfig, image_IPD: Tensor) -> 
     return cache
 
 
-def prefill_prompts(model: Moondream, cache: KVCache, prompts: Sequence[Prompt], prefix: int) -> Tensor:
-    """Read the prompts into the cache; the residual stream at each prompt's last token, (N, D).
+def prefill_prompts(model: Moondream, prefix: SharedPrefix, prompts: Sequence[Prompt]) -> tuple[KVCache, Tensor]:
+    """Read prompts after their images: their keys and values, and the residual stream at each prompt's last token, (N, D).
 
     Shorter prompts are padded at the end. The padding writes slots that later tokens overwrite before any attends to them.
     """
     x_NTD = embed_prompts(prompts, model.text, model.region)
     rows, length, _ = x_NTD.shape
-    positions = (prefix + torch.arange(length, device=x_NTD.device)).expand(rows, -1)
-    hidden = model.text(x_NTD, positions, causal_mask(positions, prefix + length, prefix), cache)
+    own = torch.arange(length, device=x_NTD.device).expand(rows, -1)
+    cache = model.text.new_cache(rows, length)
+    hidden = model.text(x_NTD, prefix.length + own, causal_mask(own, length, 0), cache, prefix)
     last = to_device(x_NTD.device, [len(prompt.ids) - 1 for prompt in prompts])
-    return hidden[torch.arange(rows, device=x_NTD.device), last]
-
-
-def _power_of_two(count: int) -> int:
-    """The next one, so that few shapes of batches occur."""
-    return 1 << (count - 1).bit_length()
+    return cache, hidden[torch.arange(rows, device=x_NTD.device), last]
 
 
 @dataclass(eq=False)
 class _Query:
-    """A prompt, the prefilled image it is about, and, once admitted, its slot and the position of its next token."""
+    """A prompt, the prefilled image it is about, and, once admitted, the image's place among those in use, its own slot, and how many
+    tokens it has after the image."""
 
     tag: Any
     prompt: Prompt
     image: KVCache
+    place: int = -1
     slot: int = -1
     length: int = 0
     steps: int = 0
@@ -252,6 +250,50 @@ class _Results:
             )
 
 
+class _Images:
+    """Images that the rows of a batch ask about, each held once however many rows do."""
+
+    def __init__(self) -> None:
+        self._users: dict[int, int] = {}  # how many rows ask about the image at a place
+        self._held: list[KVCache | None] = []
+        self._cache: KVCache | None = None
+
+    @property
+    def filled(self) -> bool:
+        return self._cache is not None
+
+    @property
+    def cache(self) -> KVCache:
+        """Of every place that was ever in use."""
+        assert self._cache is not None
+        return self._cache.span(0, len(self._held))
+
+    def hold(self, image: KVCache) -> int:
+        """The place of an image that one more row asks about."""
+        place = next((place for place, held in enumerate(self._held) if held is image), None)
+        if place is None:
+            place = next((place for place, held in enumerate(self._held) if held is None), len(self._held))
+            self.put(place, image)
+        self._users[place] = self._users.get(place, 0) + 1
+        return place
+
+    def let_go(self, place: int) -> None:
+        self._users[place] -= 1
+        if self._users[place] == 0:
+            self._held[place] = None
+
+    def put(self, place: int, image: KVCache) -> None:
+        if place >= len(self._held):
+            self._held += [None] * (place + 1 - len(self._held))
+        if self._cache is None or place >= self._cache.k.shape[1]:
+            grown = image.grown(power_of_two(place + 1))
+            if self._cache is not None:
+                grown.adopt(slice(0, self._cache.k.shape[1]), self._cache)
+            self._cache = grown
+        self._held[place] = image
+        self._cache.adopt(slice(place, place + 1), image)
+
+
 class Batch:
     """Slots and the rows in them. Tensors are per slot: `hidden` the stream at the row's last token, `lengths` its next position,
     `steps` tokens drawn since it came, `done` also where nobody is."""
@@ -262,6 +304,7 @@ class Batch:
         self.queries: list[_Query | None] = [None] * rows
         self.boxing: list[_Boxing] = []
         self.cache = text.new_cache(rows, slots)
+        self.images, self.prefix = _Images(), None  # the prefix is made anew when rows came or moved
         self.hidden = torch.zeros(rows, text.config.dim, device=self.device, dtype=text.wte.dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=self.device)
         self.steps, self.state = torch.zeros_like(self.lengths), torch.full_like(self.lengths, START)
@@ -291,21 +334,34 @@ class Batch:
             self._admit(part, places[start : start + len(part)])
 
     def _admit(self, queries: list[_Query], slots: list[int]) -> None:
-        prefix = queries[0].image.k.shape[3]
-        cache = KVCache.joined([query.image for query in queries], slots=prefix + max(len(query.prompt.ids) for query in queries))
+        for query, slot in zip(queries, slots, strict=True):
+            query.slot, query.length, query.place = slot, len(query.prompt.ids), self._hold(query.image, slot)
+            self.queries[slot] = query
+        self.prefix = None
+        images = list({id(query.image): query.image for query in queries}.values())
+        about = [next(i for i, image in enumerate(images) if image is query.image) for query in queries]
+        prefix = SharedPrefix.of(KVCache.joined(images), about, self.device)
+        cache, hidden_ND = prefill_prompts(self.engine.model, prefix, [query.prompt for query in queries])
         rows_N = to_device(self.device, slots)
-        self.hidden[rows_N] = prefill_prompts(self.engine.model, cache, [query.prompt for query in queries], prefix)
+        self.hidden[rows_N] = hidden_ND
         self.cache.adopt(rows_N, cache)
-        self.lengths[rows_N] = to_device(self.device, [prefix + len(query.prompt.ids) for query in queries])
+        self.lengths[rows_N] = to_device(self.device, [query.length for query in queries])
         for tensor, start in (
             (self.steps, 0), (self.state, START), (self.done, False), (self.absent, False), (self.ended, False), (self.forced, False),
             (self.logprob, 0.0), (self.ids, -1),
         ):  # fmt: skip
             tensor.index_fill_(0, rows_N, start)
         self.boxing.append(_Boxing(rows_N))
-        for query, slot in zip(queries, slots, strict=True):
-            query.slot, query.length = slot, prefix + len(query.prompt.ids)
-            self.queries[slot] = query
+
+    def _hold(self, image: KVCache, slot: int) -> int:
+        """Where the image stands among those in use. With fixed shapes each slot has its image to itself: no product's shape depends on
+        which rows ask about the same one then."""
+        if not self.engine.fixed_shapes:
+            return self.images.hold(image)
+        if not self.images.filled:
+            self.images.put(len(self.queries) - 1, image)
+        self.images.put(slot, image)
+        return slot
 
     def step(self) -> None:
         """Draw every row's next token and feed it to the decoder."""
@@ -358,9 +414,11 @@ class Batch:
         if not self.engine.fixed_shapes:
             longest = max((query.length for query in self.queries if query), default=0) + 1
             seen = min(seen, -(-longest // SEEN_STEP) * SEEN_STEP)
-        positions = self.lengths[:, None]
-        mask = causal_mask(positions, seen, 0)
-        self.hidden = self.engine.model.text(x_BD[:, None], positions, mask, self.cache, fixed_shapes=self.engine.fixed_shapes)[:, 0]
+        own, fixed = self.lengths[:, None], self.engine.fixed_shapes
+        if self.prefix is None:
+            self.prefix = SharedPrefix.of(self.images.cache, [query and query.place for query in self.queries], self.device)
+        positions, mask = self.prefix.length + own, causal_mask(own, seen, 0)
+        self.hidden = self.engine.model.text(x_BD[:, None], positions, mask, self.cache, self.prefix, fixed_shapes=fixed)[:, 0]
         self.lengths += ~self.done
         for query in self.queries:
             if query:
@@ -384,19 +442,21 @@ class Batch:
         flags = torch.stack([self.logprob[rows_N], self.absent[rows_N].float(), truncated.float()], dim=1)
         for query in ended:
             self.queries[query.slot] = None
+            if not self.engine.fixed_shapes:
+                self.images.let_go(query.place)
         return _Results(ended, OnItsWay(torch.cat([self.box[rows_N], flags], dim=1)), OnItsWay(self.ids[rows_N]))
 
     def shrink(self) -> None:
         """Halve the batch, once or more, if the rows that are left fit; those that draw boxes are waited for."""
         rows, running = len(self.queries), [query for query in self.queries if query]
-        smaller = _power_of_two(max(len(running), 1))
+        smaller = power_of_two(max(len(running), 1))
         if self.boxing or smaller > rows // 2:
             return
         spare = [slot for slot, holder in enumerate(self.queries) if holder is None]
         kept = to_device(self.device, [query.slot for query in running] + spare[: smaller - len(running)])
         for name in ("hidden", "lengths", "steps", "state", "done", "absent", "ended", "forced", "box", "logprob", "ids"):
             setattr(self, name, getattr(self, name)[kept])
-        self.cache = self.cache.rows(kept)
+        self.cache, self.prefix = self.cache.rows(kept), None
         self.queries = [*running, *[None] * (smaller - len(running))]
         for slot, query in enumerate(running):
             query.slot = slot

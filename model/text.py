@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import TextConfig
-from model.kv_cache import KVCache
+from model.kv_cache import KVCache, SharedPrefix
 from model.moe import MixtureOfExperts
 from model.rope import rotary_table, rotate
 from model.vision import Mlp
@@ -60,8 +60,20 @@ class TextAttention(nn.Module):
         q, k, v = self.heads(x_BTD, context, layer)
         if context.cache is not None:
             k, v = context.cache.extend(layer, context.places, k, v, slots=context.mask_B1TS.shape[-1])
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask_B1TS)
+        if context.prefix is None:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask_B1TS)
+        else:
+            out = attend_after(context.prefix, layer, q, k, v, context.mask_B1TS)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def attend_after(prefix: SharedPrefix, layer: int, q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask_B1TS: Tensor) -> Tensor:
+    """Attention to the whole of each row's prefix, and to its own keys as the mask says."""
+    q_BHTd = q_BHTd * q_BHTd.shape[-1] ** -0.5
+    own = torch.where(mask_B1TS, q_BHTd @ k_BHSd.transpose(2, 3), -torch.inf)
+    weights = torch.cat([prefix.scores(layer, q_BHTd), own], dim=-1).softmax(dim=-1)
+    before, after = weights.split([weights.shape[-1] - own.shape[-1], own.shape[-1]], dim=-1)
+    return prefix.mix(layer, before) + after @ v_BHSd
 
 
 class Context:
@@ -71,10 +83,11 @@ class Context:
     """
 
     def __init__(self, config: TextConfig, alpha_LH: Tensor, dtype: torch.dtype, positions_BT: Tensor, mask_B1TS: Tensor,
-                 cache: KVCache | None = None, *, fixed_shapes: bool = False) -> None:  # fmt: skip
+                 cache: KVCache | None = None, prefix: SharedPrefix | None = None, *, fixed_shapes: bool = False) -> None:  # fmt: skip
         self.mask_B1TS = mask_B1TS
         self.cache = cache
-        self.places = None if cache is None else cache.places(positions_BT)
+        self.prefix = prefix
+        self.places = None if cache is None else cache.places(positions_BT - (prefix.length if prefix else 0))
         self.rotary = rotary_table(positions_BT, config.rotary_dim, config.rope_theta)
         self.tau_LBTH = tau_of_positions(alpha_LH, positions_BT, dtype)
         self.fixed_shapes = fixed_shapes
@@ -112,22 +125,23 @@ class TextDecoder(nn.Module):
         return F.embedding(ids, self.wte)
 
     def forward(
-        self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor, cache: KVCache | None = None, *, fixed_shapes: bool = False
-    ) -> Tensor:
+        self, x_BTD: Tensor, positions_BT: Tensor, mask_B1TS: Tensor, cache: KVCache | None = None, prefix: SharedPrefix | None = None,
+        *, fixed_shapes: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Residual stream (B, T, D) before `post_ln`.
 
         `mask_B1TS` is true where a position may attend. Without a cache S = T; with one, the new keys and values are
         written at `positions_BT` first and S slots of the cache are attended to.
         """
-        context = self.context(x_BTD.dtype, positions_BT, mask_B1TS, cache, fixed_shapes=fixed_shapes)
+        context = self.context(x_BTD.dtype, positions_BT, mask_B1TS, cache, prefix, fixed_shapes=fixed_shapes)
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, context, layer)
         return x_BTD
 
-    def context(self, dtype: torch.dtype, positions_BT: Tensor, mask_B1TS: Tensor, cache: KVCache | None = None, *,
-                fixed_shapes: bool = False) -> Context:  # fmt: skip
+    def context(self, dtype: torch.dtype, positions_BT: Tensor, mask_B1TS: Tensor, cache: KVCache | None = None,
+                prefix: SharedPrefix | None = None, *, fixed_shapes: bool = False) -> Context:  # fmt: skip
         alpha_LH = torch.stack([block.attn.tau.alpha for block in self.blocks])
-        return Context(self.config, alpha_LH, dtype, positions_BT, mask_B1TS, cache, fixed_shapes=fixed_shapes)
+        return Context(self.config, alpha_LH, dtype, positions_BT, mask_B1TS, cache, prefix, fixed_shapes=fixed_shapes)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Residual stream to float32 scores (..., V)."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from model.engine import prefill_prefix
+from model.kv_cache import SharedPrefix
 from model.path_tokens import PATH_SCALE
 from model.prompt import build_prompt, embed_prompts
 from model.segmenter import Query, Segmentation, Segmenter
@@ -76,10 +77,8 @@ def gap(segmenter: Segmenter, row: Row, one: tuple[tuple[float, ...], str], othe
     box.append(model.region.encode_size(torch.stack([w, h]))[None])
     cache = prefill_prefix(model, tokens, image_PD[None])
     x_TD = torch.cat([prompt, *box, model.text.embed(torch.tensor(a[:place], dtype=torch.long))])
-    prefix = cache.k.shape[3]
-    longer = cache.joined([cache], slots=prefix + len(x_TD))
-    positions = (prefix + torch.arange(len(x_TD)))[None]
-    hidden = model.text(x_TD[None], positions, causal_mask(positions, prefix + len(x_TD), prefix), longer)
+    prefix, own = SharedPrefix.of(cache, [0], segmenter.device), torch.arange(len(x_TD))[None]
+    hidden = model.text(x_TD[None], prefix.length + own, causal_mask(own, len(x_TD), 0), model.text.new_cache(1, len(x_TD)), prefix)
     logits = model.text.logits(hidden[0, -1])
     return f"token {place}: logits {logits[a[place]]:.6f} and {logits[b[place]]:.6f}"
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from model.config import BOX_TOKENS, MoondreamSegmentationConfig
 from model.engine import Engine
-from model.kv_cache import KVCache
+from model.kv_cache import SharedPrefix
 from model.moondream import MoondreamSegmentation, build_on_meta
 from model.path_grammar import START, PathGrammar
 from model.prompt import Prompt, embed_prompts
@@ -108,9 +108,8 @@ def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda)
     positions = torch.arange(length, device=CUDA)[None]
     cache = text.new_cache(1, length + 1)
     hidden = text(x_BTD, positions, causal_mask(positions, length, prefix), cache)
-    branch = KVCache.joined([cache] * 3, length + 1)
-    positions = torch.full((3, 1), length, device=CUDA)
-    step = text(hidden[:, -1:].expand(3, -1, -1), positions, causal_mask(positions, length + 1, prefix), branch)
+    shared, own = SharedPrefix.of(cache, [0] * 3, CUDA), torch.zeros(3, 1, dtype=torch.long, device=CUDA)
+    step = text(hidden[:, -1:].expand(3, -1, -1), shared.length + own, causal_mask(own, 1, 0), text.new_cache(3, 4), shared)
     assert step.dtype == torch.bfloat16
 
     masks = torch.empty(2, side, side, device=CUDA, dtype=model.dtype)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from model.kv_cache import KVCache
+from model.kv_cache import KVCache, SharedPrefix
 
 
 def empty(rows: int = 3, slots: int = 6) -> KVCache:
@@ -34,14 +35,30 @@ def test_each_row_is_written_at_its_own_positions():
     assert int(cache.k[1].ne(0).any(dim=-1).sum()) == 3 * 2 * 2  # rows x steps x heads, and nothing else
 
 
-def test_a_joined_cache_is_a_copy_with_room_for_more():
+def test_a_joined_cache_is_a_copy():
     source = filled()
-    joined = KVCache.joined([source.span(row, row + 1) for row in (2, 0, 2, 2)], slots=9)
-    assert joined.k.shape == (2, 4, 2, 9, 4)
-    for row, origin in enumerate([2, 0, 2, 2]):
-        assert torch.equal(joined.k[:, row, :, :6], source.k[:, origin])
-        assert torch.equal(joined.v[:, row, :, :6], source.v[:, origin])
-    assert joined.k[:, :, :, 6:].eq(0).all()
+    joined = KVCache.joined([source.span(row, row + 1) for row in (2, 0, 2, 2)])
+    assert torch.equal(joined.k, source.k[:, [2, 0, 2, 2]])
+    assert torch.equal(joined.v, source.v[:, [2, 0, 2, 2]])
+    joined.k.zero_()
+    assert source.k[:, 2].ne(0).any()
+
+
+@pytest.mark.parametrize("image_of", [[0], [1, 0], [2, None, 2, 0, 2, 1, 2], [None, 0, None, 0]])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_each_row_meets_the_keys_and_values_of_its_own_image(image_of: list[int | None], steps: int):
+    images = filled()
+    prefix = SharedPrefix.of(images, image_of, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(len(image_of), 2, steps, 4, generator=generator)
+    weights = torch.rand(len(image_of), 2, steps, 6, generator=generator)
+    scores, mixed = prefix.scores(1, q), prefix.mix(1, weights)
+    assert scores.shape == weights.shape
+    assert mixed.shape == q.shape
+    for row, image in enumerate(image_of):
+        if image is not None:
+            torch.testing.assert_close(scores[row], q[row] @ images.k[1, image].transpose(1, 2))
+            torch.testing.assert_close(mixed[row], weights[row] @ images.v[1, image])
 
 
 def test_adopted_rows_are_copies_and_the_others_stay():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import TextConfig
-from model.kv_cache import KVCache
+from model.kv_cache import SharedPrefix
 from model.text import TextDecoder, causal_mask, tau_of_positions
 from tests.model.tiny import tiny_model
 
@@ -96,8 +96,8 @@ def test_rows_of_one_batch_may_stand_at_other_positions(decoder):
 
 
 @torch.no_grad()
-def test_a_branched_prefix_equals_reading_it_again(decoder):
-    """Two images, five queries: the prefix is read once for each image and branched to its queries."""
+def test_a_shared_prefix_equals_reading_it_again(decoder):
+    """Two images, five queries: the prefix is read once for each image and shared by its queries."""
     images, image_of = embeddings(2, PREFIX), torch.tensor([1, 0, 1, 1, 0])
     queries = embeddings(5, 6, seed=1)
     expected = full_forward(decoder, torch.cat([images[image_of], queries], dim=1))[:, PREFIX:]
@@ -105,9 +105,9 @@ def test_a_branched_prefix_equals_reading_it_again(decoder):
     cache = decoder.new_cache(2, PREFIX)
     positions = torch.arange(PREFIX).expand(2, -1)
     decoder(images, positions, causal_mask(positions, PREFIX, PREFIX), cache)
-    branch = KVCache.joined([cache.span(image, image + 1) for image in image_of.tolist()], slots=PREFIX + 8)
-    positions = (PREFIX + torch.arange(6)).expand(5, -1)
-    found = decoder(queries, positions, causal_mask(positions, PREFIX + 6, PREFIX), branch)
+    prefix = SharedPrefix.of(cache, image_of.tolist(), torch.device("cpu"))
+    own = torch.arange(6).expand(5, -1)
+    found = decoder(queries, PREFIX + own, causal_mask(own, 6, 0), decoder.new_cache(5, 8), prefix)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
