@@ -5,7 +5,7 @@ Shapes: N crops, P patches of a crop (grid squared), D encoder width, G grid sid
 
 from __future__ import annotations
 
-from math import pi
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,14 +22,13 @@ class CropFeatures(NamedTuple):
     early: Tensor
 
 
-SIGMOID_SCALE = 2 * (2 / pi) ** 0.5
-
-
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU's tanh form. On a CPU as x * sigmoid(2 z), the same function in half the time of PyTorch's own (tests/benchmarks/RESULTS.md)."""
+    """GELU in its tanh form, which equals x * sigmoid(2 z): on a CPU, PyTorch's takes nearly twice as long as these passes."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
         return F.gelu(x, approximate="tanh")
-    return (x * x).mul_(0.044715 * SIGMOID_SCALE).add_(SIGMOID_SCALE).mul_(x).sigmoid_().mul_(x)
+    scale = 2 * math.sqrt(2 / math.pi)
+    gate = torch.addcmul(x.new_full((), scale), x, x, value=scale * 0.044715)
+    return gate.mul_(x).sigmoid_().mul_(x)
 
 
 class Mlp(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.config import VisionConfig
 from model.image_crops import crop_image, normalise
-from model.vision import VisionEncoder, patchify, stitch
+from model.vision import VisionEncoder, gelu_tanh, patchify, stitch
 from tests.model.tiny import tiny_model
 
 
@@ -119,6 +119,18 @@ def test_attention_is_full_softmax_attention_per_head(encoder):
         weight = (q[..., part] @ k[..., part].transpose(1, 2) / 8**0.5).softmax(dim=-1)
         heads.append(weight @ v[..., part])
     torch.testing.assert_close(attention(x), attention.proj(torch.cat(heads, dim=-1)), rtol=0, atol=1e-5)
+
+
+def test_gelu_is_the_published_one_with_and_without_gradients():
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e20, 1e20, 0.0])])
+    expected = F.gelu(x.double(), approximate="tanh")
+    kept = x.clone()
+    torch.testing.assert_close(gelu_tanh(x).double(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(x, kept)
+    learned = x.clone().requires_grad_()
+    torch.testing.assert_close(gelu_tanh(learned).double(), expected, rtol=1e-6, atol=1e-6)
+    gelu_tanh(learned[:4001]).sum().backward()
+    assert learned.grad.isfinite().all()
 
 
 def test_default_sizes_are_the_published_ones():
