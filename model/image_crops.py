@@ -63,4 +63,4 @@ def crop_image(image_HW3: np.ndarray, config: VisionConfig) -> ImageCrops:
 def normalise(crops_NHWC: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
     """uint8 (N, H, W, 3) to (N, 3, H, W) in -1..1."""
     x = torch.from_numpy(np.ascontiguousarray(crops_NHWC)).to(device, non_blocking=True)
-    return ((x.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5).to(dtype)
+    return x.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5).to(dtype)
