@@ -267,11 +267,11 @@ def _prefill(config: MoondreamSegmentationConfig, load: Workload) -> Stage:
 
 
 def _prompt(config: MoondreamSegmentationConfig, load: Workload) -> Stage:
-    """The image's cache is copied into the row's, then read, and the prompt's own slots written."""
+    """An image's cache is copied to where its rows meet it, and once more for this pass, then read; the prompt's own slots are written
+    and read."""
     t, tokens, slot = config.text, load.prompt_tokens, slot_bytes(config.text, load.dtype)
-    seen = t.prefix_attn + tokens
-    work = decoder(t, load.prompts_at_once * tokens, seen)
-    moved = work.parameters * BYTES[load.dtype] / load.prompts_at_once + (2 * t.prefix_attn + seen + tokens) * slot
+    work = decoder(t, load.prompts_at_once * tokens, t.prefix_attn + tokens)
+    moved = work.parameters * BYTES[load.dtype] / load.prompts_at_once + (5 * t.prefix_attn / load.queries_per_image + 2 * tokens) * slot
     memory = _tokens_memory(t, load.prompts_at_once * tokens, load.dtype)
     flops = work.flops / load.prompts_at_once
     return Stage(name="prompt", unit=f"row of {tokens} tokens", per_row=1, flops=flops, bytes=moved, memory=memory)
@@ -280,9 +280,9 @@ def _prompt(config: MoondreamSegmentationConfig, load: Workload) -> Stage:
 def _decode(config: MoondreamSegmentationConfig, load: Workload) -> Stage:
     """A step in the middle of a path. The steps that draw the box are counted like the others, though their heads are smaller."""
     t, rows, slot = config.text, load.batch_rows, slot_bytes(config.text, load.dtype)
-    seen = t.prefix_attn + load.prompt_tokens + (load.steps + 1) / 2
-    work = decoder(t, rows, seen) + vocabulary(t, rows)
-    moved = work.parameters * BYTES[load.dtype] + rows * (seen + 1) * slot
+    own = load.prompt_tokens + (load.steps + 1) / 2
+    work = decoder(t, rows, t.prefix_attn + own) + vocabulary(t, rows)
+    moved = work.parameters * BYTES[load.dtype] + rows * (t.prefix_attn / load.queries_per_image + own + 1) * slot
     memory = rows * row_cache(config, load)
     return Stage(name="decode", unit=f"step of {rows} rows", per_row=load.steps / rows, flops=work.flops, bytes=moved, memory=memory)
 
@@ -299,9 +299,10 @@ def _refine(config: MoondreamSegmentationConfig, load: Workload) -> Stage:
 
 
 def row_cache(config: MoondreamSegmentationConfig, load: Workload) -> float:
-    """Bytes of a row's keys and values: slots up to the longest path are laid out from the start, also for a short one."""
-    slots = config.text.prefix_attn + load.prompt_tokens + BOX_TOKENS + config.tokens.max_new_tokens
-    return slots * slot_bytes(config.text, load.dtype)
+    """Bytes of a row's keys and values, with its share of its image's. Slots up to the longest path are laid out from the start, also
+    for a short one."""
+    own = load.prompt_tokens + BOX_TOKENS + config.tokens.max_new_tokens + 1
+    return (config.text.prefix_attn / load.queries_per_image + own) * slot_bytes(config.text, load.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
