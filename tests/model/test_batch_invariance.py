@@ -50,6 +50,7 @@ def drawn(row: Segmentation) -> tuple[tuple[float, ...], str]:
     return row.coarse_bbox, row.coarse_path
 
 
+@pytest.mark.timeout(900)  # two minutes where nothing else runs
 def test_paths_are_the_same_in_batches_of_any_size(rows: list[Row]) -> None:
     segmenter = drawing()
     one, *others = ([drawn(row) for row in by_batches(segmenter, rows, size)] for size in BATCHES)
@@ -96,10 +97,10 @@ def path_ids(segmenter: Segmenter, path: str) -> list[int]:
 
 
 def test_deterministic_paths_are_the_same_in_any_company(rows: list[Row]) -> None:
-    segmenter = drawing(deterministic=True)
-    together = [vars(row) for row in by_batches(segmenter, rows, SCENES)]
-    order = random.Random(0).sample(range(SCENES), SCENES)
-    for place, row in zip(order, by_batches(segmenter, [rows[i] for i in order], 7 * 32), strict=True):
+    segmenter, some = drawing(deterministic=True), rows[:200]
+    together = [vars(row) for row in by_batches(segmenter, some, len(some))]
+    order = random.Random(0).sample(range(len(some)), len(some))
+    for place, row in zip(order, by_batches(segmenter, [some[i] for i in order], 7), strict=True):
         assert vars(row) == together[place]
 
 
@@ -107,6 +108,6 @@ def test_deterministic_paths_are_the_same_in_any_company(rows: list[Row]) -> Non
 def test_deterministic_answers_are_the_same_to_the_last_digit(rows: list[Row], size: int) -> None:
     """Masks and scores too."""
     segmenter = Segmenter.from_pretrained("demo", device="cpu", deterministic=True)
-    some = rows[:40]
+    some = rows[:24]
     together = [vars(row) for row in by_batches(segmenter, some, len(some))]
     assert [vars(row) for row in by_batches(segmenter, some, size)] == together
