@@ -34,6 +34,7 @@ from model.vision import CropFeatures
 from model.weights import load_model, load_tokenizer
 
 CROPS_AT_ONCE = 32  # bounds the encoder's memory
+IMAGES_AHEAD = 16  # cut into crops before they are encoded
 SETTLED = 0.001  # share of a refiner crop's pixels
 THREADS = 2  # beside the model: cut, fill, paste, clean, trace
 
@@ -187,7 +188,7 @@ class Segmenter:
     def _encode(self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[Tag, Query]]]]) -> Iterator[_Encoded]:
         """Image tokens and prompts; a prompt's tag carries the image on. Crops of several images are encoded together."""
         tokens = self.config.tokens
-        cut_up = ahead(self._threads, lambda item: (crop_image(item[0], self.config.vision), *item), asked, depth=CROPS_AT_ONCE)
+        cut_up = ahead(self._threads, lambda item: (crop_image(item[0], self.config.vision), *item), asked, depth=IMAGES_AHEAD)
         for part in _batches(cut_up, 1 if self.deterministic else CROPS_AT_ONCE, size=lambda item: len(item[0].crops_NHWC)):
             final, _ = self._encode_crops(np.concatenate([crops.crops_NHWC for crops, _, _ in part]))
             image_IPD = self.model.model.vision.project(final, [crops.tiling for crops, _, _ in part])

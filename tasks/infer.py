@@ -31,7 +31,7 @@ from tasks.worker import SegmenterLike, Turn
 
 DECODE_THREADS = 2
 IMAGES_AHEAD = 16  # decoded images held beside those that the model has
-MASKS_BEHIND = 64  # masks that may be in the making beside the model
+MASKS_BEHIND = 32  # masks that may be in the making beside the model
 
 
 @dataclass(frozen=True, kw_only=True)
