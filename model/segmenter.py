@@ -36,7 +36,7 @@ from model.weights import load_model, load_tokenizer
 CROPS_AT_ONCE = 32  # bounds the encoder's memory
 IMAGES_AHEAD = 16  # cut into crops before they are encoded
 SETTLED = 0.001  # share of a refiner crop's pixels
-THREADS = 2  # beside the model: cut, fill, paste, clean, trace
+THREADS_BESIDE_CPU, THREADS_BESIDE_GPU = 1, 4  # they cut, fill, paste, clean and trace; on a CPU they take from the model's own
 
 Tag = TypeVar("Tag")
 Item = TypeVar("Item")
@@ -108,7 +108,8 @@ class Segmenter:
         Raises:
             ImportError: no library for smooth outlines is installed.
         """
-        if model.device.type == "cpu":
+        on_cpu = model.device.type == "cpu"
+        if on_cpu:
             keep_freed_memory()
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -119,7 +120,7 @@ class Segmenter:
         self.settle = SETTLED if early_stop else 0.0
         self.deterministic = deterministic
         self.trace = smooth_tracer() if path_style == "smooth" else trace
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="beside-the-model")
+        self._threads = ThreadPoolExecutor(THREADS_BESIDE_CPU if on_cpu else THREADS_BESIDE_GPU, thread_name_prefix="beside-the-model")
 
     @classmethod
     def from_pretrained(cls, model: str = "demo", *, refiner: str | None = None, revision: str | None = None, device: str | None = None,
