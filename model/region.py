@@ -55,7 +55,8 @@ def coord_value(bins: Tensor, n_bins: int) -> Tensor:
 
 def size_value(bins: Tensor, n_bins: int) -> Tensor:
     """Bin index to size: 2 ** (bin / (bins - 1) * 10 - 10), in unit of image."""
-    return torch.exp2(bins.float() / (n_bins - 1) * SIZE_OCTAVES - SIZE_OCTAVES)
+    # In float64: vectors and single numbers are computed by other instructions, whose last float32 digits differ.
+    return torch.exp2(bins.double() / (n_bins - 1) * SIZE_OCTAVES - SIZE_OCTAVES).float()
 
 
 def coord_bin(value: float, n_bins: int) -> float:
