@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import BOX_TOKENS, TokenConfig
-from model.devices import OnItsWay, to_device
+from model.devices import OnItsWay, to_device, whole_blocks
 from model.kv_cache import KVCache, SharedPrefix, power_of_two
 from model.moondream import Moondream
 from model.path_grammar import START, FreeDecoding, PathGrammar
@@ -60,10 +61,10 @@ class Engine:
         self, model: Moondream, tokens: TokenConfig, chooser: PathGrammar | FreeDecoding, *, rows: int = ROWS,
         max_new_tokens: int | None = None, fixed_shapes: bool = False,
     ) -> None:  # fmt: skip
-        """`fixed_shapes`: a row's result depends on nothing but the row, to the last digit. Images and prompts are then read one by
+        """`rows` slots, rounded up to whole row blocks (see `devices`). `fixed_shapes`: a row's result depends on nothing but the row, to the last digit. Images and prompts are then read one by
         one, and every step has `FIXED_ROWS` rows, used or not, whatever `rows` says."""
         self.model, self.tokens, self.chooser, self.fixed_shapes = model, tokens, chooser, fixed_shapes
-        self.rows = FIXED_ROWS if fixed_shapes else rows
+        self.rows = FIXED_ROWS if fixed_shapes else whole_blocks(rows)
         self.limit = tokens.max_new_tokens if max_new_tokens is None else max_new_tokens
 
     @torch.inference_mode()
@@ -88,7 +89,7 @@ class Engine:
 
     def _begin(self, queue: _Queue, slots: int) -> Batch:
         queries = queue.take(self.rows, slots)
-        batch = Batch(self, self.rows if self.fixed_shapes else min(self.rows, power_of_two(len(queries))), slots)
+        batch = Batch(self, self.rows if self.fixed_shapes else min(self.rows, whole_blocks(power_of_two(len(queries)))), slots)
         batch.admit(queries)
         return batch
 
@@ -133,9 +134,11 @@ def prefill_prefix(model: Moondream, tokens: TokenConfig, image_IPD: Tensor) -> 
 def prefill_prompts(model: Moondream, prefix: SharedPrefix, prompts: Sequence[Prompt]) -> tuple[KVCache, Tensor]:
     """Read prompts after their images: their keys and values, and the residual stream at each prompt's last token, (N, D).
 
-    Shorter prompts are padded at the end. The padding writes slots that later tokens overwrite before any attends to them.
+    Prompts are padded at the end, the longest up to whole row blocks. The padding writes slots that later tokens overwrite before
+    any attends to them.
     """
     x_NTD = embed_prompts(prompts, model.text, model.region)
+    x_NTD = F.pad(x_NTD, (0, 0, 0, whole_blocks(x_NTD.shape[1]) - x_NTD.shape[1]))
     rows, length, _ = x_NTD.shape
     own = torch.arange(length, device=x_NTD.device).expand(rows, -1)
     cache = model.text.new_cache(rows, length)
@@ -211,7 +214,8 @@ class _Queue:
 
 @dataclass
 class _Boxing:
-    """Rows that were admitted together and still draw their boxes, and how many box tokens they have."""
+    """Rows that were admitted together and still draw their boxes, and how many box tokens they have. The first row stands there
+    more than once to fill its block."""
 
     rows_N: Tensor
     drawn: int = 0
@@ -343,6 +347,7 @@ class Batch:
         prefix = SharedPrefix.of(KVCache.joined(images), about, self.device)
         cache, hidden_ND = prefill_prompts(self.engine.model, prefix, [query.prompt for query in queries])
         rows_N = to_device(self.device, slots)
+        boxing_N = to_device(self.device, slots + slots[:1] * (whole_blocks(len(slots)) - len(slots)))
         self.hidden[rows_N] = hidden_ND
         self.cache.adopt(rows_N, cache)
         self.lengths[rows_N] = to_device(self.device, [query.length for query in queries])
@@ -351,7 +356,7 @@ class Batch:
             (self.logprob, 0.0), (self.ids, -1),
         ):  # fmt: skip
             tensor.index_fill_(0, rows_N, start)
-        self.boxing.append(_Boxing(rows_N))
+        self.boxing.append(_Boxing(boxing_N))
 
     def _hold(self, image: KVCache, slot: int) -> int:
         """Where the image stands among those in use. With fixed shapes each slot has its image to itself: no product's shape depends on
@@ -449,7 +454,7 @@ class Batch:
     def shrink(self) -> None:
         """Halve the batch, once or more, if the rows that are left fit; those that draw boxes are waited for."""
         rows, running = len(self.queries), [query for query in self.queries if query]
-        smaller = power_of_two(max(len(running), 1))
+        smaller = whole_blocks(power_of_two(len(running)))
         if self.boxing or smaller > rows // 2:
             return
         spare = [slot for slot, holder in enumerate(self.queries) if holder is None]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MoeConfig
+from model.devices import ROW_BLOCK
 
 
 class ExpertWeights(nn.Module):
@@ -38,13 +39,13 @@ class MixtureOfExperts(nn.Module):
         x_ND = x_BTD.flatten(0, -2)
         weight_NK, expert_NK = self._route(x_ND)
         order = expert_NK.flatten().argsort(stable=True)
-        expert_E = torch.arange(self.router.out_features, device=order.device)
-        ends_E = torch.searchsorted(expert_NK.flatten()[order], expert_E, right=True).to(torch.int32)
-        h, g = self.fc1(x_ND[order // self.experts_per_token], ends_E).chunk(2, dim=-1)
+        place, ends_E, rows = self._segments(expert_NK.flatten()[order])
+        token = torch.zeros(rows, dtype=torch.long, device=order.device).index_copy_(0, place, order // self.experts_per_token)
+        h, g = self.fc1(x_ND[token], ends_E).chunk(2, dim=-1)
         sorted_out = self.fc2(F.gelu(h) * (g + 1), ends_E)
 
         # Put back by gathering rather than by adding in place: the order of summation is then fixed.
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        back = torch.empty_like(order).index_copy_(0, order, place)
         out_NKD = sorted_out[back].unflatten(0, (-1, self.experts_per_token))
         return (out_NKD * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
 
@@ -61,6 +62,19 @@ class MixtureOfExperts(nn.Module):
         out_END = torch.bmm(F.gelu(h) * (g + 1), self.fc2.weight.transpose(1, 2).to(x_ND.dtype))
         tokens_N1 = torch.arange(len(x_ND), device=x_ND.device)[:, None]
         return (out_END[expert_NK, tokens_N1] * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
+
+    def _segments(self, expert_M: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Where sorted tokens stand, where each expert's segment ends, and how many rows there are. On a CPU segments are whole row
+        blocks, so that how many other tokens went to its expert leaves a token's last digits alone."""
+        experts = torch.arange(self.router.out_features, device=expert_M.device)
+        ends_E = torch.searchsorted(expert_M, experts, right=True)
+        place, tokens = torch.arange(len(expert_M), device=expert_M.device), len(expert_M)
+        if expert_M.device.type != "cpu":
+            return place, ends_E.to(torch.int32), tokens
+        counts_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+        block_ends_E = (-(-counts_E // ROW_BLOCK) * ROW_BLOCK).cumsum(0)
+        place = place + (block_ends_E - ends_E - (-counts_E % ROW_BLOCK))[expert_M]
+        return place, block_ends_E.to(torch.int32), int(block_ends_E[-1])
 
     def _route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and numbers of each token's experts, both (N, K)."""

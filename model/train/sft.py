@@ -181,7 +181,7 @@ def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> Pa
     looks: list[tuple[Tensor, ...]] = []
     attention = text.blocks[LOOK_LAYER].attn
     hooks = [block.register_forward_hook(lambda _m, _i, out: streams.append(out)) for block in text.blocks]
-    hooks.append(attention.register_forward_pre_hook(lambda module, args: looks.append(module.heads(*args[:2]))))
+    hooks.append(attention.register_forward_pre_hook(lambda module, args: looks.append(module.heads(*args))))
     hidden = text(packed, positions.expand(images, -1), mask)
     for hook in hooks:
         hook.remove()

@@ -156,9 +156,9 @@ def test_images_are_taken_as_slots_come_free_and_prefilled_once(model: Moondream
     def asked() -> Iterator[tuple[Tensor, list[tuple[int, Prompt]]]]:
         for number in range(6):
             taken.append(number)
-            yield images[number % 2], [(10 * number + i, PROMPTS[0]) for i in range(3)]
+            yield images[number % 2], [(10 * number + i, PROMPTS[0]) for i in range(6)]
 
-    engine = Engine(model.model, TOKENS, FREE, rows=4)
+    engine = Engine(model.model, TOKENS, FREE, rows=8)
     forward = model.model.text.forward
 
     def counted(x_BTD: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -169,9 +169,9 @@ def test_images_are_taken_as_slots_come_free_and_prefilled_once(model: Moondream
         patch.setattr(model.model.text, "forward", counted)
         found = engine.draw(asked())
         next(found)
-        assert taken == [0, 1], "two images of three queries fill four slots"
+        assert taken == [0, 1], "two images of six queries fill eight slots"
         tags = [tag for tag, _ in found]
-    assert len(tags) == 17
+    assert len(tags) == 35
     assert sum(rows_read) == 6, "each image once, whatever its queries"
 
 
