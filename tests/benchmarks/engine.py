@@ -32,13 +32,25 @@ def run(quick: bool) -> Report:
     asked = [photographs(8 // queries, queries) for queries in ((8,) if quick else (1, 8))]
     rows += [_compare("medium", medium, work, sample=1, repeats=1 if quick else 2) for work in asked]
     grammar = _grammar(small, repeats=30 if quick else 200)
+    fixed = _deterministic(small, rows=64 if quick else 192, repeats=1 if quick else 3)
     targets.append(Target("share of a decoding step that the path grammar costs", grammar, at_most=0.02))
     for row in rows:
         wanted = (DEFAULT_TARGETS if row["model"] == "default" else MEDIUM_TARGETS).get(row["queries per image"])
         if wanted:
             name = f"{row['model']} model, {row['queries per image']} queries per image: times the published rows/s"
             targets.append(Target(name, row["ratio"], at_least=wanted))
-    return Report({"threads": THREADS, "grammar, share of a step": grammar, "rows per second": rows}, targets)
+    single = {"threads": THREADS, "grammar, share of a step": grammar, "deterministic, times the time": fixed}
+    return Report({**single, "rows per second": rows}, targets)
+
+
+def _deterministic(segmenter: Segmenter, rows: int, repeats: int) -> float:
+    """How many times longer one query per image takes where no row's last digit may depend on the others."""
+    fixed, work = default_model(deterministic=True), scenes(rows, 1)
+
+    def drawn(by: Segmenter) -> Callable[[], Any]:
+        return lambda: [answer.result() for _, answer in by.stream(work.asked())]
+
+    return paired({"fixed": drawn(fixed), "free": drawn(segmenter)}, repeats, warm_up=0).ratio("fixed", "free")
 
 
 def _grammar(segmenter: Segmenter, repeats: int) -> float:
