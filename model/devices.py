@@ -28,8 +28,10 @@ def keep_freed_memory() -> None:
             mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
-def whole_blocks(rows: int) -> int:
-    """The next number of rows that is whole blocks."""
+def whole_blocks(rows: int, device: torch.device) -> int:
+    """The next number of rows that is whole blocks, on a CPU; as many elsewhere."""
+    if device.type != "cpu":
+        return rows
     return -(-rows // ROW_BLOCK) * ROW_BLOCK
 
 
