@@ -53,6 +53,8 @@ PLAY = (
 )  # fmt: skip
 NOUNS = tuple(sorted({*ANIMALS, *FOOD, *VEHICLES, *PLACES, *TOOLS, *HOUSEHOLD, *CLOTHES, *PLAY}))
 
+PLURALS = {"cherries", "fries", "glasses", "gloves", "grapes", "headphones", "jeans", "scissors", "shorts", "socks", "sunglasses"}
+
 # Names in the icon sets where they are not the noun with hyphens. A set without the icon leaves that noun out.
 ICONS = {
     "airplane": "small-airplane", "apple": "red-apple", "baguette": "baguette-bread", "bee": "honeybee", "book": "closed-book",
