@@ -138,12 +138,14 @@ def _cut_sprite(rng: np.random.Generator, name: str, twin: bool, extent: float, 
 def _jitter(rng: np.random.Generator, pixels_SS4: np.ndarray, recoloured: bool) -> np.ndarray:
     """Other saturation and brightness and a nearby hue, or any; alpha multiplied in, uint8."""
     hue = rng.uniform(20, 160) if recoloured else rng.uniform(-3, 3)  # OpenCV's half degrees
-    hsv = cv2.cvtColor(np.ascontiguousarray(pixels_SS4[..., :3]), cv2.COLOR_RGB2HSV).astype(np.float32)
-    hsv[..., 0] = (hsv[..., 0] + np.float32(hue)) % 180
-    hsv[..., 1:] = np.minimum(hsv[..., 1:] * rng.uniform((0.85, 0.85), (1.15, 1.1)).astype(np.float32), 255)
-    rgb = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
-    alpha = pixels_SS4[..., 3:]
-    return np.concatenate([(rgb * (alpha / np.float32(255))).astype(np.uint8), alpha], axis=-1)
+    level = np.arange(256, dtype=np.float32)
+    saturation, value = (np.minimum(level * np.float32(rng.uniform(0.85, most)), 255) for most in (1.15, 1.1))
+    table = np.stack([(level + np.float32(hue)) % 180, saturation, value], axis=-1).astype(np.uint8)
+    rgba = np.ascontiguousarray(pixels_SS4)
+    hsv = cv2.LUT(cv2.cvtColor(rgba[..., :3], cv2.COLOR_RGB2HSV), table[None])
+    alpha = rgba[..., 3]
+    rgb = cv2.multiply(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), cv2.merge([alpha] * 3), scale=1 / 255)
+    return np.dstack([rgb, alpha])
 
 
 def _turn(pixels_SS4: np.ndarray, degrees: float, extent: float) -> np.ndarray:
