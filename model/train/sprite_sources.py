@@ -87,7 +87,7 @@ def fetch(*, dest: Path | None = None, tell: Tell | None = None) -> Path:
 
 
 def render(nouns: Sequence[str], packages: Sequence[Package], side: int, tell: Tell | None = None) -> SpriteLibrary:
-    """The library of some nouns in some packages' styles."""
+    """The library of some nouns in some packages' styles. RuntimeError where these have none of them."""
     drawer = _resvg()
     styles, found = [], []
     for place, package in enumerate(packages):
@@ -101,10 +101,13 @@ def render(nouns: Sequence[str], packages: Sequence[Package], side: int, tell: T
                 found.append((number, place, draw_icon(drawer, icon, side)))
     if tell is not None:
         tell("done", len(packages), len(packages))
+    if not found:
+        raise RuntimeError(f"none of {len(nouns)} nouns is in {[package.name for package in packages]}: are these icon sets?")
     noun_N, style_N, pixels = zip(*found, strict=True)
-    return SpriteLibrary(
+    library = SpriteLibrary(
         nouns=tuple(nouns), styles=tuple(styles), noun_N=np.array(noun_N), style_N=np.array(style_N), pixels_NSS4=np.stack(pixels)
     )
+    return library.only([style.name for style in styles])  # without the nouns that no style has
 
 
 def _resvg() -> Callable[..., Any]:

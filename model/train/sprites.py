@@ -84,7 +84,8 @@ def load(path: Path | None = None) -> SpriteLibrary:
     """The library of a file, by default the fetched one. FileNotFoundError, with what to do, where there is none."""
     path = path or fetched_path()
     if not path.is_file():
-        raise FileNotFoundError(f"sprites {path}: no such file; fetch them with `wordmask train scenes --fetch`, or take `--sprites shipped`")
+        remedy = "fetch them with `wordmask train scenes --fetch`, or take the shipped ones with `--sprites shipped`"
+        raise FileNotFoundError(f"sprites {path}: no such file; {remedy}")
     try:
         with np.load(path) as file:
             styles = tuple(Style(**entry) for entry in json.loads(str(file["styles"])))
