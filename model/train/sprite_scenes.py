@@ -20,6 +20,7 @@ from model.train.sprites import SpriteLibrary
 SHAPE_SHARE = 0.2  # of objects that are plain shapes
 TWIN_SHARE = 0.5  # of objects that have the name of one before them, so that they must be told apart otherwise
 EXTENT = (0.2, 0.58)  # longer side of an object, unit of the image's short side
+EXTREMES = (0.6, 0.6)  # of the beta distribution of sizes, on a logarithmic scale: more small and large ones than middling
 CROWD = 4  # objects; where there are more, none is larger than CROWD_EXTENT
 CROWD_EXTENT = 0.4
 SIZE_NAMES = {"small": 0.26, "medium": 0.38}  # longer side up to this, unit of the short side; "large" beyond
@@ -100,7 +101,7 @@ def _place(
     """Something where it may lie in front of those that are there, or None when no attempt found a place."""
     for _ in range(CASTS):
         name, twin = _name(rng, behind, sprites)
-        extent = min(instance_HW.shape) * float(np.exp(rng.uniform(np.log(EXTENT[0]), np.log(most))))
+        extent = min(instance_HW.shape) * EXTENT[0] * (most / EXTENT[0]) ** float(rng.beta(*EXTREMES))
         piece = _cut_sprite(rng, name, twin, extent, sprites) if name in sprites.numbers_of else _cut_plain(rng, name, extent)
         for _ in range(PLACES):
             moved = _somewhere(rng, piece, instance_HW.shape)
