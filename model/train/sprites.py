@@ -24,7 +24,7 @@ SIDE = 96  # pixels of a fetched sprite
 SHIPPED = Path(__file__).parent / "assets" / "sprites.npz"
 HELD_OUT_STYLE = "noto-v1"  # in test-style alone. Other poses and other colours than the rest (a blue ant), and still plain to see
 TRAIN_STYLES = ("fluent-emoji-flat", "noto", "twemoji")
-REVISION = 1  # of how sprites are rendered: a library of another is fetched anew
+REVISION = 1  # of the packages and of how they are rendered: a library of another is fetched anew
 
 
 @dataclass(frozen=True, kw_only=True)

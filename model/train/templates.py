@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from model.train.colours import COLOUR_NAMES
-from model.train.groups import SIDES, Doubt, Group, View
+from model.train.groups import NEXT_TO, SIDES, Doubt, Group, View
 from model.train.nouns import PLURALS, alike
 
 ORDINALS = ("first", "second", "third", "fourth")
@@ -291,7 +291,7 @@ TEMPLATES: dict[str, Template] = {
     "above": Template("relation", _AT, partial(_beside, side="top")),
     "below": Template("relation", _AT, partial(_beside, side="bottom")),
     "closest": Template("relation", ("{p} closest to {a}", "{p} nearest to {a}"), _nearest),
-    "next-to": Template("relation", ("{p} next to {a}", "{p} beside {a}", "{p} by {a}"), partial(_nearest, within=0.45)),
+    "next-to": Template("relation", ("{p} next to {a}", "{p} beside {a}", "{p} by {a}"), partial(_nearest, within=NEXT_TO)),
     "farthest": Template("relation", ("{p} farthest from {a}",), partial(_nearest, nearest=False)),
     "between": Template("relation", ("{p} between {a} and {b}",), _between),
     "larger-than": Template("relation", ("{p} {r} than {a}",), partial(_sized, word="larger")),
