@@ -26,13 +26,13 @@ def run(quick: bool) -> Report:
     targets: list[Target] = []
     small = default_model()
     for queries in (1, 8) if quick else (1, 4, 8):
-        work = scenes((96 if quick else 192) // queries, queries)
-        rows.append(_compare("default", small, work, sample=5 if quick else 12, repeats=1 if quick else 3))
+        work = scenes((64 if quick else 192) // queries, queries)
+        rows.append(_compare("default", small, work, sample=4 if quick else 12, repeats=1 if quick else 3))
     medium = medium_model(new_tokens=24 if quick else 64)
     asked = [photographs(8 // queries, queries) for queries in ((8,) if quick else (1, 8))]
     rows += [_compare("medium", medium, work, sample=1, repeats=1 if quick else 2) for work in asked]
     grammar = _grammar(small, repeats=30 if quick else 200)
-    fixed = _deterministic(small, rows=64 if quick else 192, repeats=1 if quick else 3)
+    fixed = _deterministic(small, rows=32 if quick else 192, repeats=1 if quick else 3)
     targets.append(Target("share of a decoding step that the path grammar costs", grammar, at_most=0.02))
     for row in rows:
         wanted = (DEFAULT_TARGETS if row["model"] == "default" else MEDIUM_TARGETS).get(row["queries per image"])

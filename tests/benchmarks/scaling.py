@@ -31,7 +31,7 @@ PRODUCT_SECONDS = 1.0
 
 def run(quick: bool) -> Report:
     """Two workers against one, one thread each; and the pipeline in one process against the engine alone."""
-    rows, shard_rows = (96, 24) if quick else (1024, 128)
+    rows, shard_rows = (64, 16) if quick else (512, 64)
     with tempfile.TemporaryDirectory() as folder:
         settings = scene_table(Path(folder), rows, distinct=rows, shard_rows=shard_rows)
         segmenter = default_model()
