@@ -8,6 +8,7 @@ mask itself. The algorithm, the reward and their numbers are not in it. What is 
   group's own: that would make much of groups that all but agree.
 - Everything drawn is sampled and learned: whether the thing is there, the box and the path. Half of what a path alone gets wrong is where
   its box lies. No scene asks for what is absent, as in the supervised stage; the reward knows what it would be worth.
+- Of a group only those rollouts are learned from that are much better or worse than the rest: drawing costs less than learning.
 - Ratios are clipped (PPO) and the mean runs over choices, so that long paths count for more. Log-probabilities are those of the sampler,
   at its temperature and under the path grammar, recomputed in a teacher-forced pass before the first update.
 - A penalty on the KL divergence to the supervised model (estimator k3, on the sampled choices) keeps the paths what they were.
@@ -34,6 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from model.devices import keep_freed_memory
+from model.engine import Decoded
 from model.moondream import MoondreamSegmentation
 from model.path_grammar import PathGrammar
 from model.registry import ModelSource, resolve_model
@@ -45,14 +47,15 @@ from model.weights import load_model, load_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class RlSettings:
-    """`questions` of a step, each about a scene of its own, and `rollouts` of each. A step's rollouts are learned from `epochs` times, in
-    parts of `part` questions. `clip` bounds the ratios to 1 - clip .. 1 + clip. `max_tokens` of a path, fewer than in use, for the
-    few that would not end."""
+    """`questions` of a step, each about a scene of its own, and `rollouts` of each, of which the `learned` that differ most from their
+    mean are learned from: `epochs` times, in parts of `part` questions. `clip` bounds the ratios to 1 - clip .. 1 + clip. `max_tokens`
+    of a path are fewer than in use, for the few that would not end."""
 
     seed: int = 0
     steps: int = 300
-    questions: int = 16
-    rollouts: int = 8
+    questions: int = 8
+    rollouts: int = 16
+    learned: int = 8
     epochs: int = 1
     part: int = 8
     temperature: float = 0.7
@@ -70,6 +73,8 @@ class RlSettings:
         for name, least in (("rollouts", 2), ("questions", 1), ("epochs", 1), ("part", 1), ("eval_every", 1), ("checkpoint_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        if not 1 <= self.learned <= self.rollouts:
+            raise ValueError(f"learned = {self.learned}: must be 1..{self.rollouts} (rollouts)")
         if not self.temperature > 0:
             raise ValueError(f"temperature = {self.temperature}: must be positive, or all rollouts of a question are the same")
 
@@ -86,9 +91,7 @@ class State:
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
-        torch.save(
-            {"stage": "rl", "step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, partial
-        )
+        torch.save({"stage": "rl", "step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
@@ -114,7 +117,7 @@ def new_state(settings: RlSettings, source: ModelSource) -> State:
 
 
 def advantages(values_IG: Tensor) -> Tensor:
-    """How much better each rollout is than the others of its question: (I, G), 0 on average over a question, with a spread of 1 over all."""
+    """How much better each rollout is than the others of its question: (I, G), 0 on average over a question, of unit spread over all."""
     better_IG = values_IG - values_IG.mean(dim=1, keepdim=True)
     return better_IG / (better_IG.square().mean().sqrt() + 1e-4)
 
@@ -122,18 +125,18 @@ def advantages(values_IG: Tensor) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class _Part:
     """Packed rollouts that are learned from together; per choice the advantage of its rollout, and its log-probability as it was drawn and
-    as the supervised model has it, each (A,)."""
+    as the supervised model has it, each (A,). Without the former, the weights are still those that drew it."""
 
     packed: Packed
     advantage: Tensor
-    drawn_log_p: Tensor
+    drawn_log_p: Tensor | None
     reference_log_p: Tensor
 
 
 def _objective(policy: Policy, part: _Part, settings: RlSettings) -> tuple[Tensor, dict[str, float]]:
     """What is to be minimised, and what to log."""
     found = choices(policy, part.packed)
-    ratio = (found.log_p - part.drawn_log_p).exp()
+    ratio = (found.log_p - (found.log_p.detach() if part.drawn_log_p is None else part.drawn_log_p)).exp()
     clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
     gain = torch.minimum(ratio * part.advantage, clipped * part.advantage)
     away = part.reference_log_p - found.log_p
@@ -143,16 +146,26 @@ def _objective(policy: Policy, part: _Part, settings: RlSettings) -> tuple[Tenso
     return -(gain - settings.kl_weight * kl).mean(), log
 
 
-def _parts(state: State, questions: Sequence[Question], rewards: list[list[Reward]], drawn: list, settings: RlSettings) -> list[_Part]:
-    advantage_IG = advantages(torch.tensor([[one.value for one in group] for group in rewards]))
+@torch.no_grad()
+def _parts(
+    state: State, questions: Sequence[Question], drawn: list[list[Decoded]], advantage_IG: Tensor, settings: RlSettings
+) -> list[_Part]:
+    """The rollouts to learn from, with what must be known before the first update."""
+    most_IL = advantage_IG.abs().topk(settings.learned, dim=1).indices.sort(dim=1).values
+    learned = [[group[g] for g in most] for group, most in zip(drawn, most_IL.tolist(), strict=True)]
+    advantage_IL = advantage_IG.gather(1, most_IL)
     parts = []
     for start in range(0, len(questions), settings.part):
         span = slice(start, start + settings.part)
-        packed = pack(state.policy, questions[span], drawn[span])
-        with torch.no_grad():
-            old, reference = (choices(policy, packed).log_p for policy in (state.policy, state.reference))
+        packed = pack(state.policy, questions[span], learned[span])
+        once = settings.epochs == 1 and len(questions) <= settings.part
         parts.append(
-            _Part(packed=packed, advantage=advantage_IG[span].flatten()[packed.rollout_A], drawn_log_p=old, reference_log_p=reference)
+            _Part(
+                packed=packed,
+                advantage=advantage_IL[span].flatten()[packed.rollout_A],
+                drawn_log_p=None if once else choices(state.policy, packed).log_p,
+                reference_log_p=choices(state.reference, packed).log_p,
+            )
         )
     return parts
 
@@ -165,7 +178,8 @@ def _step(state: State, settings: RlSettings) -> dict[str, float]:
     rewards = [
         [reward(row, question.truth_HW, state.policy.tokenizer) for row in group] for question, group in zip(questions, drawn, strict=True)
     ]
-    parts = _parts(state, questions, rewards, drawn, settings)
+    values_IG = torch.tensor([[one.value for one in group] for group in rewards])
+    parts = _parts(state, questions, drawn, advantages(values_IG), settings)
     logs = []
     for _ in range(settings.epochs):
         for index in rng.permutation(len(parts)):
@@ -179,7 +193,7 @@ def _step(state: State, settings: RlSettings) -> dict[str, float]:
     return _summary(rewards, drawn) | {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
 
 
-def _summary(rewards: list[list[Reward]], drawn: list) -> dict[str, float]:
+def _summary(rewards: list[list[Reward]], drawn: list[list[Decoded]]) -> dict[str, float]:
     rows, ious = [row for group in drawn for row in group], np.array([[one.iou for one in group] for group in rewards])
     return {
         "reward": float(np.mean([one.value for group in rewards for one in group])),
@@ -191,6 +205,9 @@ def _summary(rewards: list[list[Reward]], drawn: list) -> dict[str, float]:
         "distinct": float(np.mean([len(set(group)) / len(group) for group in drawn])),
         "pairwise_iou": float(np.mean([mean_pairwise_iou([one.mask_HW for one in group]) for group in rewards])),
     }
+
+
+NOT_EVALUATED = {"eval_reward": math.nan, "eval_iou": math.nan}
 
 
 def evaluate(policy: Policy, questions: Sequence[Question]) -> dict[str, float]:
@@ -237,15 +254,16 @@ def train(out: Path, settings: RlSettings, init: str) -> State:
     log = Log(out / "log.csv", state.step)
     for step in _tracked(state.step, settings.steps):
         began = time.perf_counter()
-        before = evaluate(state.policy, unseen) if step == 0 else {}
+        evaluated = evaluate(state.policy, unseen) if step == 0 else {}
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         found = _step(state, settings)
         state.step += 1
         last = state.step == settings.steps
         seconds = time.perf_counter() - began
-        after = evaluate(state.policy, unseen) if last or state.step % settings.eval_every == 0 else {}
-        log.write({"step": state.step} | found | {"seconds": seconds} | (after or before or dict.fromkeys(("eval_reward", "eval_iou"), math.nan)))
+        if last or state.step % settings.eval_every == 0:
+            evaluated = evaluate(state.policy, unseen)
+        log.write({"step": state.step, **found, "seconds": seconds, **(evaluated or NOT_EVALUATED)})
         if last or state.step % settings.checkpoint_every == 0:
             state.save(out / "last.pt")
     return state
