@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from model.engine import Decoded
@@ -22,10 +23,12 @@ IOU_WEIGHT, BOUNDARY_WEIGHT = 0.7, 0.3  # together 1: a perfect mask, and a true
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
-    """`value` in 0..1 is what is optimised, `iou` a part of it; `mask_HW` uint8 of 0/1 is what was drawn."""
+    """`value` in 0..1 is what is optimised, `iou` a part of it; `mask_HW` uint8 of 0/1 is what was drawn. `box_iou` is the IoU of the drawn
+    box with the true mask's, 0 where either is none: no part of the value, but of what can be expected of a path in that box."""
 
     value: float
     iou: float
+    box_iou: float
     mask_HW: np.ndarray
 
 
@@ -46,11 +49,33 @@ def reward(row: Decoded, truth_HW: np.ndarray, tokenizer: PathTokenizer) -> Rewa
     mask_HW = filled(row, tokenizer, *truth_HW.shape)
     if not truth_HW.any():
         value = float(row.absent)
-        return Reward(value=value, iou=value, mask_HW=mask_HW)
+        return Reward(value=value, iou=value, box_iou=0.0, mask_HW=mask_HW)
+    around = 0.0 if row.absent else box_iou(row.box, unit_box(truth_HW))
     if not mask_HW.any():
-        return Reward(value=0.0, iou=0.0, mask_HW=mask_HW)
+        return Reward(value=0.0, iou=0.0, box_iou=around, mask_HW=mask_HW)
     iou = overlap(mask_HW, truth_HW).iou
-    return Reward(value=IOU_WEIGHT * iou + BOUNDARY_WEIGHT * boundary_overlap(mask_HW, truth_HW).iou, iou=iou, mask_HW=mask_HW)
+    value = IOU_WEIGHT * iou + BOUNDARY_WEIGHT * boundary_overlap(mask_HW, truth_HW).iou
+    return Reward(value=value, iou=iou, box_iou=around, mask_HW=mask_HW)
+
+
+Box = tuple[float, float, float, float]
+
+
+def unit_box(mask_HW: np.ndarray) -> Box:
+    """The box (cx, cy, w, h) around a mask, in unit of image."""
+    height, width = mask_HW.shape
+    x, y, w, h = cv2.boundingRect(mask_HW)
+    return (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """IoU of two boxes (cx, cy, w, h)."""
+    sides = [
+        max(0.0, min(a[axis] + a[axis + 2] / 2, b[axis] + b[axis + 2] / 2) - max(a[axis] - a[axis + 2] / 2, b[axis] - b[axis + 2] / 2))
+        for axis in (0, 1)
+    ]
+    common = sides[0] * sides[1]
+    return common / (a[2] * a[3] + b[2] * b[3] - common)
 
 
 def mean_pairwise_iou(masks: list[np.ndarray]) -> float:
