@@ -15,17 +15,15 @@ import torch
 from model.moondream import MoondreamSegmentation, parameter_count
 from model.registry import CARD_FILE, TOKENIZER_FILE
 from model.train.sft import SftSettings
-from model.train.small import small_model, small_tokenizer
+from model.train.small import small_tokenizer, trained_model
 
 
 def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentation:
     """Write the folder; the card keeps its results if there is one, and gets the rest anew. `sft` is the folder of either stage that
     trains the decoder."""
     tokenizer = small_tokenizer()
-    model = small_model(tokenizer, SftSettings.seed)
-    decoder = torch.load(sft / "last.pt", weights_only=True)
-    model.load_state_dict(decoder["model"])
-    steps = {decoder.get("stage", "sft"): decoder["step"]}
+    decoder = trained_model(sft, tokenizer)
+    model, steps = decoder.model, {decoder.stage: decoder.step}
     if refiner is not None:
         head = torch.load(refiner / "last.pt", weights_only=True)
         model.head.load_state_dict(head["head"])
