@@ -24,7 +24,7 @@ IOU_WEIGHT, BOUNDARY_WEIGHT = 0.7, 0.3  # together 1: a perfect mask, and a true
 @dataclass(frozen=True, kw_only=True)
 class Reward:
     """`value` in 0..1 is what is optimised, `iou` a part of it; `mask_HW` uint8 of 0/1 is what was drawn. `box_iou` is the IoU of the drawn
-    box with the true mask's, 0 where either is none: no part of the value, but of what can be expected of a path in that box."""
+    box with the true mask's, 0 where either is none; it is logged only."""
 
     value: float
     iou: float

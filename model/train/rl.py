@@ -8,8 +8,6 @@ mask itself. The algorithm, the reward and their numbers are not in it. What is 
   group's own: that would make much of groups that all but agree.
 - Everything drawn is sampled and learned: whether the thing is there, the box and the path. Half of what a path alone gets wrong is where
   its box lies. No scene asks for what is absent, as in the supervised stage; the reward knows what it would be worth.
-- The box is credited with what its own IoU lets expect of the reward, the path with what is left: which of the two was lucky does not blur
-  what the other learns.
 - Of a group only those rollouts are learned from that are much better or worse than the rest: drawing costs less than learning.
 - Ratios are clipped (PPO) and the mean runs over choices, so that long paths count for more. Log-probabilities are those of the sampler,
   at its temperature and under the path grammar, recomputed in a teacher-forced pass before the first update.
@@ -60,7 +58,7 @@ class RlSettings:
     learned: int = 8
     epochs: int = 1
     part: int = 8
-    temperature: float = 0.7
+    temperature: float = 0.5
     max_tokens: int = 64
     clip: float = 0.2
     kl_weight: float = 0.02
@@ -118,28 +116,16 @@ def new_state(settings: RlSettings, source: ModelSource) -> State:
     return State(0, model, optimizer, policy, replace(policy, model=reference.requires_grad_(False).model))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Advantages:
-    """How much better rollouts are than the others of their question, each (I, G): in all, because of the box, and because of the path."""
-
-    all_IG: Tensor
-    box_IG: Tensor
-    path_IG: Tensor
-
-
-def advantages(values_IG: Tensor, box_ious_IG: Tensor) -> Advantages:
-    """Differences from the mean of the question, of unit spread over all questions. The box is credited with what its IoU predicts of them
-    (by least squares over all questions), the path with the rest."""
-    better_IG, closer_IG = (x - x.mean(dim=1, keepdim=True) for x in (values_IG, box_ious_IG))
-    slope = (better_IG * closer_IG).sum() / closer_IG.square().sum().clamp(min=1e-6)
-    spread = better_IG.square().mean().sqrt() + 1e-4
-    return Advantages(all_IG=better_IG / spread, box_IG=slope * closer_IG / spread, path_IG=(better_IG - slope * closer_IG) / spread)
+def advantages(values_IG: Tensor) -> Tensor:
+    """How much better each rollout is than the others of its question: (I, G), 0 on average over a question, of unit spread over all."""
+    better_IG = values_IG - values_IG.mean(dim=1, keepdim=True)
+    return better_IG / (better_IG.square().mean().sqrt() + 1e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Packed rollouts that are learned from together; per choice (A,) its share of its rollout's advantage, and its log-probability as it
-    was drawn and as the supervised model has it. Without the former, the weights are still those that drew it."""
+    """Packed rollouts that are learned from together; per choice (A,) the advantage of its rollout, and its log-probability as it was drawn
+    and as the supervised model has it. Without the former, the weights are still those that drew it."""
 
     packed: Packed
     advantage: Tensor
@@ -162,21 +148,20 @@ def _objective(policy: Policy, part: _Part, settings: RlSettings) -> tuple[Tenso
 
 @torch.no_grad()
 def _parts(
-    state: State, questions: Sequence[Question], drawn: list[list[Decoded]], better: Advantages, settings: RlSettings
+    state: State, questions: Sequence[Question], drawn: list[list[Decoded]], advantage_IG: Tensor, settings: RlSettings
 ) -> list[_Part]:
     """The rollouts to learn from, with what must be known before the first update."""
-    most_IL = better.all_IG.abs().topk(settings.learned, dim=1).indices.sort(dim=1).values
+    most_IL = advantage_IG.abs().topk(settings.learned, dim=1).indices.sort(dim=1).values
     learned = [[group[g] for g in most] for group, most in zip(drawn, most_IL.tolist(), strict=True)]
     once = settings.epochs == 1 and len(questions) <= settings.part
     parts = []
     for start in range(0, len(questions), settings.part):
         span = slice(start, start + settings.part)
         packed = pack(state.policy, questions[span], learned[span])
-        of_rollouts = (x_IG.gather(1, most_IL)[span].flatten() for x_IG in (better.all_IG, better.box_IG, better.path_IG))
         parts.append(
             _Part(
                 packed=packed,
-                advantage=packed.per_choice(*of_rollouts),
+                advantage=advantage_IG.gather(1, most_IL)[span].flatten()[packed.rollout_A],
                 drawn_log_p=None if once else choices(state.policy, packed).log_p,
                 reference_log_p=choices(state.reference, packed).log_p,
             )
@@ -197,8 +182,8 @@ def learn(state: State, questions: Sequence[Question], settings: RlSettings, rng
     rewards = [
         [reward(row, question.truth_HW, state.policy.tokenizer) for row in group] for question, group in zip(questions, drawn, strict=True)
     ]
-    values_IG, box_ious_IG = (torch.tensor([[getattr(one, name) for one in group] for group in rewards]) for name in ("value", "box_iou"))
-    parts = _parts(state, questions, drawn, advantages(values_IG, box_ious_IG), settings)
+    values_IG = torch.tensor([[one.value for one in group] for group in rewards])
+    parts = _parts(state, questions, drawn, advantages(values_IG), settings)
     logs = []
     for _ in range(settings.epochs):
         for index in rng.permutation(len(parts)):
@@ -238,8 +223,8 @@ def evaluate(policy: Policy, questions: Sequence[Question]) -> dict[str, float]:
 
 
 def learning_rate(step: int, settings: RlSettings) -> float:
-    """Linear warm-up, then a cosine to a tenth."""
-    falling = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    """Linear warm-up, then a cosine to a fiftieth: what the noise of the gradients has added up is forgotten again."""
+    falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
     return settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * falling
 
 

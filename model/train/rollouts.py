@@ -106,12 +106,6 @@ class Packed:
     left: Tensor  # (N,) tokens that may still be written
     rollout_A: Tensor
 
-    def per_choice(self, presence_R: Tensor, box_R: Tensor, path_R: Tensor) -> Tensor:
-        """(A,) of one number per rollout (i * G + g) for each of its choices of presence, box and path."""
-        box = len(self.coord) + 2 * len(self.size)
-        presence, box, path = self.rollout_A.split([len(self.presence), box, len(self.path)])
-        return torch.cat([presence_R[presence], box_R[box], path_R[path]])
-
 
 def pack(policy: Policy, questions: Sequence[Question], rollouts: Sequence[Sequence[Decoded]]) -> Packed:
     """Lay rollouts out. Prompts must hold no spatial references."""
