@@ -52,7 +52,7 @@ class RlSettings:
     of a path are fewer than in use, for the few that would not end."""
 
     seed: int = 0
-    steps: int = 300
+    steps: int = 400
     questions: int = 8
     rollouts: int = 16
     learned: int = 8
@@ -61,8 +61,8 @@ class RlSettings:
     temperature: float = 0.5
     max_tokens: int = 64
     clip: float = 0.2
-    kl_weight: float = 0.02
-    learning_rate: float = 5e-5
+    kl_weight: float = 0.05
+    learning_rate: float = 6e-5
     warmup: int = 10
     weight_decay: float = 0.0
     eval_every: int = 25
