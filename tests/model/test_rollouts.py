@@ -63,7 +63,7 @@ def drawn_log_p(policy: Policy, seen: Sequence[Tensor], slot: int, row: Decoded)
     found += [scores.log_softmax(-1)[round(coord_bin(v, len(scores)))] for scores, v in ((x, row.box[0]), (y, row.box[1]))]
     found += [size[axis].log_softmax(-1)[round(size_bin(row.box[2 + axis], region.size_out_dim // 2))] for axis in (0, 1)]
     kinds = torch.tensor([*policy.tokenizer.path_token_of, tokens.eos_id])
-    likely = torch.nn.functional.one_hot(kinds, rest[0].shape[1]).float()
+    likely = torch.nn.functional.one_hot(kinds, len(rest[0])).float()
     state = torch.tensor([START])
     for step, token in enumerate([*row.ids, tokens.eos_id][:LIMIT]):
         # What the grammar chooses where only that is likely is allowed.
