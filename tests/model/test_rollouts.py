@@ -22,7 +22,7 @@ from model.train.rollouts import Policy, Question, ask, choices, pack, roll_out
 from model.train.scenes import VAL_SEEDS
 from model.weights import load_model, load_tokenizer
 
-LIMIT = 24  # tokens of a path: some are cut short
+LIMIT = 30  # tokens of a path: some are cut short
 TEMPERATURE = 0.8
 
 
