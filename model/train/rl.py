@@ -81,9 +81,10 @@ class RlSettings:
 
 @dataclass
 class State:
-    """What a checkpoint holds; and the supervised model, which is given by where the run starts."""
+    """What a checkpoint holds; and the supervised model, of which it holds the revision only."""
 
     step: int
+    init: str
     model: MoondreamSegmentation
     optimizer: torch.optim.Optimizer
     policy: Policy
@@ -91,11 +92,14 @@ class State:
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
-        torch.save({"stage": "rl", "step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, partial)
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({"stage": "rl", "step": self.step, "init": self.init, **parts}, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
+        if saved["init"] != self.init:
+            raise ValueError(f"{path}: the run started from revision {saved['init']}, not {self.init}; give --init the same model")
         self.step = saved["step"]
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -113,7 +117,7 @@ def new_state(settings: RlSettings, source: ModelSource) -> State:
         model=model.model, config=model.config, tokenizer=tokenizer, temperature=settings.temperature,
         grammar=PathGrammar(tokenizer, model.config.tokens.eos_id, torch.device("cpu")),
     )  # fmt: skip
-    return State(0, model, optimizer, policy, replace(policy, model=reference.requires_grad_(False).model))
+    return State(0, source.revision, model, optimizer, policy, replace(policy, model=reference.requires_grad_(False).model))
 
 
 def advantages(values_IG: Tensor) -> Tensor:
@@ -229,7 +233,7 @@ def learning_rate(step: int, settings: RlSettings) -> float:
 
 
 class Log:
-    """A CSV with one row a step. What a stopped run wrote after its last checkpoint is dropped when it goes on."""
+    """A CSV with one row a step; the first's evaluation is of the model before it. What a stopped run wrote after its last checkpoint is dropped when it goes on."""
 
     def __init__(self, path: Path, after: int) -> None:
         kept = []

@@ -41,6 +41,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path
     assert_equal(weights(trained, "model"), weights(tmp_path, "model"))
 
 
+def test_another_model_to_stay_near_is_refused(trained: Path, tmp_path: Path) -> None:
+    package(trained, None, tmp_path)
+    with pytest.raises(ValueError, match="give --init the same model"):
+        rl.train(trained, SMALL, str(tmp_path))
+
+
 def test_the_decoder_learns_and_the_encoder_and_the_refiner_do_not(trained: Path) -> None:
     before, after = load_model(resolve_model("demo")).state_dict(), weights(trained, "model")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
