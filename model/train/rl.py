@@ -233,8 +233,8 @@ def learning_rate(step: int, settings: RlSettings) -> float:
 
 
 class Log:
-    """A CSV with one row a step; the first one's evaluation is of the model before it. What a stopped run wrote after its last checkpoint is
-    dropped when it goes on."""
+    """A CSV with one row a step; the first one's evaluation is of the model before it. What a stopped run wrote after its last checkpoint
+    is dropped when it goes on."""
 
     def __init__(self, path: Path, after: int) -> None:
         kept = []
