@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from flows.console import costs_table, counting, err, estimate_lines, out, print_json, progress, summary_table, two_columns
+from flows.console import costs_table, counting, err, estimate_lines, out, print_json, progress, steps, summary_table, two_columns
 from flows.prefect_api import configure, start_own_api
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ app = typer.Typer(
 )  # fmt: skip
 import_app = typer.Typer(no_args_is_help=True, help="Turn data sets into input tables.")
 app.add_typer(import_app, name="import")
+train_app = typer.Typer(no_args_is_help=True, help="What training the default model needs.")
+app.add_typer(train_app, name="train")
 
 RESUME = "what is done has its receipts, and the same command takes up the rest"
 
@@ -362,20 +364,57 @@ def scenes(
     count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=99, help="Tables of different seeds share no scene.")] = 0,
     queries_per_image: Annotated[int, typer.Option(min=1, max=8, help="Expressions about each scene.")] = 1,
+    split: Annotated[
+        Literal["shapes", "train", "val", "test", "test-style", "test-relation"],
+        typer.Option(help="Coloured shapes alone, or everyday things: of which seeds, artwork and kinds of expressions."),
+    ] = "shapes",
+    sprites: Annotated[
+        Literal["fetched", "shipped"],
+        typer.Option(help="Things to draw: those of `wordmask train scenes --fetch`, or 36 shipped ones."),
+    ] = "fetched",
     json: Json = False,
 ) -> None:
-    """Draw synthetic scenes with expressions and ground truth, from seeds that the default model never saw.
+    """Draw synthetic scenes with expressions and ground truth, by default from seeds that the default model never saw.
+
+    Where an expression names nothing in its scene (splits of everyday things have some), the truth is an empty mask.
 
     Example: [bold]wordmask scenes scenes.parquet --count 500 --seed 1[/bold]
     """
     from tasks.export_scenes import export_scenes
 
     with counting(count) as tell:
-        written = export_scenes(dest, count=count, seed=seed, queries_per_image=queries_per_image, tell=tell)
+        written = export_scenes(dest, count=count, seed=seed, queries_per_image=queries_per_image, split=split, sprites=sprites, tell=tell)
     if json:
         print_json({"rows": written, "dest": dest})
     else:
         out.print(f"wrote {written:,} rows to {dest}")
+
+
+@train_app.command("scenes")
+def train_scenes(
+    fetch: Annotated[bool, typer.Option("--fetch", help="Get the artwork with npm, render it, and keep it in the cache folder.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what there is to draw training scenes from: how many things, in whose artwork, under which licences.
+
+    With --fetch, get it first: 7 MB of npm packages, pinned by checksum, from whichever registry your npm is set to. Needs npm
+    and `pip install 'wordmask[scenes]'`.
+
+    Example: [bold]wordmask train scenes --fetch[/bold]
+    """
+    from tasks.fetch_sprites import fetch_sprites, sprites_at_hand
+
+    if fetch:
+        with steps("rendering") as tell:
+            found = fetch_sprites(tell)
+    else:
+        found = sprites_at_hand()
+    if json:
+        print_json(dataclasses.asdict(found))
+        return
+    rows = [("file", f"{found.path}, {found.size_bytes / 1e6:.1f} MB"), ("sprites", f"{found.sprites:,} of {found.nouns:,} nouns")]
+    rows += [(style["name"], f"{style['author']}, {style['licence']}, {style['link']}") for style in found.styles]
+    out.print(two_columns("stored" if fetch else "sprites", rows))
 
 
 @import_app.command("coco")

@@ -139,6 +139,15 @@ def counting(total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def steps(verb: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yields what each step is told to (what it is, how many are done, of how many): a bar on a terminal, nothing elsewhere."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        bar = bars.add_task(verb, total=None)
+        yield lambda what, done, of: bars.update(bar, description=f"{verb} {what}", completed=done, total=of)
+
+
+@contextmanager
 def _bar() -> Iterator[Watch]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bars:

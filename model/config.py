@@ -174,6 +174,7 @@ class TokenConfig:
     max_query_tokens: int = 256
 
 
+MOST_PROMPT_TOKENS = 1024  # a prompt is read in one pass, whose scores take memory by the square of its length
 BOX_TOKENS = 3  # coordinate, coordinate, size: what is drawn before the path
 
 _SECTIONS = {"vision": VisionConfig, "text": TextConfig, "region": RegionConfig, "refiner": RefinerConfig, "tokens": TokenConfig}
@@ -257,8 +258,8 @@ class MoondreamSegmentationConfig(PreTrainedConfig):
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Longest prompt after the image that leaves room in the context for the box and the longest path."""
-        return self.text.max_context - self.text.prefix_attn - BOX_TOKENS - self.tokens.max_new_tokens
+        """Longest prompt after the image: `MOST_PROMPT_TOKENS`, or what leaves room in the context for the box and the longest path."""
+        return min(MOST_PROMPT_TOKENS, self.text.max_context - self.text.prefix_attn - BOX_TOKENS - self.tokens.max_new_tokens)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 # A CPU's matrix product takes rows in blocks, and rounds the rows of a block that is not full otherwise (4 rows with AVX2, measured).
 # Few rows are therefore filled up to whole blocks: their last digits do not depend on how many there are then.
 ROW_BLOCK = 8
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
+MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of glibc's mallopt
 
 
 def keep_freed_memory() -> None:
@@ -23,12 +23,15 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
+            mallopt(ARENA_MAX, 1)
             mallopt(MMAP_THRESHOLD, 2**30)
             mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
-def whole_blocks(rows: int) -> int:
-    """The next number of rows that is whole blocks."""
+def whole_blocks(rows: int, device: torch.device) -> int:
+    """The next number of rows that is whole blocks, on a CPU; as many elsewhere."""
+    if device.type != "cpu":
+        return rows
     return -(-rows // ROW_BLOCK) * ROW_BLOCK
 
 

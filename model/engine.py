@@ -60,14 +60,17 @@ class Engine:
 
     def __init__(
         self, model: Moondream, tokens: TokenConfig, chooser: PathGrammar | FreeDecoding, *, rows: int = ROWS,
-        max_new_tokens: int | None = None, fixed_shapes: bool = False, sampling: Sampling | None = None,
+        max_new_tokens: int | None = None, fixed_shapes: bool = False, lag: int | None = None, sampling: Sampling | None = None,
     ) -> None:  # fmt: skip
-        """`rows` slots, rounded up to whole row blocks (see `devices`). `fixed_shapes`: a row's result depends on nothing but the row, to
-        the last digit. Images and prompts are then read one by one, and every step has `FIXED_ROWS` rows, used or not, whatever `rows`
-        says. `sampling`: absence, box and path are drawn at random; without it, they are the likeliest."""
+        """`rows` slots, on a CPU rounded up to whole row blocks (see `devices`). `fixed_shapes`: a row's result depends on nothing but
+        the row, to the last digit. Images and prompts are then read one by one, and every step has `FIXED_ROWS` rows, used or not,
+        whatever `rows` says. `lag`: how many steps late it is read which rows have ended; None is 1 on a GPU, else 0. `sampling`: absence,
+        box and path are drawn at random; without it, they are the likeliest."""
         self.noisy = sampling or (lambda scores: scores)
         self.model, self.tokens, self.chooser, self.fixed_shapes = model, tokens, chooser, fixed_shapes
-        self.rows = FIXED_ROWS if fixed_shapes else whole_blocks(rows)
+        self.device = model.text.wte.device
+        self.lag = (0 if self.device.type == "cpu" else 1) if lag is None else lag
+        self.rows = FIXED_ROWS if fixed_shapes else whole_blocks(rows, self.device)
         self.limit = tokens.max_new_tokens if max_new_tokens is None else max_new_tokens
 
     @torch.inference_mode()
@@ -78,10 +81,10 @@ class Engine:
         Each item is an image's tokens (P, D) and the prompts about it, each with a tag that comes back with its result. Items
         are taken only as slots come free.
         """
-        queue, slots = _Queue(self, iter(asked)), 0
+        queue, images, slots = _Queue(self, iter(asked)), self._no_images(), 0
         while (first := queue.slots(self.rows, slots)) is not None:
             slots = first
-            yield from self._draw_alike(queue, slots)
+            yield from self._draw_alike(queue, slots, images)
 
     def start(self, asked: Iterable[tuple[Tensor, Sequence[tuple[Any, Prompt]]]]) -> Batch:
         """A batch of the first queries, read and ready to step: for those who want to step it themselves."""
@@ -89,27 +92,29 @@ class Engine:
         slots = queue.slots(self.rows, 0)
         if slots is None:
             raise ValueError("asked is empty: give at least one image with a prompt")
-        return self._begin(queue, slots)
+        return self._begin(queue, slots, self._no_images())
 
-    def _begin(self, queue: _Queue, slots: int) -> Batch:
+    def _no_images(self) -> _Images:
+        return _Images(at_least=self.rows if self.fixed_shapes else 0)
+
+    def _begin(self, queue: _Queue, slots: int, images: _Images) -> Batch:
         queries = queue.take(self.rows, slots)
-        batch = Batch(self, self.rows if self.fixed_shapes else min(self.rows, whole_blocks(power_of_two(len(queries)))), slots)
+        batch = Batch(self, self.rows if self.fixed_shapes else min(self.rows, self.slots_for(len(queries))), slots, images)
         batch.admit(queries)
         return batch
 
-    def _draw_alike(self, queue: _Queue, slots: int) -> Iterator[tuple[Any, Decoded]]:
+    def _draw_alike(self, queue: _Queue, slots: int, images: _Images) -> Iterator[tuple[Any, Decoded]]:
         """Draw until the queue is empty or its next prompt needs other slots than those of this length."""
-        batch = self._begin(queue, slots)
-        lag = 0 if batch.device.type == "cpu" else 1
+        batch = self._begin(queue, slots, images)
         looks: deque[_Look] = deque()
         results: deque[_Results] = deque()
         while batch.busy:
             batch.step()
             looks.append(batch.look())
-            if len(looks) > lag:
+            if len(looks) > self.lag:
                 ended = batch.release(looks.popleft())
                 results += [ended] if ended else []
-            while len(results) > lag:
+            while len(results) > self.lag:
                 yield from results.popleft().read(self.tokens.eos_id)
             if batch.free >= max(1, self.rows // ADMIT_SHARE) or not batch.busy:
                 batch.admit(queue.take(batch.free, slots))
@@ -117,6 +122,10 @@ class Engine:
                 batch.shrink()
         for left in results:
             yield from left.read(self.tokens.eos_id)
+
+    def slots_for(self, rows: int) -> int:
+        """How many slots a batch of so many rows has."""
+        return whole_blocks(power_of_two(rows), self.device)
 
     def slots_of(self, query: _Query) -> int:
         """Length of the slot that a query needs."""
@@ -142,7 +151,7 @@ def prefill_prompts(model: Moondream, prefix: SharedPrefix, prompts: Sequence[Pr
     any attends to them.
     """
     x_NTD = embed_prompts(prompts, model.text, model.region)
-    x_NTD = F.pad(x_NTD, (0, 0, 0, whole_blocks(x_NTD.shape[1]) - x_NTD.shape[1]))
+    x_NTD = F.pad(x_NTD, (0, 0, 0, whole_blocks(x_NTD.shape[1], x_NTD.device) - x_NTD.shape[1]))
     rows, length, _ = x_NTD.shape
     own = torch.arange(length, device=x_NTD.device).expand(rows, -1)
     cache = model.text.new_cache(rows, length)
@@ -152,17 +161,28 @@ def prefill_prompts(model: Moondream, prefix: SharedPrefix, prompts: Sequence[Pr
 
 
 @dataclass(eq=False)
+class _Image:
+    """A prefilled image: its own `cache` until it stands at a `place` among those in use. `left`: queries about it that still need it."""
+
+    cache: KVCache | None
+    left: int
+    place: int = -1
+
+
+@dataclass(eq=False)
 class _Query:
-    """A prompt, the prefilled image it is about, and, once admitted, the image's place among those in use, its own slot, and how many
-    tokens it has after the image."""
+    """A prompt, the image it is about, and, while it is being answered, its slot and how many tokens were drawn."""
 
     tag: Any
     prompt: Prompt
-    image: KVCache
-    place: int = -1
+    image: _Image
     slot: int = -1
-    length: int = 0
     steps: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens after the image."""
+        return len(self.prompt.ids) + self.steps
 
 
 class _Queue:
@@ -171,6 +191,7 @@ class _Queue:
     def __init__(self, engine: Engine, source: Iterator[tuple[Tensor, Sequence[tuple[Any, Prompt]]]]) -> None:
         self._engine, self._source = engine, source
         self._ready: deque[_Query] = deque()
+        self._ended = False
 
     def slots(self, count: int, at_least: int) -> int | None:
         """Length of the slots that the next queries want, None if there are none. With fixed shapes, as the first of them wants;
@@ -182,9 +203,8 @@ class _Queue:
         return max(at_least, *wanted)
 
     def fits(self, slots: int) -> bool:
-        """Whether there is a next query, and it goes into slots of this length."""
-        self._fill(1)
-        return bool(self._ready) and self._fits(self._ready[0], slots)
+        """Whether there may be a next query that goes into slots of this length. Reads nothing to find out: a lone image is dear."""
+        return self._fits(self._ready[0], slots) if self._ready else not self._ended
 
     def take(self, count: int, slots: int) -> list[_Query]:
         """The next queries, `count` at most, that go into slots of this length."""
@@ -201,9 +221,13 @@ class _Queue:
     def _fill(self, count: int) -> None:
         images: list[tuple[Tensor, Sequence[tuple[Any, Prompt]]]] = []
         ready = len(self._ready)
-        while ready < count and (item := next(self._source, None)) is not None:
-            images.append(item)
-            ready += len(item[1])
+        while ready < count and not self._ended:
+            item = next(self._source, None)
+            if item is None:
+                self._ended = True
+            else:
+                images.append(item)
+                ready += len(item[1])
         if not images:
             return
         model, tokens = self._engine.model, self._engine.tokens
@@ -212,7 +236,7 @@ class _Queue:
             part = images[start : start + at_once]
             cache = prefill_prefix(model, tokens, torch.stack([image_PD for image_PD, _ in part]))
             for index, (_, prompts) in enumerate(part):
-                one = cache.span(index, index + 1)
+                one = _Image(cache.span(index, index + 1), left=len(prompts))
                 self._ready += [_Query(tag, prompt, one) for tag, prompt in prompts]
 
 
@@ -259,60 +283,68 @@ class _Results:
 
 
 class _Images:
-    """Images that the rows of a batch ask about, each held once however many rows do."""
+    """Images that rows ask about, each held once however many rows do, until the last query about it has ended. There are `at_least`
+    so many places from the first image on."""
 
-    def __init__(self) -> None:
-        self._users: dict[int, int] = {}  # how many rows ask about the image at a place
-        self._held: list[KVCache | None] = []
+    def __init__(self, at_least: int) -> None:
+        self._at_least = at_least
+        self._held: list[_Image | None] = []
         self._cache: KVCache | None = None
 
     @property
-    def filled(self) -> bool:
-        return self._cache is not None
-
-    @property
     def cache(self) -> KVCache:
-        """Of every place that was ever in use."""
+        """Of every place up to the last that was ever in use."""
         assert self._cache is not None
         return self._cache.span(0, len(self._held))
 
-    def hold(self, image: KVCache) -> int:
-        """The place of an image that one more row asks about."""
-        place = next((place for place, held in enumerate(self._held) if held is image), None)
-        if place is None:
-            place = next((place for place, held in enumerate(self._held) if held is None), len(self._held))
-            self.put(place, image)
-        self._users[place] = self._users.get(place, 0) + 1
-        return place
+    def hold(self, image: _Image) -> None:
+        """Give an image its place, unless it has one."""
+        if image.cache is None:
+            return
+        place = next((place for place, held in enumerate(self._held) if held is None), len(self._held))
+        self.put(place, image.cache)
+        self._held[place] = image
+        image.place, image.cache = place, None
 
-    def let_go(self, place: int) -> None:
-        self._users[place] -= 1
-        if self._users[place] == 0:
-            self._held[place] = None
+    def let_go(self, image: _Image) -> None:
+        """One query fewer needs it."""
+        image.left -= 1
+        if image.left == 0:
+            self._held[image.place] = None
 
     def put(self, place: int, image: KVCache) -> None:
-        if place >= len(self._held):
-            self._held += [None] * (place + 1 - len(self._held))
+        """Copy keys and values to a place."""
+        places = max(place + 1, self._at_least)
+        self._held += [None] * (places - len(self._held))
         if self._cache is None or place >= self._cache.k.shape[1]:
-            grown = image.grown(power_of_two(place + 1))
+            grown = image.grown(power_of_two(places))
             if self._cache is not None:
                 grown.adopt(slice(0, self._cache.k.shape[1]), self._cache)
             self._cache = grown
-        self._held[place] = image
         self._cache.adopt(slice(place, place + 1), image)
+
+    def close_up(self) -> None:
+        """Leave no place empty, where half the places would do."""
+        kept = [image for image in self._held if image]
+        if self._cache is None or not kept or power_of_two(len(kept)) > len(self._held) // 2:
+            return
+        self._cache = self._cache.rows(to_device(self._cache.k.device, [image.place for image in kept]))
+        self._held = list(kept)
+        for place, image in enumerate(kept):
+            image.place = place
 
 
 class Batch:
     """Slots and the rows in them. Tensors are per slot: `hidden` the stream at the row's last token, `lengths` its next position,
     `steps` tokens drawn since it came, `done` also where nobody is."""
 
-    def __init__(self, engine: Engine, rows: int, slots: int) -> None:
+    def __init__(self, engine: Engine, rows: int, slots: int, images: _Images) -> None:
         text = engine.model.text
-        self.engine, self.device = engine, text.wte.device
+        self.engine, self.device, self.images = engine, engine.device, images
         self.queries: list[_Query | None] = [None] * rows
         self.boxing: list[_Boxing] = []
         self.cache = text.new_cache(rows, slots)
-        self.images, self.prefix = _Images(), None  # the prefix is made anew when rows came or moved
+        self.prefix: SharedPrefix | None = None  # made anew when rows came or moved
         self.hidden = torch.zeros(rows, text.config.dim, device=self.device, dtype=text.wte.dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=self.device)
         self.steps, self.state = torch.zeros_like(self.lengths), torch.full_like(self.lengths, START)
@@ -343,16 +375,19 @@ class Batch:
 
     def _admit(self, queries: list[_Query], slots: list[int]) -> None:
         for query, slot in zip(queries, slots, strict=True):
-            query.slot, query.length, query.place = slot, len(query.prompt.ids), self._hold(query.image, slot)
+            query.slot = slot
+            self._hold(query)
             self.queries[slot] = query
         self.prefix = None
-        images = list({id(query.image): query.image for query in queries}.values())
-        about = [next(i for i, image in enumerate(images) if image is query.image) for query in queries]
-        prefix = SharedPrefix.of(KVCache.joined(images), about, self.device)
+        places = [self._place_of(query) for query in queries]
+        distinct = list(dict.fromkeys(places))
+        images = self.images.cache.rows(to_device(self.device, distinct))
+        prefix = SharedPrefix.of(images, [distinct.index(place) for place in places], self.device)
         cache, hidden_ND = prefill_prompts(self.engine.model, prefix, [query.prompt for query in queries])
         rows_N = to_device(self.device, slots)
-        boxing_N = to_device(self.device, slots + slots[:1] * (whole_blocks(len(slots)) - len(slots)))
+        boxing_N = to_device(self.device, slots + slots[:1] * (whole_blocks(len(slots), self.device) - len(slots)))
         self.hidden[rows_N] = hidden_ND
+        self.cache.v.index_fill_(1, rows_N, 0.0)  # what masked slots hold is multiplied by 0, which mends no NaN of a row before
         self.cache.adopt(rows_N, cache)
         self.lengths[rows_N] = to_device(self.device, [query.length for query in queries])
         for tensor, start in (
@@ -362,15 +397,17 @@ class Batch:
             tensor.index_fill_(0, rows_N, start)
         self.boxing.append(_Boxing(boxing_N))
 
-    def _hold(self, image: KVCache, slot: int) -> int:
-        """Where the image stands among those in use. With fixed shapes each slot has its image to itself: no product's shape depends on
-        which rows ask about the same one then."""
+    def _hold(self, query: _Query) -> None:
+        """Bring its image among those in use. With fixed shapes each slot has its image to itself: no product's shape depends on which
+        rows ask about the same one then."""
         if not self.engine.fixed_shapes:
-            return self.images.hold(image)
-        if not self.images.filled:
-            self.images.put(len(self.queries) - 1, image)
-        self.images.put(slot, image)
-        return slot
+            self.images.hold(query.image)
+            return
+        assert query.image.cache is not None
+        self.images.put(query.slot, query.image.cache)
+
+    def _place_of(self, query: _Query) -> int:
+        return query.slot if self.engine.fixed_shapes else query.image.place
 
     def step(self) -> None:
         """Draw every row's next token and feed it to the decoder."""
@@ -428,13 +465,13 @@ class Batch:
             seen = min(seen, -(-longest // SEEN_STEP) * SEEN_STEP)
         own, fixed = self.lengths[:, None], self.engine.fixed_shapes
         if self.prefix is None:
-            self.prefix = SharedPrefix.of(self.images.cache, [query and query.place for query in self.queries], self.device)
+            self.prefix = SharedPrefix.of(self.images.cache, [query and self._place_of(query) for query in self.queries], self.device)
         positions, mask = self.prefix.length + own, causal_mask(own, seen, 0)
         self.hidden = self.engine.model.text(x_BD[:, None], positions, mask, self.cache, self.prefix, fixed_shapes=fixed)[:, 0]
         self.lengths += ~self.done
         for query in self.queries:
             if query:
-                query.length, query.steps = query.length + 1, query.steps + 1
+                query.steps += 1
 
     def look(self) -> _Look:
         """Ask which rows have ended; the answer can be read later."""
@@ -445,7 +482,7 @@ class Batch:
         ended = [
             query
             for query, done in zip(look.queries, look.done_B.tolist(), strict=True)
-            if query and done and self.queries[query.slot] is query
+            if query and done and query.slot >= 0  # else it ended at a former look
         ]
         if not ended:
             return None
@@ -453,15 +490,15 @@ class Batch:
         truncated = self.forced[rows_N] | ~(self.ended[rows_N] | self.absent[rows_N])
         flags = torch.stack([self.logprob[rows_N], self.absent[rows_N].float(), truncated.float()], dim=1)
         for query in ended:
-            self.queries[query.slot] = None
+            self.queries[query.slot], query.slot = None, -1
             if not self.engine.fixed_shapes:
-                self.images.let_go(query.place)
+                self.images.let_go(query.image)
         return _Results(ended, OnItsWay(torch.cat([self.box[rows_N], flags], dim=1)), OnItsWay(self.ids[rows_N]))
 
     def shrink(self) -> None:
         """Halve the batch, once or more, if the rows that are left fit; those that draw boxes are waited for."""
         rows, running = len(self.queries), [query for query in self.queries if query]
-        smaller = whole_blocks(power_of_two(len(running)))
+        smaller = self.engine.slots_for(len(running))
         if self.boxing or smaller > rows // 2:
             return
         spare = [slot for slot, holder in enumerate(self.queries) if holder is None]
@@ -469,6 +506,7 @@ class Batch:
         for name in ("hidden", "lengths", "steps", "state", "done", "absent", "ended", "forced", "box", "logprob", "ids"):
             setattr(self, name, getattr(self, name)[kept])
         self.cache, self.prefix = self.cache.rows(kept), None
+        self.images.close_up()
         self.queries = [*running, *[None] * (smaller - len(running))]
         for slot, query in enumerate(running):
             query.slot = slot

@@ -51,11 +51,6 @@ class KVCache:
         layers, _, *rest = self.k.shape
         return KVCache(self.k.new_zeros(layers, rows, *rest), self.v.new_zeros(layers, rows, *rest))
 
-    @classmethod
-    def joined(cls, caches: Sequence[KVCache]) -> KVCache:
-        """A copy of several caches' rows, one after another."""
-        return cls(torch.cat([cache.k for cache in caches], dim=1), torch.cat([cache.v for cache in caches], dim=1))
-
     def span(self, start: int, stop: int) -> KVCache:
         """Rows start..stop, as a view."""
         return KVCache(self.k[:, start:stop], self.v[:, start:stop])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,13 +103,17 @@ class Segmenter:
             refiner_iterations: refinement steps; 0 keeps the coarse mask, None is the model's own number.
             early_stop: a mask that changes by fewer than `SETTLED` of its crop's pixels in a step is refined no further.
             grammar: decode well-formed paths only; False is the published engine's free decoding.
-            deterministic: a row's answer does not depend on what is asked beside it, to the last digit. Slower.
+            deterministic: a row's answer does not depend on what is asked beside it, to the last digit. Slower; on a CPU PyTorch's
+                threads are reduced to a power of two.
             path_style: "exact" outlines of masks (`mask_trace`), or "smooth" ones (`mask_smooth`).
 
         Raises:
             ImportError: no library for smooth outlines is installed.
         """
         on_cpu = model.device.type == "cpu"
+        if on_cpu and deterministic:
+            # Else PyTorch splits tensors among threads within a vector, and what is left over is rounded otherwise.
+            torch.set_num_threads(1 << (torch.get_num_threads().bit_length() - 1))
         if on_cpu:
             keep_freed_memory()
         self.model = model.eval()
@@ -217,6 +222,8 @@ class Segmenter:
                 yield tag, self._threads.submit(self._finish, row, answer)
 
     def _coarse(self, image_HW3: np.ndarray, row: Decoded) -> _Coarse:
+        if not all(map(math.isfinite, (*row.box, row.path_logprob or 0.0))):
+            raise FloatingPointError("the model's scores for this row are not finite numbers")
         path = parse_path(self.tokenizer.path_tokens(row.ids))
         height, width = image_HW3.shape[:2]
         if row.absent or not path.path:

@@ -6,12 +6,13 @@ with the same reserved ids and the integers 0-960 as single tokens, as the path 
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from model.path_tokens import MINUS, PATH_SCALE
@@ -81,3 +82,41 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN)
+
+
+def build_bpe_tokenizer(lines: Iterable[str], size: int = 2_048) -> PreTrainedTokenizerFast:
+    """A tokenizer of `size` ids that learns its pieces of words from lines of text, by byte pair encoding.
+
+    Ids: 0..20 reserved (0 is both BOS and EOS), then 0-960, path commands, bytes, learned pieces. Words never seen fall into
+    pieces and at last into bytes, so every text has ids and comes back from them, lower-case and without accents. ValueError
+    where `size` leaves no room for learned pieces.
+    """
+    fixed = [f"<|{i}|>" for i in range(N_RESERVED)]
+    fixed += [*(str(n) for n in range(PATH_SCALE + 1)), *PATH_COMMANDS, MINUS, "segment", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    fixed = list(dict.fromkeys(fixed))
+    if size <= len(fixed):
+        raise ValueError(f"a tokenizer of {size} ids has no room for learned pieces: {len(fixed)} are taken by numbers, commands and bytes")
+    learned, merges = _learn(lines, len(pre_tokenizers.ByteLevel.alphabet()) + size)
+    kept = [piece for piece in learned if piece not in set(fixed)][: size - len(fixed)]
+    vocabulary = {piece: i for i, piece in enumerate([*fixed, *kept])}
+    merges = [(a, b) for a, b in merges if {a, b, a + b} <= vocabulary.keys()]
+    tokenizer = _byte_level(models.BPE(vocabulary, merges))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _learn(lines: Iterable[str], size: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """Up to `size` pieces in the order in which they were found, bytes first, and the merges that make them."""
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False)
+    tokenizer.train_from_iterator(lines, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return sorted(model["vocab"], key=model["vocab"].__getitem__), [tuple(pair) for pair in model["merges"]]
+
+
+def _byte_level(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), *spaces])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

@@ -99,6 +99,8 @@ def _by_arithmetic(rows: int, settings: RunSettings, source: ModelSource) -> Tim
     if all_parameters(config) < SMALLEST:
         return _nothing("the model is small")
     segment = settings.segment
+    if segment.deterministic:
+        return _nothing("rows are to be deterministic")
     load = Workload(batch_rows=settings.batch_rows, refiner_iterations=segment.refiner_iterations, dtype=segment.dtype)
     rates = tuple(
         Rate(

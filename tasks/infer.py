@@ -165,36 +165,37 @@ def _pictures(
 class _Asking:
     """Asks the model about pictures. `waited`: seconds in which it had none to work on.
 
-    If it fails, the rows that it had are asked about one by one, so that only the row at fault is lost; if the device has too
-    little memory for so many rows, half as many are decoded at a time.
+    If it fails, the rows that it had not answered are asked about one by one, so that only the row at fault is lost; if the device
+    has too little memory for so many rows, half as many are decoded at a time.
     """
 
     def __init__(self, pictures: Iterator[Picture], segmenter: SegmenterLike, answers: Answers, batch_rows: int) -> None:
         self._pictures, self._segmenter, self._answers, self._batch_rows = pictures, segmenter, answers, batch_rows
-        self._open: dict[int, tuple[Picture, Row]] = {}  # what the model was given and has not answered
+        self._unanswered: dict[int, tuple[Picture, Row]] = {}  # given to the model; a row leaves when the model has answered it
         self._finishing: deque[tuple[Picture, Row, Future[Segmentation]]] = deque()
-        self._source_failed = False
+        self._ends_shard = False  # what went wrong is not the fault of the rows that the model has
         self.waited = 0.0
 
     def ask_all(self) -> None:
         """Every picture, to the end. Raises what is the machine's fault, and what reading the pictures raised."""
-        again: list[tuple[Picture, Row]] = []
+        again: list[Picture] = []
         while True:
             try:
-                self._ask(chain((_about(*one) for one in again), self._next_pictures()), self._batch_rows)
+                self._ask(chain(again, self._next_pictures()), self._batch_rows)
             except Exception as error:
-                if self._source_failed or not _can_go_on(error, self._batch_rows):
+                if self._ends_shard or not self._unanswered or not _can_go_on(error, self._batch_rows):
                     raise
                 too_many = isinstance(error, torch.OutOfMemoryError)
             else:
                 return
             # Asked again only here, where what failed holds no memory any more.
-            again, self._open = list(self._open.values()), {}
+            again = _pictures_of(self._unanswered.values())
             if too_many:
                 self._batch_rows //= 2
             else:
-                for picture, row in again:
-                    self._ask_alone(picture, row)
+                for picture in again:
+                    for row in picture.rows:
+                        self._ask_alone(picture, row)
                 again = []
 
     def collect(self, leave: int = 0) -> None:
@@ -215,7 +216,7 @@ class _Asking:
             try:
                 picture = next(self._pictures, None)
             except BaseException:
-                self._source_failed = True
+                self._ends_shard = True
                 raise
             finally:
                 self.waited += time.perf_counter() - began
@@ -226,29 +227,36 @@ class _Asking:
     def _ask(self, pictures: Iterable[Picture], batch_rows: int) -> None:
         def asked() -> Iterator[tuple[NDArray[np.uint8], list[tuple[int, Query]]]]:
             for picture in pictures:
-                self._open |= {row.row: (picture, row) for row in picture.rows}
+                self._unanswered |= {row.row: (picture, row) for row in picture.rows}
                 yield picture.pixels, [(row.row, Query(object=str(row.query), spatial_refs=_references(row))) for row in picture.rows]
 
         for number, future in self._segmenter.stream(asked(), rows=batch_rows):
-            self._finishing.append((*self._open.pop(number), future))
+            self._finishing.append((*self._unanswered.pop(number), future))
             self.collect(leave=MASKS_BEHIND)
 
     def _ask_alone(self, picture: Picture, row: Row) -> None:
         try:
-            self._ask([_about(picture, row)], 1)
+            self._ask([replace(picture, rows=(row,))], 1)
         except Exception as error:
+            if self._ends_shard or self._unanswered.pop(row.row, None) is None:
+                raise  # not of this row's asking: it was answered
             self._reject(row, error)
-        self._open = {}
 
     def _reject(self, row: Row, error: Exception) -> None:
         if not _can_go_on(error, 1):
+            self._ends_shard = True
             raise error
         self._answers.rejects.append(Reject(row=row, code=RejectCode.MODEL_ERROR, detail=f"{type(error).__name__}: {error}"))
 
 
-def _about(picture: Picture, row: Row) -> Picture:
-    """A picture that one row asks about."""
-    return replace(picture, rows=(row,))
+def _pictures_of(asked: Iterable[tuple[Picture, Row]]) -> list[Picture]:
+    """The pictures again, each with those of its rows that are given."""
+    rows: dict[str, list[Row]] = {}
+    pictures: dict[str, Picture] = {}
+    for picture, row in asked:
+        pictures[picture.image_id] = picture
+        rows.setdefault(picture.image_id, []).append(row)
+    return [replace(picture, rows=tuple(rows[image_id])) for image_id, picture in pictures.items()]
 
 
 def _can_go_on(error: Exception, batch_rows: int) -> bool:

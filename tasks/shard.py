@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from schemas.runs import Receipt, Shard, Timings
 from schemas.settings import RunSettings
-from tasks.infer import infer
-from tasks.read import read_rows
+from tasks.infer import Answers, infer
+from tasks.read import Row, read_rows
 from tasks.storage import Store
 from tasks.worker import SegmenterLike, model_turn, resident_segmenter
 from tasks.write import receipt_path, write_parts
@@ -18,6 +19,10 @@ from tasks.write import receipt_path, write_parts
 
 class ModelChangedError(RuntimeError):
     """The worker's model is not the one that was planned with."""
+
+
+class RowsLostError(RuntimeError):
+    """Rows of a shard that did not end as exactly one mask or reject: a fault of this program."""
 
 
 def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None) -> Receipt:
@@ -30,6 +35,7 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
         InputChangedError: the file was replaced since it was planned.
         ModelChangedError: the resident model has another revision than the plan.
         NoModelError: the worker has no model of these settings.
+        RowsLostError: rows were lost or doubled. Nothing is written then.
         OSError: the store failed for good.
     """
     began, started_at = time.perf_counter(), datetime.now(UTC)
@@ -39,7 +45,7 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
     rows, schema = read_rows(shard, settings.segment)
     read = time.perf_counter()
     answers = infer(rows, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began)
-    assert len(answers.masks) + len(answers.rejects) == len(rows) == shard.rows, "a row was lost or doubled"
+    _require_each_once(answers, rows, shard)
     inferred = time.perf_counter()
     output = Store.open(settings.output)
     masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
@@ -59,3 +65,13 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
     )
     output.write_bytes(receipt_path(shard.shard_id), receipt.model_dump_json(indent=1).encode())
     return receipt
+
+
+def _require_each_once(answers: Answers, rows: Sequence[Row], shard: Shard) -> None:
+    ended = Counter([mask.row.row for mask in answers.masks] + [reject.row.row for reject in answers.rejects])
+    wrong = sorted(number for number in {row.row for row in rows} | ended.keys() if ended[number] != 1)
+    if wrong or not len(rows) == ended.total() == shard.rows:
+        raise RowsLostError(
+            f"{shard.name}: {shard.rows} rows planned, {len(rows)} read, {ended.total()} ended; lost or doubled: {wrong[:10]}. "
+            "This is a fault of wordmask; nothing was written for this shard"
+        )

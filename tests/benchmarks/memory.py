@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from flows.cluster import worker_environ
 from tests.benchmarks.harness import Report, Target, main
 from tests.benchmarks.models import default_model
 from tests.benchmarks.tables import plan_of, scene_table, work_through
@@ -18,15 +20,17 @@ from tests.benchmarks.tables import plan_of, scene_table, work_through
 SHARD_ROWS = 50  # two shards are in work at a time, so the first hundred rows show what a worker needs
 DISTINCT = 200  # scenes in the table
 GROWTH = 1.05
+THREADS = 2
 
 
 def run(quick: bool) -> Report:
     """Peak resident memory after 100, 1,000 and 10,000 rows of one worker with the default model."""
-    counts = (100, 300, 600) if quick else (100, 1_000, 10_000)
+    counts = (100, 200, 400) if quick else (100, 1_000, 10_000)
     with tempfile.TemporaryDirectory() as folder:
         # A process of its own: the peak of this one would have the drawing of scenes in it.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             settings = pool.apply(_table, (folder, counts[-1]))
+        os.environ |= worker_environ(THREADS)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             peaks = pool.apply(_peaks, (settings, counts))
     rows = [{"rows": count, "peak MB": peak / 1e6, "times the first": peak / peaks[0]} for count, peak in zip(counts, peaks, strict=True)]
@@ -39,7 +43,7 @@ def _table(folder: str, rows: int) -> Any:
 
 def _peaks(settings: Any, counts: tuple[int, ...]) -> list[int]:
     """Bytes of the peak when so many rows were done."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     segmenter = default_model()
     peaks, done = [], 0
     for receipt in work_through(plan_of(settings, segmenter), settings, segmenter):
@@ -50,4 +54,4 @@ def _peaks(settings: Any, counts: tuple[int, ...]) -> list[int]:
 
 
 if __name__ == "__main__":
-    main("memory", run, threads=2)
+    main("memory", run, threads=THREADS)

@@ -17,6 +17,8 @@ from PIL import Image
 
 from model import rle
 from model.train.scenes import TEST_SEEDS, TRAIN_SEEDS
+from model.train.splits import SPLITS
+from model.train.sprites import fetched_path, load_shipped, save
 from tests.conftest import read_rows
 
 WORDMASK = Path(sys.executable).parent / "wordmask"
@@ -45,8 +47,27 @@ def done(tmp_path_factory: pytest.TempPathFactory, prefect_home: dict[str, str])
 
 def test_help_is_there_for_every_command() -> None:
     assert "Words in, masks out" in wordmask("--help").stdout
-    for command in ("segment", "run", "plan", "status", "models", "evaluate", "scenes", "sheet", "import coco"):
+    for command in ("segment", "run", "plan", "status", "models", "evaluate", "scenes", "sheet", "import coco", "train scenes"):
         assert "Example" in wordmask(*command.split(), "--help").stdout
+
+
+def test_training_scenes_say_what_they_are_drawn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "wordmask train scenes --fetch" in wordmask("train", "scenes", code=2).stderr
+    assert "needs npm" in wordmask("train", "scenes", "--fetch", code=1, PATH=str(tmp_path)).stderr
+    save(load_shipped(), fetched_path())
+    found = json.loads(wordmask("train", "scenes", "--json").stdout)
+    assert (found["path"], found["nouns"], found["sprites"]) == (str(fetched_path()), 36, 108)
+    assert {style["name"]: style["licence"] for style in found["styles"]} == {
+        "noto": "Apache-2.0", "noto-v1": "Apache-2.0", "twemoji": "CC-BY-4.0",
+    }  # fmt: skip
+    assert "CC-BY-4.0" in wordmask("train", "scenes").stdout
+
+
+def test_scenes_of_things_come_from_the_seeds_of_their_split(tmp_path: Path) -> None:
+    wordmask("scenes", tmp_path / "a.parquet", "--count", 3, "--split", "test-style", "--sprites", "shipped")
+    rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert all(int(row["row_id"].split("-")[0]) in SPLITS["test-style"].seeds for row in rows)
 
 
 def test_scenes_come_from_test_seeds_with_their_truth(done: Path) -> None:

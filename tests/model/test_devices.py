@@ -123,7 +123,7 @@ def test_the_engine_admits_and_steps_without_reading_anything_back(model, fake_c
     """Prefill, prompts with and without references, the three steps of a box and those of a path, and slots used again."""
     put_on_fake_cuda(model, fake_cuda)
     config, tokenizer = model.config, small_tokenizer()
-    engine = Engine(model.model, config.tokens, PathGrammar(tokenizer, config.tokens.eos_id, CUDA), rows=8)
+    engine = Engine(model.model, config.tokens, PathGrammar(tokenizer, config.tokens.eos_id, CUDA), rows=4)
     prompts = [Prompt(ids=(1, 9, 2, 30, 3)), Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2))))]
     images = [torch.empty(config.vision.n_tokens, config.text.dim, device=CUDA, dtype=model.dtype) for _ in range(2)]
     batch = engine.start((image, list(enumerate(prompts))) for image in images)
@@ -135,8 +135,8 @@ def test_the_engine_admits_and_steps_without_reading_anything_back(model, fake_c
         batch.step()
     for tensor in (batch.hidden, batch.done, batch.ids, batch.box, batch.logprob, batch.cache.k):
         assert tensor.device == CUDA
-    assert batch.ids.shape == (8, config.tokens.max_new_tokens)
-    assert batch.hidden.shape == (8, config.text.dim)
+    assert batch.ids.shape == (4, config.tokens.max_new_tokens)
+    assert batch.hidden.shape == (4, config.text.dim)
     assert batch.hidden.dtype == torch.bfloat16
 
 

@@ -35,15 +35,6 @@ def test_each_row_is_written_at_its_own_positions():
     assert int(cache.k[1].ne(0).any(dim=-1).sum()) == 3 * 2 * 2  # rows x steps x heads, and nothing else
 
 
-def test_a_joined_cache_is_a_copy():
-    source = filled()
-    joined = KVCache.joined([source.span(row, row + 1) for row in (2, 0, 2, 2)])
-    assert torch.equal(joined.k, source.k[:, [2, 0, 2, 2]])
-    assert torch.equal(joined.v, source.v[:, [2, 0, 2, 2]])
-    joined.k.zero_()
-    assert source.k[:, 2].ne(0).any()
-
-
 @pytest.mark.parametrize("image_of", [[0], [1, 0], [2, None, 2, 0, 2, 1, 2], [None, 0, None, 0]])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_each_row_meets_the_keys_and_values_of_its_own_image(image_of: list[int | None], steps: int):

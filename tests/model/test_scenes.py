@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from model.train import scenes
+from model.train import scenes, shapes
 from model.train.scenes import (
     COLOURS,
     MIN_GAP,
@@ -100,7 +100,7 @@ def test_masks_are_what_later_objects_leave_of_the_painted_ones(monkeypatch: pyt
 def test_coverage_is_the_area_of_the_outline(shape: str, size_name: str) -> None:
     piece = scenes._cut(np.random.default_rng(5), shape, "red", size_name, (300, 400))
     radius = 300 * np.random.default_rng(5).uniform(*SIZES[size_name]) / 2  # what _cut draws first
-    x, y = radius * scenes.OUTLINES[shape][0].T
+    x, y = radius * shapes.OUTLINES[shape][0].T
     area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
     assert piece.alpha_hw.sum() == pytest.approx(area, rel=0.03)
     assert piece.cover_hw.sum() == pytest.approx(area, rel=0.04)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from model import rle
 from model import segmenter as segmenter_module
+from model.config import MOST_PROMPT_TOKENS, MoondreamSegmentationConfig
 from model.engine import Decoded, Engine
 from model.path_tokens import parse_path
 from model.prompt import QueryError
@@ -22,6 +23,7 @@ from model.rasterize import rasterize, rasterize_pixels
 from model.refiner_crops import cut, paste
 from model.segmenter import Query, Segmenter
 from model.train.scenes import TEST_SEEDS, make_scene, pick_expressions
+from model.vision import gelu_tanh
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,34 @@ def test_absent_is_an_empty_mask(segmenter: Segmenter, scene: np.ndarray, monkey
     found = segmenter.segment(scene, "a unicorn")
     assert (found["status"], found["area"], found["bbox"], found["path"]) == ("absent", 0, None, "")
     assert not found["salvaged"]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_an_error_of_that_row(
+    segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    row = Decoded(box=(0.5, 0.5, 0.4, 0.4), ids=(), absent=False, truncated=False, path_logprob=score)
+    monkeypatch.setattr(Engine, "draw", drawing(row))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        segmenter.segment(scene, "the red circle")
+
+
+def test_deterministic_rows_do_not_depend_on_their_place_with_an_odd_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        Segmenter.from_pretrained("demo", device="cpu", deterministic=True)
+        x = (2 * torch.randn(8192, generator=torch.Generator().manual_seed(0))).repeat(32, 1)
+        with torch.inference_mode():
+            y = gelu_tanh(x)
+        assert torch.equal(y, y[:1].expand_as(y))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_longest_prompt_is_bounded_whatever_the_context() -> None:
+    assert MoondreamSegmentationConfig().max_prompt_tokens == MOST_PROMPT_TOKENS
+    assert MoondreamSegmentationConfig(text={"max_context": 1600}).max_prompt_tokens == 1600 - 730 - 3 - 768
 
 
 def test_photographs_of_any_shape(segmenter: Segmenter) -> None:

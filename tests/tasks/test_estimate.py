@@ -124,6 +124,11 @@ def test_small_models_are_not_estimated_by_arithmetic(output: Store, tmp_path: P
         assert "nothing to estimate from" in found.note
 
 
+def test_arithmetic_tells_nothing_of_deterministic_runs(output: Store, tmp_path: Path) -> None:
+    found = estimated(output, local_model(tmp_path / "model", {}), segment={"deterministic": True})
+    assert (found.basis, found.rates) == ("nothing", ())
+
+
 def test_a_model_without_configuration_is_named(output: Store, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no config\.json"):
         estimated(output, model_at("m", tmp_path))

@@ -208,6 +208,72 @@ def test_where_the_device_has_too_little_memory_half_as_many_rows_are_decoded_at
     assert sorted(model.answered) == list(range(9)), "each row was answered once"
 
 
+class Failures(FakeSegmenter):
+    """Takes three pictures and fails, with one error after another; then works, and notes what it is asked about each picture."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self.errors = list(errors)
+        self.words: list[int] = []
+
+    def stream(self, asked: Asked, rows: int) -> Answered:
+        if self.errors:
+            for _, _ in zip(range(3), asked, strict=False):
+                pass
+            raise self.errors.pop(0)
+
+        def noted() -> Asked:
+            for image, queries in asked:
+                self.words.append(len(queries))
+                yield image, queries
+
+        yield from super().stream(noted(), rows)
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError("full")),
+        (torch.OutOfMemoryError("full"), ValueError("no")),
+    ],
+)
+def test_no_row_is_lost_when_asking_again_fails_too(errors: tuple[Exception, ...]) -> None:
+    rows = [row(number, number // 3) for number in range(12)]
+    answers = infer(rows, shard_of(rows), SETTINGS, Failures(*errors), 8)
+    assert [answer.row.row for answer in (*answers.masks, *answers.rejects)] == list(range(12))
+
+
+def test_rows_asked_again_still_share_their_pictures() -> None:
+    rows = [row(number, number // 3) for number in range(12)]
+    model = Failures(torch.OutOfMemoryError("full"))
+    infer(rows, shard_of(rows), SETTINGS, model, 8)
+    assert model.words == [3, 3, 3, 3]
+
+
+def test_a_device_that_fails_beside_the_model_ends_the_shard_with_its_row() -> None:
+    rows = [row(number) for number in range(40)]
+    with pytest.raises(torch.OutOfMemoryError):
+        infer(rows, shard_of(rows), SETTINGS, Broken(torch.OutOfMemoryError("full")), 8)
+
+
+def test_a_model_that_fails_before_it_takes_a_picture_ends_the_shard() -> None:
+    with pytest.raises(RuntimeError, match="at once"):
+        infer([row(0)], shard_of([row(0)]), SETTINGS, Failing(RuntimeError("at once")), 8)
+
+
+class FailingAtTheEnd(Failures):
+    """After its first failure it answers, and then fails."""
+
+    def stream(self, asked: Asked, rows: int) -> Answered:
+        yield from super().stream(asked, rows)
+        raise RuntimeError("after the answer")
+
+
+def test_a_row_that_was_answered_is_not_rejected_too() -> None:
+    with pytest.raises(RuntimeError, match="after the answer"):
+        infer([row(0), row(1)], shard_of([row(0), row(1)]), SETTINGS, FailingAtTheEnd(ValueError("no")), 8)
+
+
 def test_pictures_that_cannot_be_read_for_a_reason_of_our_own_end_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> np.ndarray:
         raise ZeroDivisionError("a bug")
