@@ -26,6 +26,7 @@ from model.moondream import Moondream
 from model.path_grammar import START, FreeDecoding, PathGrammar
 from model.prompt import Prompt, embed_prompts
 from model.region import coord_value, size_value
+from model.sampling import Sampling
 from model.text import causal_mask
 
 ROWS = 64  # slots, unless told otherwise
@@ -59,11 +60,13 @@ class Engine:
 
     def __init__(
         self, model: Moondream, tokens: TokenConfig, chooser: PathGrammar | FreeDecoding, *, rows: int = ROWS,
-        max_new_tokens: int | None = None, fixed_shapes: bool = False, lag: int | None = None,
+        max_new_tokens: int | None = None, fixed_shapes: bool = False, lag: int | None = None, sampling: Sampling | None = None,
     ) -> None:  # fmt: skip
         """`rows` slots, on a CPU rounded up to whole row blocks (see `devices`). `fixed_shapes`: a row's result depends on nothing but
         the row, to the last digit. Images and prompts are then read one by one, and every step has `FIXED_ROWS` rows, used or not,
-        whatever `rows` says. `lag`: how many steps late it is read which rows have ended; None is 1 on a GPU, else 0."""
+        whatever `rows` says. `lag`: how many steps late it is read which rows have ended; None is 1 on a GPU, else 0. `sampling`: absence,
+        box and path are drawn at random; without it, they are the likeliest."""
+        self.noisy = sampling or (lambda scores: scores)
         self.model, self.tokens, self.chooser, self.fixed_shapes = model, tokens, chooser, fixed_shapes
         self.device = model.text.wte.device
         self.lag = (0 if self.device.type == "cpu" else 1) if lag is None else lag
@@ -72,7 +75,8 @@ class Engine:
 
     @torch.inference_mode()
     def draw(self, asked: Iterable[tuple[Tensor, Sequence[tuple[Tag, Prompt]]]]) -> Iterator[tuple[Tag, Decoded]]:
-        """Draw one path per prompt, greedily among the tokens that the chooser allows; as they end, not as they began.
+        """Draw one path per prompt, greedily (or at random, see `sampling`) among the tokens that the chooser allows; as they end, not
+        as they began.
 
         Each item is an image's tokens (P, D) and the prompts about it, each with a tag that comes back with its result. Items
         are taken only as slots come free.
@@ -408,19 +412,20 @@ class Batch:
     def step(self) -> None:
         """Draw every row's next token and feed it to the decoder."""
         logits = self.engine.model.text.logits(self.hidden)
-        x_BD = self.engine.model.text.embed(self._choose(logits))
+        noisy = self.engine.noisy(logits)
+        x_BD = self.engine.model.text.embed(self._choose(logits, noisy))
         for boxing in self.boxing:
-            x_BD[boxing.rows_N] = self._draw_box(boxing, logits)
+            x_BD[boxing.rows_N] = self._draw_box(boxing, noisy)
         self.boxing = [boxing for boxing in self.boxing if boxing.drawn < BOX_TOKENS]
         self.steps += 1
         self._advance(x_BD)
 
-    def _choose(self, logits: Tensor) -> Tensor:
+    def _choose(self, logits: Tensor, noisy: Tensor) -> Tensor:
         """The next path tokens (B,), recorded for the rows that draw one; for the others they say nothing."""
         engine, place = self.engine, self.steps - BOX_TOKENS
         left = engine.limit - place
         near = any(query and engine.limit - (query.steps - BOX_TOKENS) < engine.chooser.reserve for query in self.queries)
-        ids, state, forced = engine.chooser.choose(logits, self.state, left, near_limit=near)
+        ids, state, forced = engine.chooser.choose(noisy, self.state, left, near_limit=near)
         running = (place >= 0) & ~self.done
         ended = running & (ids == engine.tokens.eos_id)
         log_p = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
@@ -434,22 +439,24 @@ class Batch:
         self.ids.scatter_(1, at_B1, torch.where(running[:, None], ids[:, None], self.ids.gather(1, at_B1)))
         return ids
 
-    def _draw_box(self, boxing: _Boxing, logits: Tensor) -> Tensor:
-        """Centre x, centre y, size, one a step; before them the choice between an object and an end at once. Embeddings (N, D)."""
-        region, tokens, rows_N = self.engine.model.region, self.engine.tokens, boxing.rows_N
+    def _draw_box(self, boxing: _Boxing, scores: Tensor) -> Tensor:
+        """Centre x, centre y, size, one a step; before them the choice between an object and an end at once. Embeddings (N, D).
+
+        What was drawn is read back: a row that stands there more than once may have drawn as many numbers, and one of them counts.
+        """
+        region, tokens, rows_N, noisy = self.engine.model.region, self.engine.tokens, boxing.rows_N, self.engine.noisy
         hidden = self.hidden[rows_N]
         boxing.drawn += 1
         if boxing.drawn == 1:
-            self.absent[rows_N] = logits[rows_N, tokens.eos_id] > logits[rows_N, tokens.coord_id]
+            self.absent[rows_N] = scores[rows_N, tokens.eos_id] > scores[rows_N, tokens.coord_id]
         if boxing.drawn < BOX_TOKENS:
-            value = coord_value(region.coord_logits(hidden).argmax(-1), region.config.coord_out_dim)
-            self.box[rows_N, boxing.drawn - 1] = value
-            return region.encode_coord(value[:, None])
-        size = size_value(region.size_logits(hidden).argmax(-1), region.config.size_out_dim // 2)
-        self.box[rows_N, 2:] = size
+            axis = boxing.drawn - 1
+            self.box[rows_N, axis] = coord_value(noisy(region.coord_logits(hidden)).argmax(-1), region.config.coord_out_dim)
+            return region.encode_coord(self.box[rows_N, axis, None])
+        self.box[rows_N, 2:] = size_value(noisy(region.size_logits(hidden)).argmax(-1), region.config.size_out_dim // 2)
         # Not earlier: until its box is drawn, a row stays where the others of its group know it.
         self.done[rows_N] = self.absent[rows_N] | (self.engine.limit == 0)
-        return region.encode_size(size)
+        return region.encode_size(self.box[rows_N, 2:])
 
     def _advance(self, x_BD: Tensor) -> None:
         seen = self.cache.k.shape[3]

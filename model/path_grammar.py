@@ -9,6 +9,7 @@ Shapes: B rows, V tokens (of the vocabulary in logits, of paths in the tables), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -155,6 +156,7 @@ class PathGrammar:
         # Where too few tokens are left for any path at all, the limit is not heeded.
         fits_LSV = np.where(fits_LSV.any(axis=2, keepdims=True), fits_LSV, legal_SV)
         self._ids, self._after_SV, self._allowed_LSV = (torch.tensor(table, device=device) for table in (ids, after_SV, fits_LSV))
+        self._place = {token: place for place, token in enumerate(ids)}
 
     def choose(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, *, near_limit: bool = True) -> Choice:
         """The next token of each row. `state_B` is `START` before the first; `left_B` how many tokens may still be written, this
@@ -168,3 +170,19 @@ class PathGrammar:
         if near_limit:
             forced_B = torch.where(legal_BV, scores_BV, -torch.inf).amax(dim=1) > score_B
         return Choice(self._ids[place_B], self._after_SV[state_B, place_B], forced_B)
+
+    def states(self, ids: Sequence[int]) -> list[int]:
+        """The state before each token of a path, the first being `START`."""
+        states = [START]
+        for token in ids[:-1]:
+            states.append(int(self._after_SV[states[-1], self._place[token]]))
+        return states[: len(ids)]
+
+    def places(self, ids: Sequence[int]) -> list[int]:
+        """Where path tokens, the end token among them, stand in `log_probs`."""
+        return [self._place[token] for token in ids]
+
+    def log_probs(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities (B, path tokens) of what `choose` would pick from `Sampling`'s scores; minus infinity where it would not."""
+        allowed_BV = self._allowed_LSV[left_B.clamp(0, self.reserve), state_B]
+        return torch.where(allowed_BV, logits_BV[:, self._ids] / temperature, -torch.inf).log_softmax(dim=-1)

@@ -1,6 +1,7 @@
 """Make a model folder of training checkpoints: weights in bfloat16, configuration, tokenizer, card.
 
-Run: `python -m model.train.package --sft runs/sft --refiner runs/refiner --dest model/assets/demo`
+Run: `python -m model.train.package --sft runs/sft --refiner runs/refiner --dest model/assets/demo`; the folder of the reinforcement
+learning does in place of the supervised stage's.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ import torch
 
 from model.moondream import MoondreamSegmentation, parameter_count
 from model.registry import CARD_FILE, TOKENIZER_FILE
-from model.train.sft import SftSettings, new_state
-from model.train.small import small_tokenizer
+from model.train.sft import SftSettings
+from model.train.small import small_tokenizer, trained_model
 
 
 def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentation:
-    """Write the folder; the card keeps its results if there is one, and gets the rest anew."""
+    """Write the folder; the card keeps its results if there is one, and gets the rest anew. `sft` is the folder of either stage that
+    trains the decoder."""
     tokenizer = small_tokenizer()
-    state = new_state(SftSettings(), tokenizer)
-    state.load(sft / "last.pt")
-    model = state.model
-    steps = {"sft": state.step}
+    decoder = trained_model(sft, tokenizer)
+    model, steps = decoder.model, {decoder.stage: decoder.step}
     if refiner is not None:
         head = torch.load(refiner / "last.pt", weights_only=True)
         model.head.load_state_dict(head["head"])
@@ -46,7 +46,7 @@ def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentatio
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sft", type=Path, required=True, help="folder of the supervised stage")
+    parser.add_argument("--sft", type=Path, required=True, help="folder of the supervised stage, or of the one after it")
     parser.add_argument("--refiner", type=Path, help="folder of the refiner stage; without it the head is untrained")
     parser.add_argument("--dest", type=Path, required=True, help="model folder to write")
     args = parser.parse_args()

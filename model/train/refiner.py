@@ -1,7 +1,7 @@
 """Stage 3 of the paper: the refiner learns from coarse masks and their ground truth.
 
-The paper's coarse inputs are rollouts of the reinforcement-learning stage. That stage is not here yet, so the coarse
-inputs are what the supervised model draws, and perturbed ground truth of all qualities. What else is ours:
+The paper's coarse inputs are rollouts of the reinforcement-learning stage. Here they are what the decoder of the run that is given draws
+greedily (of either stage; the shipped head has seen the supervised one's), and perturbed ground truth of all qualities. What else is ours:
 
 - Losses: binary cross-entropy plus dice on each of the four masks, of which the best counts fully and the others a
   little, so that all stay alive; squared error of the predicted IoUs.
@@ -38,15 +38,15 @@ from model.segmenter import Query, Segmenter
 from model.tokenizer import PathTokenizer
 from model.train.batches import unit_box
 from model.train.scenes import Scene, make_scene, pick_expressions
-from model.train.sft import LOG_EVERY, SftSettings, new_state
-from model.train.small import small_tokenizer
+from model.train.sft import LOG_EVERY
+from model.train.small import small_tokenizer, trained_model
 from model.train.targets import path_target
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerSettings:
     """`others` is the weight of the masks that are not the best of the four; `decoded` rows of a batch come from a pool of
-    `pool_rows` that the supervised model drew, the rest are perturbed ground truth."""
+    `pool_rows` that the decoder drew, the rest are perturbed ground truth."""
 
     seed: int = 1
     steps: int = 4000
@@ -117,7 +117,7 @@ def jittered_path(tokens: list[str], amount: float, rng: np.random.Generator) ->
 
 
 def decoded_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, settings: RefinerSettings) -> list[Tensor]:
-    """Images, coarse masks and truths, each (rows, S, S, ...), of training scenes as the supervised model draws them.
+    """Images, coarse masks and truths, each (rows, S, S, ...), of training scenes as the decoder draws them.
 
     A row whose coarse mask misses the target altogether teaches nothing and is left out.
     """
@@ -184,12 +184,11 @@ def learning_rate(step: int, settings: RefinerSettings) -> float:
 
 
 def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
-    """Train the head on top of the checkpoint `sft/last.pt`, from the checkpoint in `out` if there is one."""
+    """Train the head on top of the checkpoint `sft/last.pt`, from the checkpoint in `out` if there is one. `sft` is the folder of either
+    stage that trains the decoder."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = small_tokenizer()
-    state = new_state(SftSettings(), tokenizer)
-    state.load(sft / "last.pt")
-    model = state.model
+    model = trained_model(sft, tokenizer).model
     model.model.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     first = 0
@@ -233,7 +232,7 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sft", type=Path, required=True, help="folder of the supervised stage")
+    parser.add_argument("--sft", type=Path, required=True, help="folder of the supervised stage, or of the one after it")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and log; an existing one is resumed")
     parser.add_argument("--steps", type=int, default=RefinerSettings.steps)
     parser.add_argument("--threads", type=int, default=2)

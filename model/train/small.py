@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -63,6 +65,23 @@ def small_model(tokenizer: PathTokenizer, seed: int) -> MoondreamSegmentation:
             block.attn.tau.wq.normal_(std=0.02)
             block.attn.tau.wv.normal_(std=0.02)
     return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model from the last checkpoint of a run that trains the decoder, and that run's stage and step."""
+
+    model: MoondreamSegmentation
+    stage: str
+    step: int
+
+
+def trained_model(run: Path, tokenizer: PathTokenizer) -> Trained:
+    """From the folder of the supervised stage, or of reinforcement learning."""
+    saved = torch.load(run / "last.pt", weights_only=True)
+    model = small_model(tokenizer, seed=0)
+    model.load_state_dict(saved["model"])
+    return Trained(model=model, stage=saved.get("stage", "sft"), step=saved["step"])
 
 
 def fourier_code(values_N: Tensor, dim: int) -> Tensor:
