@@ -5,6 +5,7 @@ Shapes: I images, K queries of an image, T tokens of a query (padded), P image t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -20,10 +21,20 @@ from model.path_tokens import PATH_SCALE
 from model.prompt import build_prompt
 from model.region import coord_bin, size_bin
 from model.tokenizer import PathTokenizer
-from model.train.scenes import COLOURS, SHAPES, SIZES, Expression, Scene, make_scene, pick_expressions
+from model.train.canvas import Scene
+from model.train.colours import COLOUR_NAMES
+from model.train.expressions import Expression, refer
+from model.train.nouns import NOUNS
+from model.train.scenes import make_scene
+from model.train.shapes import SHAPES
+from model.train.splits import SPLITS
+from model.train.sprites import SpriteLibrary
 from model.train.targets import patch_owners, patch_shares, path_target
+from model.train.templates import SYNONYMS
 
 IGNORE = -100
+NAMES = (*NOUNS, *SHAPES)
+SIZES = ("small", "medium", "large")
 MAX_RANK = 6  # ordinal labels: how many like objects lie before this one, 0..5
 
 
@@ -40,21 +51,23 @@ class Batch:
     next_coord: Tensor  # (I, K, T) label: bin of the next coordinate, -1 elsewhere
     next_size: Tensor  # (I, K, T, 2) label: bins of the next size, -1 elsewhere
     pointer: Tensor  # (I, K) position of the last prompt token
-    target_shape: Tensor  # (I, K) index of the target's shape
+    target_name: Tensor  # (I, K) place of the target's name in `NAMES`, `IGNORE` where there is no target
     target_share: Tensor  # (I, K, P) share of the target in each patch, sums to 1 (0 where there is none)
-    word_fits: Tensor  # (I, K, T, P) which patches a word for a shape, colour or size fits; false for other tokens
-    patch_labels: Tensor  # (I, P, C) classes of the object that owns each patch: shape, colour, size, ranks
+    word_fits: Tensor  # (I, K, T, P) which patches a name, colour or size fits, at its last token; false for other tokens
+    patch_labels: Tensor  # (I, P, C) classes of the object that owns each patch: name, colour, size, ranks
     patch_box: Tensor  # (I, P, 4) its box (cx, cy, w, h), unit of image, NaN for background
 
 
 class SceneBatches(Dataset[Batch]):
-    """Batch number `step` is a function of (seed, step) alone, so a resumed run sees what the first would have seen."""
+    """Batch number `step` is a function of (seed, step) alone, so a resumed run sees what the first would have seen. Scenes and
+    expressions are those of the split "train"."""
 
-    def __init__(self, *, config: MoondreamSegmentationConfig, tokenizer: PathTokenizer, seed: int, steps: range, images: int, queries: int,
-                 paths: bool, n_objects: tuple[int, int], large_share: float = 0.0) -> None:  # fmt: skip
-        self.config, self.tokenizer, self.seed, self.steps = config, tokenizer, seed, steps
+    def __init__(self, *, config: MoondreamSegmentationConfig, tokenizer: PathTokenizer, sprites: SpriteLibrary, seed: int, steps: range,
+                 images: int, queries: int, paths: bool, n_objects: tuple[int, int], large_share: float = 0.0) -> None:  # fmt: skip
+        split = SPLITS["train"]
+        self.config, self.tokenizer, self.sprites, self.seed, self.steps = config, tokenizer, sprites.only(split.styles), seed, steps
+        self.seeds, self.templates = split.seeds, split.templates
         self.images, self.queries, self.paths, self.n_objects, self.large_share = images, queries, paths, n_objects, large_share
-        self.attributes = attribute_words(tokenizer)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -64,15 +77,15 @@ class SceneBatches(Dataset[Batch]):
         step = self.steps[index]
         rng = np.random.default_rng((self.seed, step))
         samples = [self._sample(rng) for _ in range(self.images)]
-        return _collate(samples, self.config, self.attributes)
+        return _collate(samples, self.config)
 
     def _sample(self, rng: np.random.Generator) -> Sample:
         large = rng.random() < self.large_share
         size = {"height": int(rng.integers(130, 260)), "width": int(rng.integers(130, 260))} if large else {}
         while True:
-            seed = int(rng.integers(0, 10**8))
-            scene = make_scene(seed, n_objects=self.n_objects, **size)
-            expressions = pick_expressions(scene, seed, self.queries) if scene.objects else []
+            seed = int(rng.integers(self.seeds.start, self.seeds.stop))
+            scene = make_scene(seed, n_objects=self.n_objects, sprites=self.sprites, **size)
+            expressions = refer(scene, seed, self.queries, nouns=self.sprites.nouns, templates=self.templates)
             if len(expressions) == self.queries:
                 return self._encode(scene, expressions)
 
@@ -81,7 +94,8 @@ class SceneBatches(Dataset[Batch]):
         queries = [self._query(scene, expression) for expression in expressions]
         vision = self.config.vision
         shares = patch_shares(scene.instance_HW, vision.crop_size, vision.grid)
-        targets = np.stack([shares[e.target] if e.target < len(shares) else np.zeros(vision.n_tokens) for e in expressions])
+        nowhere = np.zeros(vision.n_tokens, np.float32)
+        targets = np.stack([nowhere if e.target is None or e.target >= len(shares) else shares[e.target] for e in expressions])
         owners = patch_owners(scene.instance_HW, vision.crop_size, vision.grid)
         labels, boxes = object_labels(scene)
         background = np.zeros((1, labels.shape[1]), labels.dtype)
@@ -95,20 +109,28 @@ class SceneBatches(Dataset[Batch]):
     def _query(self, scene: Scene, expression: Expression) -> QuerySample:
         tokens = self.config.tokens
         prompt = build_prompt(expression.text, (), self.tokenizer, tokens)
+        begin = len(tokens.prompt_prefix)
+        attributes = {begin + place: label for place, label in attributes_of(expression.text, self.tokenizer).items()}
+        if expression.target is None:
+            return QuerySample(
+                ids=[*prompt.ids, tokens.eos_id], prompt_length=len(prompt.ids), box=None, name=IGNORE, attributes=attributes
+            )
         target = scene.objects[expression.target]
-        cx, cy, w, h = unit_box(target.box, scene)
         ids = [*prompt.ids, tokens.coord_id, tokens.coord_id, tokens.size_id]
         if self.paths:
             ids += [*self.tokenizer.path_ids(path_target(target.mask_HW, target.box)), tokens.eos_id]
-        return QuerySample(ids=ids, prompt_length=len(prompt.ids), box=(cx, cy, w, h), shape=SHAPES.index(target.shape))
+        return QuerySample(
+            ids=ids, prompt_length=len(prompt.ids), box=unit_box(target.box, scene), name=NAMES.index(target.name), attributes=attributes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuerySample:
     ids: list[int]
     prompt_length: int
-    box: tuple[float, float, float, float]
-    shape: int
+    box: tuple[float, float, float, float] | None  # None where nothing is meant
+    name: int
+    attributes: dict[int, tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,30 +153,42 @@ def unit_box(box: tuple[float, float, float, float], scene: Scene) -> tuple[floa
 def object_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Classes of each object, (objects, C), 0 being background, and boxes (objects, 4).
 
-    Classes: shape, colour, size, then ranks: how many objects of the same shape, of the same colour, and of any kind
-    lie to the left, to the right, above and below (by centre).
+    Classes: name, colour (the last one: none), size, then ranks: how many objects of the same name, of the same colour, and of any
+    kind lie to the left, to the right, above and below (by centre).
     """
     boxes = np.array([unit_box(o.box, scene) for o in scene.objects]).reshape(-1, 4)
-    shape = np.array([SHAPES.index(o.shape) for o in scene.objects])
-    colour = np.array([COLOURS.index(o.colour) for o in scene.objects])
-    size = np.array([list(SIZES).index(o.size_name) for o in scene.objects])
-    groups = (shape[:, None] == shape, colour[:, None] == colour, np.ones((len(shape), len(shape)), bool))
+    name = np.array([NAMES.index(o.name) for o in scene.objects], int)
+    colour = np.array([COLOUR_NAMES.index(o.colour) if o.colour else len(COLOUR_NAMES) for o in scene.objects], int)
+    size = np.array([SIZES.index(o.size_name) for o in scene.objects], int)
+    groups = (name[:, None] == name, colour[:, None] == colour, np.ones((len(name), len(name)), bool))
     before = [sign * boxes[:, axis] for axis in (0, 1) for sign in (1, -1)]
     ranks = [(group & (place[None, :] < place[:, None])).sum(axis=1) for group in groups for place in before]
     ranks = [np.minimum(rank, MAX_RANK - 1) for rank in ranks]
-    return np.stack([shape, colour, size, *ranks], axis=1) + 1, boxes
+    return np.stack([name, colour, size, *ranks], axis=1) + 1, boxes
 
 
-N_CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, 3, *[MAX_RANK + 1] * 12)
+N_CLASSES = (len(NAMES) + 1, len(COLOUR_NAMES) + 2, len(SIZES) + 1, *[MAX_RANK + 1] * 12)
 
 
-def attribute_words(tokenizer: PathTokenizer) -> dict[int, tuple[int, int]]:
-    """Token id of each word for a shape, colour or size: which of the patch labels it is about, and their class."""
-    groups = (SHAPES, COLOURS, tuple(SIZES))
-    return {tokenizer.encode(word)[0]: (column, index + 1) for column, group in enumerate(groups) for index, word in enumerate(group)}
+def attributes_of(text: str, tokenizer: PathTokenizer) -> dict[int, tuple[int, int]]:
+    """The place, among an expression's tokens, of the last token of each name, colour and size in it: which of the patch labels it is
+    about, and their class."""
+    spans = tokenizer.fast(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ends = {stop: place for place, (_, stop) in enumerate(spans)}
+    found = ((ends.get(match.end()), _LABELS[match.group()]) for match in _ATTRIBUTE.finditer(text.lower()))
+    return {place: label for place, label in found if place is not None}
 
 
-def _collate(samples: list[Sample], config: MoondreamSegmentationConfig, attributes: dict[int, tuple[int, int]]) -> Batch:
+_LABELS = {
+    word: (column, value + 1)
+    for column, group in enumerate((NAMES, COLOUR_NAMES, SIZES))
+    for value, name in enumerate(group)
+    for word in SYNONYMS.get(name, (name,))
+}
+_ATTRIBUTE = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in sorted(_LABELS, key=len, reverse=True)))
+
+
+def _collate(samples: list[Sample], config: MoondreamSegmentationConfig) -> Batch:
     images, queries = len(samples), len(samples[0].queries)
     length = max(len(q.ids) for s in samples for q in s.queries)
     shape = (images, queries, length)
@@ -166,22 +200,21 @@ def _collate(samples: list[Sample], config: MoondreamSegmentationConfig, attribu
     for i, sample in enumerate(samples):
         for k, query in enumerate(sample.queries):
             p, n = query.prompt_length, len(query.ids)
-            cx, cy, w, h = query.box
             ids[i, k, :n] = query.ids
-            coords[i, k, p : p + 2] = cx, cy
-            sizes[i, k, p + 2] = w, h
             next_id[i, k, p - 1 : n - 1] = query.ids[p:]
-            next_coord[i, k, p - 1 : p + 1] = coord_bin(cx, n_coord), coord_bin(cy, n_coord)
-            next_size[i, k, p + 1] = size_bin(w, n_size), size_bin(h, n_size)
             pointer[i, k] = p - 1
-            for t, token in enumerate(query.ids[:p]):
-                if token in attributes:
-                    column, value = attributes[token]
-                    word_fits[i, k, t] = sample.patch_labels[:, column] == value
+            if query.box is not None:
+                cx, cy, w, h = query.box
+                coords[i, k, p : p + 2] = cx, cy
+                sizes[i, k, p + 2] = w, h
+                next_coord[i, k, p - 1 : p + 1] = coord_bin(cx, n_coord), coord_bin(cy, n_coord)
+                next_size[i, k, p + 1] = size_bin(w, n_size), size_bin(h, n_size)
+            for t, (column, value) in query.attributes.items():
+                word_fits[i, k, t] = sample.patch_labels[:, column] == value
     arrays = {
         "crops": np.concatenate([s.crops for s in samples]), "ids": ids, "coords": coords, "sizes": sizes,
         "next_id": next_id, "next_coord": next_coord, "next_size": next_size, "pointer": pointer, "word_fits": word_fits,
-        "target_shape": np.array([[query.shape for query in s.queries] for s in samples], np.int64),
+        "target_name": np.array([[query.name for query in s.queries] for s in samples], np.int64),
         "target_share": np.stack([s.target_share for s in samples]).astype(np.float32),
         "patch_labels": np.stack([s.patch_labels for s in samples]).astype(np.int64),
         "patch_box": np.stack([s.patch_box for s in samples]).astype(np.float32),

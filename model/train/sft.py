@@ -6,11 +6,11 @@ The abstract says only that paths are learned with a token loss. What is ours:
   after the size token: half the tokens), `path` (whole sequences). Finding the object is the slow part, so it goes first.
 - Bins and the numbers of a path are learned against a Gaussian around the target rather than a single class, because
   the neighbours of a coordinate are nearly right.
-- Auxiliary losses, for training only: each patch's shape, colour, size, ranks and box from the vision features; each word
-  for a shape, colour or size pointing at all patches it fits, early, so that the words of an expression can be added up;
+- Auxiliary losses, for training only: each patch's name, colour, size, ranks and box from the vision features; each word
+  for a name, colour or size pointing at all patches it fits, early, so that the words of an expression can be added up;
   the last prompt token pointing at the image tokens that the target covers; one attention head of a late block looking
   there while the box and the first path tokens are drawn; image tokens holding their object's box in the code the region
-  decoders read; and the size token, where the path is about to begin, knowing the target's shape.
+  decoders read; and the size token, where the path is about to begin, knowing the target's name.
 - The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
 
 Run: `python -m model.train.sft --out runs/sft` (again with the same --out to resume; `--init model/assets/demo` starts from
@@ -36,13 +36,11 @@ from model.config import BOX_TOKENS
 from model.image_crops import normalise
 from model.moondream import Moondream, MoondreamSegmentation, parameter_count
 from model.region import SIZE_OCTAVES, Region
-from model.registry import resolve_model
 from model.tokenizer import PathTokenizer
-from model.train.batches import IGNORE, N_CLASSES, Batch, SceneBatches, batch_stream, number_ids, to_device
-from model.train.scenes import SHAPES
-from model.train.small import small_model, small_tokenizer
+from model.train.batches import IGNORE, N_CLASSES, NAMES, Batch, SceneBatches, batch_stream, number_ids, to_device
+from model.train.small import small_model, small_tokenizer, warm_start
+from model.train.sprites import SpriteLibrary, load, load_shipped
 from model.vision import CropFeatures
-from model.weights import load_model
 
 LOG_EVERY = 50  # steps
 
@@ -65,15 +63,16 @@ class Phase:
 class SftSettings:
     seed: int = 0
     phases: tuple[Phase, ...] = (
-        Phase(name="vision", steps=2500, images=32, queries=1, n_objects=(1, 6), learning_rate=1e-3),
-        Phase(name="box", steps=6000, images=8, queries=5, n_objects=(2, 6), learning_rate=1e-3),
-        Phase(name="path", steps=6000, images=8, queries=5, n_objects=(2, 6), learning_rate=7e-4, large_share=0.12),
+        Phase(name="vision", steps=6000, images=32, queries=1, n_objects=(2, 7), learning_rate=1e-3),
+        Phase(name="box", steps=6000, images=8, queries=5, n_objects=(2, 7), learning_rate=1e-3),
+        Phase(name="path", steps=10000, images=8, queries=5, n_objects=(2, 7), learning_rate=7e-4, large_share=0.12),
     )
     warmup: int = 200
     weight_decay: float = 0.02
     checkpoint_every: int = 250
     workers: int = 1
     dtype: str = "bfloat16"
+    sprites: str = "fetched"  # or "shipped": few nouns, for tests
     freeze_vision: bool = False  # a refiner head trained on the encoder stays valid then
 
     def __post_init__(self) -> None:
@@ -93,7 +92,7 @@ class Auxiliary(nn.Module):
         self.place = nn.Linear(text_dim, 3 * text_dim)
         self.word_query = nn.Linear(text_dim, text_dim)
         self.word_key = nn.Linear(text_dim, text_dim)
-        self.shape = nn.Linear(text_dim, len(SHAPES))
+        self.name = nn.Linear(text_dim, len(NAMES))
 
     def patch_losses(self, final_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What each patch shows. Ranks and boxes count only where there is an object."""
@@ -245,9 +244,9 @@ def losses(model: Moondream, auxiliary: Auxiliary, soft: SoftTargets, batch: Bat
     found["look"] = look_loss(packed, batch)
     wants_coord, wants_size, wants_id = batch.next_coord >= 0, batch.next_size[..., 0] >= 0, batch.next_id != IGNORE
     if phase.name == "path":
-        size_token = (batch.pointer + BOX_TOKENS)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
-        shapes = auxiliary.shape(hidden.gather(2, size_token)[:, :, 0]).float()
-        found["shape"] = F.cross_entropy(shapes.flatten(0, 1), batch.target_shape.flatten())
+        size_token = (batch.pointer + BOX_TOKENS).clamp(max=hidden.shape[2] - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
+        names = auxiliary.name(hidden.gather(2, size_token)[:, :, 0]).float()
+        found["name"] = F.cross_entropy(names.flatten(0, 1), batch.target_name.flatten(), ignore_index=IGNORE)
     found["coord"] = soft.bins(model.region.coord_logits(hidden[wants_coord]), batch.next_coord[wants_coord], soft.coord_sigma)
     size_logits, size_bins = model.region.size_logits(hidden[wants_size]), batch.next_size[wants_size]
     found["size"] = soft.bins(size_logits.flatten(0, 1), size_bins.flatten(), soft.size_sigma)
@@ -264,7 +263,7 @@ WEIGHTS = {
     "place": 0.3,
     "look": 0.5,
     "word": 1.0,
-    "shape": 0.5,
+    "name": 0.5,
     "coord": 1.0,
     "size": 1.0,
     "number": 1.0,
@@ -334,7 +333,7 @@ def train(out: Path, settings: SftSettings, init: Path | None = None) -> State:
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
     elif init is not None:
-        state.model.load_state_dict(load_model(resolve_model(str(init))).state_dict())
+        warm_start(state.model, tokenizer, str(init))
         state.save(out / "last.pt")
     state.model.model.vision.requires_grad_(not settings.freeze_vision)
     console = Console()
@@ -349,14 +348,18 @@ def train(out: Path, settings: SftSettings, init: Path | None = None) -> State:
     return state
 
 
+def library(settings: SftSettings) -> SpriteLibrary:
+    return load() if settings.sprites == "fetched" else load_shipped()
+
+
 def _train_phase(
     state: State, phase: Phase, start: int, settings: SftSettings, tokenizer: PathTokenizer, out: Path, progress: Progress, log
 ) -> None:
     soft = SoftTargets(number_ids(tokenizer))
     steps = range(state.step, start + phase.steps)
     dataset = SceneBatches(
-        config=state.model.config, tokenizer=tokenizer, seed=settings.seed, steps=steps, images=phase.images, queries=phase.queries,
-        paths=phase.name == "path", n_objects=phase.n_objects, large_share=phase.large_share,
+        config=state.model.config, tokenizer=tokenizer, sprites=library(settings), seed=settings.seed, steps=steps, images=phase.images,
+        queries=phase.queries, paths=phase.name == "path", n_objects=phase.n_objects, large_share=phase.large_share,
     )  # fmt: skip
     task = progress.add_task(phase.name, total=phase.steps, completed=state.step - start)
     writer, sums, began = csv.writer(log), {}, time.perf_counter()
@@ -396,6 +399,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=SftSettings.workers, help="processes that draw scenes")
     parser.add_argument("--steps", type=int, nargs=3, metavar=("VISION", "BOX", "PATH"), help="steps of the three phases")
     parser.add_argument("--init", type=Path, help="model folder whose weights a new run starts from")
+    parser.add_argument("--sprites", choices=("fetched", "shipped"), default=SftSettings.sprites, help="artwork of the scenes")
     parser.add_argument("--freeze-vision", action="store_true", help="train the decoder only")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -403,7 +407,9 @@ def main() -> None:
     phases = SftSettings.phases
     if args.steps:
         phases = tuple(replace(phase, steps=steps) for phase, steps in zip(phases, args.steps, strict=True))
-    settings = SftSettings(seed=args.seed, phases=phases, dtype=args.dtype, workers=args.workers, freeze_vision=args.freeze_vision)
+    settings = SftSettings(
+        seed=args.seed, phases=phases, dtype=args.dtype, workers=args.workers, sprites=args.sprites, freeze_vision=args.freeze_vision
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "settings.txt").write_text(repr(asdict(settings)))
     train(args.out, settings, args.init)

@@ -12,8 +12,10 @@ from torch import Tensor
 from model.config import MoondreamSegmentationConfig
 from model.moondream import MoondreamSegmentation
 from model.path_tokens import PATH_SCALE
-from model.tokenizer import PathTokenizer, build_tokenizer
-from model.train.scenes import VOCABULARY
+from model.registry import resolve_model
+from model.tokenizer import PathTokenizer, build_bpe_tokenizer
+from model.train.corpus import grammar_lines
+from model.weights import load_model, load_tokenizer
 
 SMALL_VISION = {
     "enc_dim": 192, "enc_patch_size": 12, "enc_n_layers": 6, "enc_ff_dim": 512, "enc_n_heads": 4, "proj_out_dim": 192,
@@ -28,8 +30,8 @@ SMALL_REFINER = {"enc_dim": 192, "embed_dim": 64}
 
 
 def small_tokenizer() -> PathTokenizer:
-    """The small model's tokenizer, over the words of the scenes."""
-    return PathTokenizer(build_tokenizer(VOCABULARY))
+    """The small model's tokenizer, with the words of the scenes."""
+    return PathTokenizer(build_bpe_tokenizer(grammar_lines()))
 
 
 def small_config(tokenizer: PathTokenizer) -> MoondreamSegmentationConfig:
@@ -65,6 +67,21 @@ def small_model(tokenizer: PathTokenizer, seed: int) -> MoondreamSegmentation:
             block.attn.tau.wq.normal_(std=0.02)
             block.attn.tau.wv.normal_(std=0.02)
     return model
+
+
+def warm_start(model: MoondreamSegmentation, tokenizer: PathTokenizer, folder: str) -> None:
+    """Take over the weights of a model folder of the same sizes, and of its tokens those that both tokenizers know by the same text."""
+    source = resolve_model(folder)
+    weights, known = load_model(source).state_dict(), load_tokenizer(source).fast
+    texts = {known.decode([i]).strip(): i for i in reversed(range(len(known)))}
+    pairs = [(i, texts[text]) for i in range(len(tokenizer.fast)) if (text := tokenizer.fast.decode([i]).strip()) in texts]
+    ours, theirs = (torch.tensor(places) for places in zip(*pairs, strict=True))
+    own = model.state_dict()
+    for name, value in weights.items():
+        if own[name].shape == value.shape:
+            own[name].copy_(value)
+        else:  # the tokens' embeddings, and the head's rows
+            own[name][ours] = value[theirs].to(own[name].dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,14 @@ from model.path_tokens import parse_path
 from model.rasterize import rasterize
 from model.registry import resolve_model
 from model.train import refiner, sft
-from model.train.batches import SceneBatches
+from model.train.batches import IGNORE, NAMES, SIZES, SceneBatches, attributes_of
+from model.train.colours import COLOUR_NAMES
 from model.train.package import package
 from model.train.refiner import RefinerSettings
 from model.train.scenes import make_scene
 from model.train.sft import Phase, SftSettings
 from model.train.small import small_config, small_tokenizer
+from model.train.sprites import load_shipped
 from model.train.targets import path_target
 from model.weights import load_model
 
@@ -30,7 +32,7 @@ STEPS = 2  # of each phase
 def settings(names: tuple[str, ...] = ("vision", "box", "path"), **options: Any) -> SftSettings:
     small = {"steps": STEPS, "images": 1, "queries": 2, "n_objects": (2, 4), "learning_rate": 1e-3}
     phases = tuple(Phase(name=name, **small) for name in names)
-    return SftSettings(phases=phases, checkpoint_every=1, workers=0, dtype="float32", **options)
+    return SftSettings(phases=phases, checkpoint_every=1, workers=0, dtype="float32", sprites="shipped", **options)
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, module: Any) -> Callable[[], None]:
@@ -96,7 +98,8 @@ def test_a_frozen_encoder_keeps_its_weights_and_the_decoder_learns(trained: Path
 
 def test_losses_are_logged_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sft, "LOG_EVERY", 2)
-    fast = SftSettings(phases=(Phase(name="vision", steps=2, images=1, queries=1, n_objects=(1, 2), learning_rate=1e-3),), workers=0)
+    phase = Phase(name="vision", steps=2, images=1, queries=1, n_objects=(1, 2), learning_rate=1e-3)
+    fast = SftSettings(phases=(phase,), workers=0, sprites="shipped")
     sft.train(tmp_path, fast)
     (row,) = csv.reader((tmp_path / "log.csv").open())
     assert row[:2] == ["vision", "2"]
@@ -122,7 +125,8 @@ def test_the_refiner_learns_its_head_only_and_resumes(trained: Path, tmp_path: P
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     tokenizer = small_tokenizer()
-    options = {"config": small_config(tokenizer), "tokenizer": tokenizer, "images": 2, "queries": 3, "paths": True, "n_objects": (2, 5)}
+    options = {"config": small_config(tokenizer), "tokenizer": tokenizer, "sprites": load_shipped()}
+    options |= {"images": 2, "queries": 3, "paths": True, "n_objects": (2, 5)}
     whole = SceneBatches(seed=3, steps=range(4), **options)
     resumed = SceneBatches(seed=3, steps=range(2, 4), **options)
     other = SceneBatches(seed=4, steps=range(4), **options)
@@ -130,6 +134,44 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     assert torch.equal(whole[2].ids, resumed[0].ids)
     assert not torch.equal(whole[2].crops, whole[3].crops)
     assert whole[2].crops.shape != other[2].crops.shape or not torch.equal(whole[2].crops, other[2].crops)
+
+
+def test_each_name_colour_and_size_is_found_in_an_expression_at_its_last_token() -> None:
+    tokenizer = small_tokenizer()
+    text = "the tiny grey hot dog left of the dogs"
+    found = attributes_of(text, tokenizer)
+    ends = {tokenizer.fast.decode(tokenizer.encode(text)[: place + 1]).strip(): label for place, label in found.items()}
+    assert ends == {
+        "the tiny": (2, 1 + SIZES.index("small")), "the tiny grey": (1, 1 + COLOUR_NAMES.index("gray")),
+        "the tiny grey hot dog": (0, 1 + NAMES.index("hot dog")),
+    }  # fmt: skip
+
+
+def test_what_is_absent_is_answered_by_the_end_token_and_has_no_place() -> None:
+    tokenizer = small_tokenizer()
+    config = small_config(tokenizer)
+    batches = SceneBatches(
+        config=config,
+        tokenizer=tokenizer,
+        sprites=load_shipped(),
+        seed=0,
+        steps=range(8),
+        images=2,
+        queries=4,
+        paths=True,
+        n_objects=(2, 5),
+    )
+    seen = 0
+    for batch in (batches[step] for step in range(8)):
+        first = batch.next_id.gather(2, batch.pointer[..., None])[..., 0]
+        absent = batch.target_name == IGNORE
+        assert (first[absent] == config.tokens.eos_id).all()
+        assert (first[~absent] == config.tokens.coord_id).all()
+        assert (batch.next_coord[absent] == -1).all()
+        assert (batch.next_size[absent] == -1).all()
+        assert not batch.target_share[absent].any()
+        seen += int(absent.sum())
+    assert seen > 0
 
 
 def test_targets_of_the_decoder_draw_the_mask() -> None:
