@@ -41,6 +41,10 @@ class PathTokenizer:
         """A tokenizer of the hub, such as `moondream/starmie-v1`."""
         return cls(PreTrainedTokenizerFast.from_pretrained(name, revision=revision))
 
+    def save(self, path: str | Path) -> None:
+        """Write a tokenizer file."""
+        self.fast.backend_tokenizer.save(str(path))
+
     def encode(self, text: str) -> list[int]:
         """Ids of an expression, without any special token."""
         return self.fast.encode(text, add_special_tokens=False)

@@ -23,12 +23,11 @@ from model.region import coord_bin, size_bin
 from model.tokenizer import PathTokenizer
 from model.train.canvas import Scene
 from model.train.colours import COLOUR_NAMES
-from model.train.expressions import Expression, refer
+from model.train.expressions import Expression
 from model.train.nouns import NOUNS
-from model.train.scenes import make_scene
+from model.train.questions import Questions
+from model.train.scenes import TRAIN_SEEDS
 from model.train.shapes import SHAPES
-from model.train.splits import SPLITS
-from model.train.sprites import SpriteLibrary
 from model.train.targets import patch_owners, patch_shares, path_target
 from model.train.templates import SYNONYMS
 
@@ -59,14 +58,11 @@ class Batch:
 
 
 class SceneBatches(Dataset[Batch]):
-    """Batch number `step` is a function of (seed, step) alone, so a resumed run sees what the first would have seen. Scenes and
-    expressions are those of the split "train"."""
+    """Batch number `step` is a function of (seed, step) alone, so a resumed run sees what the first would have seen."""
 
-    def __init__(self, *, config: MoondreamSegmentationConfig, tokenizer: PathTokenizer, sprites: SpriteLibrary, seed: int, steps: range,
+    def __init__(self, *, config: MoondreamSegmentationConfig, tokenizer: PathTokenizer, questions: Questions, seed: int, steps: range,
                  images: int, queries: int, paths: bool, n_objects: tuple[int, int], large_share: float = 0.0) -> None:  # fmt: skip
-        split = SPLITS["train"]
-        self.config, self.tokenizer, self.sprites, self.seed, self.steps = config, tokenizer, sprites.only(split.styles), seed, steps
-        self.seeds, self.templates = split.seeds, split.templates
+        self.config, self.tokenizer, self.questions, self.seed, self.steps = config, tokenizer, questions, seed, steps
         self.images, self.queries, self.paths, self.n_objects, self.large_share = images, queries, paths, n_objects, large_share
 
     def __len__(self) -> int:
@@ -83,9 +79,9 @@ class SceneBatches(Dataset[Batch]):
         large = rng.random() < self.large_share
         size = {"height": int(rng.integers(130, 260)), "width": int(rng.integers(130, 260))} if large else {}
         while True:
-            seed = int(rng.integers(self.seeds.start, self.seeds.stop))
-            scene = make_scene(seed, n_objects=self.n_objects, sprites=self.sprites, **size)
-            expressions = refer(scene, seed, self.queries, nouns=self.sprites.nouns, templates=self.templates)
+            seed = int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop))
+            scene = self.questions.scene(seed, n_objects=self.n_objects, **size)
+            expressions = self.questions.about(scene, seed, self.queries)
             if len(expressions) == self.queries:
                 return self._encode(scene, expressions)
 

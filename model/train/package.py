@@ -15,21 +15,20 @@ import torch
 from model.moondream import MoondreamSegmentation, parameter_count
 from model.registry import CARD_FILE, TOKENIZER_FILE
 from model.train.sft import SftSettings
-from model.train.small import small_tokenizer, trained_model
+from model.train.small import trained_model
 
 
 def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentation:
     """Write the folder; the card keeps its results if there is one, and gets the rest anew. `sft` is the folder of either stage that
     trains the decoder."""
-    tokenizer = small_tokenizer()
-    decoder = trained_model(sft, tokenizer)
+    decoder = trained_model(sft)
     model, steps = decoder.model, {decoder.stage: decoder.step}
     if refiner is not None:
         head = torch.load(refiner / "last.pt", weights_only=True)
         model.head.load_state_dict(head["head"])
         steps["refiner"] = head["step"]
     model.to(torch.bfloat16).save_pretrained(dest)
-    tokenizer.fast.backend_tokenizer.save(str(dest / TOKENIZER_FILE))
+    decoder.tokenizer.save(dest / TOKENIZER_FILE)
     card_file = dest / CARD_FILE
     results = json.loads(card_file.read_text())["results"] if card_file.exists() else {}
     card = {

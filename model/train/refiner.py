@@ -37,9 +37,11 @@ from model.refiner_crops import cut
 from model.segmenter import Query, Segmenter
 from model.tokenizer import PathTokenizer
 from model.train.batches import unit_box
-from model.train.scenes import Scene, make_scene, pick_expressions
+from model.train.canvas import Scene
+from model.train.questions import SOURCES, Questions
+from model.train.scenes import TRAIN_SEEDS
 from model.train.sft import LOG_EVERY
-from model.train.small import small_tokenizer, trained_model
+from model.train.small import trained_model
 from model.train.targets import path_target
 
 
@@ -49,6 +51,7 @@ class RefinerSettings:
     `pool_rows` that the decoder drew, the rest are perturbed ground truth."""
 
     seed: int = 1
+    scenes: str = "fetched"  # a source of `Questions`
     steps: int = 4000
     batch: int = 24
     learning_rate: float = 1e-3
@@ -67,6 +70,7 @@ class RefinerSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __init__(self, settings: RefinerSettings, steps: range, size: int) -> None:
         self.settings, self.steps, self.size = settings, steps, size
         self.count = settings.batch - settings.decoded
+        self.questions = Questions(settings.scenes)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -76,7 +80,7 @@ class RefinerSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         rng = np.random.default_rng((self.settings.seed, self.steps[index], 3))
         rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         while len(rows) < self.count:
-            scene = make_scene(int(rng.integers(0, 10**8)))
+            scene = self.questions.scene(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
             for target in rng.permutation(len(scene.objects))[:3]:
                 row = perturbed_sample(scene, int(target), self.size, rng)
                 if row is not None:
@@ -122,15 +126,16 @@ def decoded_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, setting
     A row whose coarse mask misses the target altogether teaches nothing and is left out.
     """
     segmenter = Segmenter(model, tokenizer, revision="training", refiner_iterations=0)
-    rng = np.random.default_rng((settings.seed, 11))
+    rng, questions = np.random.default_rng((settings.seed, 11)), Questions(settings.scenes)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     while len(rows) < settings.pool_rows:
-        seeds = rng.integers(0, 10**8, 16).tolist()
-        scenes = [make_scene(seed) for seed in seeds]
+        seeds = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, 16).tolist()
+        scenes = [questions.scene(seed) for seed in seeds]
         asked = [
             (i, expression)
             for i, (scene, seed) in enumerate(zip(scenes, seeds, strict=True))
-            for expression in pick_expressions(scene, seed, 4)
+            for expression in questions.about(scene, seed, 4)
+            if expression.target is not None
         ]
         found = segmenter.segment_many([scene.image_HW3 for scene in scenes], [Query(image=i, object=e.text) for i, e in asked])
         for (i, expression), answer in zip(asked, found, strict=True):
@@ -187,8 +192,8 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
     """Train the head on top of the checkpoint `sft/last.pt`, from the checkpoint in `out` if there is one. `sft` is the folder of either
     stage that trains the decoder."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = small_tokenizer()
-    model = trained_model(sft, tokenizer).model
+    decoder = trained_model(sft)
+    model = decoder.model
     model.model.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     first = 0
@@ -197,7 +202,7 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
         first = saved["step"]
         model.head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
-    pool = decoded_pool(model, tokenizer, settings)
+    pool = decoded_pool(model, decoder.tokenizer, settings)
     dataset = RefinerSamples(settings, range(first, settings.steps), model.config.vision.crop_size)
     # Spawned, not forked: OpenCV's threads, which drew the pool, do not survive a fork.
     context = {"multiprocessing_context": "spawn", "prefetch_factor": 8} if settings.workers else {}
@@ -234,11 +239,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sft", type=Path, required=True, help="folder of the supervised stage, or of the one after it")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and log; an existing one is resumed")
+    parser.add_argument("--scenes", choices=SOURCES, default=RefinerSettings.scenes, help="what scenes are made of")
     parser.add_argument("--steps", type=int, default=RefinerSettings.steps)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.sft, args.out, RefinerSettings(steps=args.steps))
+    train(args.sft, args.out, RefinerSettings(scenes=args.scenes, steps=args.steps))
 
 
 if __name__ == "__main__":

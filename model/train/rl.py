@@ -7,7 +7,7 @@ mask itself. The algorithm, the reward and their numbers are not in it. What is 
   network. Advantages are differences from the group's mean over the standard deviation of the whole step's differences, not of the
   group's own: that would make much of groups that all but agree.
 - Everything drawn is sampled and learned: whether the thing is there, the box and the path. Half of what a path alone gets wrong is where
-  its box lies. No scene asks for what is absent, as in the supervised stage; the reward knows what it would be worth.
+  its box lies. Shapes alone (`--scenes shapes`) have nothing absent to ask for, as in the supervised stage.
 - Of a group only those rollouts are learned from that are much better or worse than the rest: drawing costs less than learning.
 - Ratios are clipped (PPO) and the mean runs over choices, so that long paths count for more. Log-probabilities are those of the sampler,
   at its temperature and under the path grammar, recomputed in a teacher-forced pass before the first update.
@@ -38,7 +38,8 @@ from model.devices import keep_freed_memory
 from model.engine import Decoded
 from model.moondream import MoondreamSegmentation
 from model.path_grammar import PathGrammar
-from model.registry import ModelSource, resolve_model
+from model.registry import TOKENIZER_FILE, ModelSource, resolve_model
+from model.train.questions import Questions
 from model.train.rewards import Reward, mean_pairwise_iou, reward
 from model.train.rollouts import Packed, Policy, Question, ask, choices, pack, roll_out
 from model.train.scenes import TRAIN_SEEDS, VAL_SEEDS
@@ -52,6 +53,7 @@ class RlSettings:
     of a path are fewer than in use, for the few that would not end."""
 
     seed: int = 0
+    scenes: str = "fetched"  # a source of `Questions`
     steps: int = 400
     questions: int = 8
     rollouts: int = 16
@@ -89,6 +91,7 @@ class State:
     optimizer: torch.optim.Optimizer
     policy: Policy
     reference: Policy
+    asks: Questions
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
@@ -117,7 +120,8 @@ def new_state(settings: RlSettings, source: ModelSource) -> State:
         model=model.model, config=model.config, tokenizer=tokenizer, temperature=settings.temperature,
         grammar=PathGrammar(tokenizer, model.config.tokens.eos_id, torch.device("cpu")),
     )  # fmt: skip
-    return State(0, source.revision, model, optimizer, policy, replace(policy, model=reference.requires_grad_(False).model))
+    reference_policy = replace(policy, model=reference.requires_grad_(False).model)
+    return State(0, source.revision, model, optimizer, policy, reference_policy, Questions(settings.scenes))
 
 
 def advantages(values_IG: Tensor) -> Tensor:
@@ -176,7 +180,7 @@ def _parts(
 def _step(state: State, settings: RlSettings) -> dict[str, float]:
     """One step: a function of the weights, the seed and the number of the step alone."""
     rng = np.random.default_rng((settings.seed, state.step, 17))
-    questions = ask(state.policy, rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, settings.questions).tolist())
+    questions = ask(state.policy, state.asks, rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, settings.questions).tolist())
     return learn(state, questions, settings, rng)
 
 
@@ -260,7 +264,8 @@ def train(out: Path, settings: RlSettings, init: str) -> State:
     state = new_state(settings, resolve_model(init))
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
-    unseen = ask(state.policy, range(VAL_SEEDS.start, VAL_SEEDS.start + settings.eval_scenes))
+    state.policy.tokenizer.save(out / TOKENIZER_FILE)
+    unseen = ask(state.policy, Questions(settings.scenes, "val"), range(VAL_SEEDS.start, VAL_SEEDS.start + settings.eval_scenes))
     log = Log(out / "log.csv", state.step)
     for step in _tracked(state.step, settings.steps):
         began = time.perf_counter()

@@ -26,7 +26,9 @@ from model.prompt import Prompt, build_prompt
 from model.region import coord_bin, size_bin
 from model.sampling import Sampling
 from model.tokenizer import PathTokenizer
-from model.train.scenes import make_scene, pick_expressions
+from model.train.canvas import Scene
+from model.train.expressions import Expression
+from model.train.questions import Questions
 
 PREFIX, PADDING = -1, -2  # owners of a packed row's positions that belong to no rollout
 
@@ -52,10 +54,10 @@ class Policy:
 
 
 @torch.no_grad()
-def ask(policy: Policy, seeds: Sequence[int]) -> list[Question]:
+def ask(policy: Policy, source: Questions, seeds: Sequence[int]) -> list[Question]:
     """One question about the scene of each seed; a seed whose scene has no expression is left out."""
     config = policy.config
-    scenes = [(scene := make_scene(seed), pick_expressions(scene, seed, 1)) for seed in seeds]
+    scenes = [(scene := source.scene(seed), source.about(scene, seed, 1)) for seed in seeds]
     asked = [(scene, picked[0]) for scene, picked in scenes if picked]
     crops = [crop_image(scene.image_HW3, config.vision) for scene, _ in asked]
     pixels = normalise(np.concatenate([crop.crops_NHWC for crop in crops]), policy.model.text.wte.device, policy.model.text.wte.dtype)
@@ -64,10 +66,15 @@ def ask(policy: Policy, seeds: Sequence[int]) -> list[Question]:
         Question(
             image_PD=image_PD,
             prompt=build_prompt(expression.text, (), policy.tokenizer, config.tokens),
-            truth_HW=scene.objects[expression.target].mask_HW,
+            truth_HW=truth_of(scene, expression),
         )
         for image_PD, (scene, expression) in zip(image_IPD, asked, strict=True)
     ]
+
+
+def truth_of(scene: Scene, expression: Expression) -> np.ndarray:
+    """The true mask; empty where nothing is meant."""
+    return np.zeros(scene.instance_HW.shape, np.uint8) if expression.target is None else scene.objects[expression.target].mask_HW
 
 
 def roll_out(policy: Policy, questions: Sequence[Question], count: int, seed: int) -> list[list[Decoded]]:

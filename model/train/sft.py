@@ -36,10 +36,11 @@ from model.config import BOX_TOKENS
 from model.image_crops import normalise
 from model.moondream import Moondream, MoondreamSegmentation, parameter_count
 from model.region import SIZE_OCTAVES, Region
+from model.registry import TOKENIZER_FILE
 from model.tokenizer import PathTokenizer
 from model.train.batches import IGNORE, N_CLASSES, NAMES, Batch, SceneBatches, batch_stream, number_ids, to_device
+from model.train.questions import SOURCES, Questions
 from model.train.small import small_model, small_tokenizer, warm_start
-from model.train.sprites import SpriteLibrary, load, load_shipped
 from model.vision import CropFeatures
 
 LOG_EVERY = 50  # steps
@@ -72,7 +73,7 @@ class SftSettings:
     checkpoint_every: int = 250
     workers: int = 1
     dtype: str = "bfloat16"
-    sprites: str = "fetched"  # or "shipped": few nouns, for tests
+    scenes: str = "fetched"  # a source of `Questions`
     freeze_vision: bool = False  # a refiner head trained on the encoder stays valid then
 
     def __post_init__(self) -> None:
@@ -329,6 +330,7 @@ def train(out: Path, settings: SftSettings, init: Path | None = None) -> State:
     model folder `init` if it is given, else afresh."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = small_tokenizer()
+    tokenizer.save(out / TOKENIZER_FILE)
     state = new_state(settings, tokenizer)
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
@@ -348,18 +350,14 @@ def train(out: Path, settings: SftSettings, init: Path | None = None) -> State:
     return state
 
 
-def library(settings: SftSettings) -> SpriteLibrary:
-    return load() if settings.sprites == "fetched" else load_shipped()
-
-
 def _train_phase(
     state: State, phase: Phase, start: int, settings: SftSettings, tokenizer: PathTokenizer, out: Path, progress: Progress, log
 ) -> None:
     soft = SoftTargets(number_ids(tokenizer))
     steps = range(state.step, start + phase.steps)
     dataset = SceneBatches(
-        config=state.model.config, tokenizer=tokenizer, sprites=library(settings), seed=settings.seed, steps=steps, images=phase.images,
-        queries=phase.queries, paths=phase.name == "path", n_objects=phase.n_objects, large_share=phase.large_share,
+        config=state.model.config, tokenizer=tokenizer, questions=Questions(settings.scenes), seed=settings.seed, steps=steps,
+        images=phase.images, queries=phase.queries, paths=phase.name == "path", n_objects=phase.n_objects, large_share=phase.large_share,
     )  # fmt: skip
     task = progress.add_task(phase.name, total=phase.steps, completed=state.step - start)
     writer, sums, began = csv.writer(log), {}, time.perf_counter()
@@ -399,7 +397,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=SftSettings.workers, help="processes that draw scenes")
     parser.add_argument("--steps", type=int, nargs=3, metavar=("VISION", "BOX", "PATH"), help="steps of the three phases")
     parser.add_argument("--init", type=Path, help="model folder whose weights a new run starts from")
-    parser.add_argument("--sprites", choices=("fetched", "shipped"), default=SftSettings.sprites, help="artwork of the scenes")
+    parser.add_argument("--scenes", choices=SOURCES, default=SftSettings.scenes, help="what scenes are made of")
     parser.add_argument("--freeze-vision", action="store_true", help="train the decoder only")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -408,7 +406,7 @@ def main() -> None:
     if args.steps:
         phases = tuple(replace(phase, steps=steps) for phase, steps in zip(phases, args.steps, strict=True))
     settings = SftSettings(
-        seed=args.seed, phases=phases, dtype=args.dtype, workers=args.workers, sprites=args.sprites, freeze_vision=args.freeze_vision
+        seed=args.seed, phases=phases, dtype=args.dtype, workers=args.workers, scenes=args.scenes, freeze_vision=args.freeze_vision
     )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "settings.txt").write_text(repr(asdict(settings)))

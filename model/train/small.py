@@ -13,7 +13,7 @@ from model.config import MoondreamSegmentationConfig
 from model.moondream import MoondreamSegmentation
 from model.path_tokens import PATH_SCALE
 from model.registry import resolve_model
-from model.tokenizer import PathTokenizer, build_bpe_tokenizer
+from model.tokenizer import TOKENIZER_FILE, PathTokenizer, build_bpe_tokenizer
 from model.train.corpus import grammar_lines
 from model.weights import load_model, load_tokenizer
 
@@ -86,19 +86,21 @@ def warm_start(model: MoondreamSegmentation, tokenizer: PathTokenizer, folder: s
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A model from the last checkpoint of a run that trains the decoder, and that run's stage and step."""
+    """A model from the last checkpoint of a run that trains the decoder, its tokenizer, and that run's stage and step."""
 
     model: MoondreamSegmentation
+    tokenizer: PathTokenizer
     stage: str
     step: int
 
 
-def trained_model(run: Path, tokenizer: PathTokenizer) -> Trained:
+def trained_model(run: Path) -> Trained:
     """From the folder of the supervised stage, or of reinforcement learning."""
     saved = torch.load(run / "last.pt", weights_only=True)
+    tokenizer = PathTokenizer.from_file(run / TOKENIZER_FILE)
     model = small_model(tokenizer, seed=0)
     model.load_state_dict(saved["model"])
-    return Trained(model=model, stage=saved.get("stage", "sft"), step=saved["step"])
+    return Trained(model=model, tokenizer=tokenizer, stage=saved.get("stage", "sft"), step=saved["step"])
 
 
 def fourier_code(values_N: Tensor, dim: int) -> Tensor:

@@ -20,7 +20,17 @@ from model.weights import load_model
 from tests.model.test_training import assert_equal, stop_at, weights
 
 SMALL = RlSettings(
-    steps=3, questions=2, rollouts=4, learned=3, part=1, max_tokens=14, eval_scenes=2, eval_every=2, checkpoint_every=1, warmup=1
+    scenes="shapes",
+    steps=3,
+    questions=2,
+    rollouts=4,
+    learned=3,
+    part=1,
+    max_tokens=14,
+    eval_scenes=2,
+    eval_every=2,
+    checkpoint_every=1,
+    warmup=1,
 )
 
 
@@ -94,7 +104,7 @@ def test_each_step_makes_the_better_of_two_answers_likelier() -> None:
     """What is asked for is not there, and the model doubts it: "absent" is worth 1 and all else 0."""
     settings = replace(SMALL, questions=1, rollouts=8, learned=8, learning_rate=3e-4, kl_weight=0.0, weight_decay=0.0)
     state = new_state(settings, resolve_model("demo"))
-    question = replace(ask(state.policy, [TRAIN_SEEDS.start])[0], truth_HW=np.zeros((112, 112), np.uint8))
+    question = replace(ask(state.policy, state.asks, [TRAIN_SEEDS.start])[0], truth_HW=np.zeros((112, 112), np.uint8))
     tokens = state.policy.config.tokens
     with torch.no_grad():  # as likely as not
         gap = np.log(absence(state, question)) * settings.temperature
@@ -114,7 +124,7 @@ def test_ratios_are_one_before_the_first_update_and_clipped_later() -> None:
     """With two parts the second is learned from with weights that no longer drew it."""
     settings = replace(SMALL, learning_rate=2e-4, clip=0.01, epochs=2)
     state = new_state(settings, resolve_model("demo"))
-    questions = ask(state.policy, [TRAIN_SEEDS.start + 1, TRAIN_SEEDS.start + 2])
+    questions = ask(state.policy, state.asks, [TRAIN_SEEDS.start + 1, TRAIN_SEEDS.start + 2])
     assert learn(state, questions, replace(settings, epochs=1, part=2), np.random.default_rng(0))["clipped"] == 0
     assert learn(state, questions, settings, np.random.default_rng(1))["clipped"] > 0.05
 

@@ -18,6 +18,7 @@ from model.prompt import Prompt
 from model.region import coord_bin, size_bin
 from model.registry import resolve_model
 from model.sampling import Sampling
+from model.train.questions import Questions
 from model.train.rollouts import Policy, Question, ask, choices, pack, roll_out
 from model.train.scenes import VAL_SEEDS
 from model.weights import load_model, load_tokenizer
@@ -37,7 +38,7 @@ def policy() -> Policy:
 
 @pytest.fixture(scope="module")
 def questions(policy: Policy) -> list[Question]:
-    return ask(policy, range(VAL_SEEDS.start, VAL_SEEDS.start + 3))
+    return ask(policy, Questions("shapes"), range(VAL_SEEDS.start, VAL_SEEDS.start + 3))
 
 
 class Recording(Sampling):

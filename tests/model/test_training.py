@@ -18,11 +18,11 @@ from model.train import refiner, sft
 from model.train.batches import IGNORE, NAMES, SIZES, SceneBatches, attributes_of
 from model.train.colours import COLOUR_NAMES
 from model.train.package import package
+from model.train.questions import Questions
 from model.train.refiner import RefinerSettings
 from model.train.scenes import make_scene
 from model.train.sft import Phase, SftSettings
 from model.train.small import small_config, small_tokenizer
-from model.train.sprites import load_shipped
 from model.train.targets import path_target
 from model.weights import load_model
 
@@ -32,7 +32,7 @@ STEPS = 2  # of each phase
 def settings(names: tuple[str, ...] = ("vision", "box", "path"), **options: Any) -> SftSettings:
     small = {"steps": STEPS, "images": 1, "queries": 2, "n_objects": (2, 4), "learning_rate": 1e-3}
     phases = tuple(Phase(name=name, **small) for name in names)
-    return SftSettings(phases=phases, checkpoint_every=1, workers=0, dtype="float32", sprites="shipped", **options)
+    return SftSettings(phases=phases, checkpoint_every=1, workers=0, dtype="float32", scenes="shipped", **options)
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, module: Any) -> Callable[[], None]:
@@ -99,7 +99,7 @@ def test_a_frozen_encoder_keeps_its_weights_and_the_decoder_learns(trained: Path
 def test_losses_are_logged_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sft, "LOG_EVERY", 2)
     phase = Phase(name="vision", steps=2, images=1, queries=1, n_objects=(1, 2), learning_rate=1e-3)
-    fast = SftSettings(phases=(phase,), workers=0, sprites="shipped")
+    fast = SftSettings(phases=(phase,), workers=0, scenes="shipped")
     sft.train(tmp_path, fast)
     (row,) = csv.reader((tmp_path / "log.csv").open())
     assert row[:2] == ["vision", "2"]
@@ -108,7 +108,7 @@ def test_losses_are_logged_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_refiner_learns_its_head_only_and_resumes(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = RefinerSettings(steps=4, batch=3, decoded=1, pool_rows=2, checkpoint_every=1, workers=0)
+    small = RefinerSettings(scenes="shipped", steps=4, batch=3, decoded=1, pool_rows=2, checkpoint_every=1, workers=0)
     pool = [torch.zeros(2, *shape) for shape in ((120, 120, 3), (120, 120), (120, 120))]
     # An untrained model draws nothing that meets its target, so it would be asked for ever.
     monkeypatch.setattr(refiner, "decoded_pool", lambda *_: [pool[0].to(torch.uint8), *pool[1:]])
@@ -125,7 +125,7 @@ def test_the_refiner_learns_its_head_only_and_resumes(trained: Path, tmp_path: P
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     tokenizer = small_tokenizer()
-    options = {"config": small_config(tokenizer), "tokenizer": tokenizer, "sprites": load_shipped()}
+    options = {"config": small_config(tokenizer), "tokenizer": tokenizer, "questions": Questions("shipped")}
     options |= {"images": 2, "queries": 3, "paths": True, "n_objects": (2, 5)}
     whole = SceneBatches(seed=3, steps=range(4), **options)
     resumed = SceneBatches(seed=3, steps=range(2, 4), **options)
@@ -153,7 +153,7 @@ def test_what_is_absent_is_answered_by_the_end_token_and_has_no_place() -> None:
     batches = SceneBatches(
         config=config,
         tokenizer=tokenizer,
-        sprites=load_shipped(),
+        questions=Questions("shipped"),
         seed=0,
         steps=range(8),
         images=2,

@@ -1,0 +1,45 @@
+"""Scenes with something asked about them, of the kind that a stage trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from model.train.canvas import Scene
+from model.train.expressions import Expression, refer
+from model.train.scenes import make_scene, pick_expressions
+from model.train.splits import SPLITS
+from model.train.sprites import SpriteLibrary, load, load_shipped
+
+SOURCES = ("fetched", "shipped", "shapes")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Draws scenes and questions. `source`: sprites that were "fetched" or "shipped", or "shapes" alone, which the first default model
+    knew; then nothing is absent."""
+
+    source: str
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ValueError(f"source = {self.source!r}: must be one of {', '.join(SOURCES)}")
+
+    @cached_property
+    def sprites(self) -> SpriteLibrary | None:
+        """The sprites of the split's styles. FileNotFoundError, with what to do, if they were not fetched yet."""
+        if self.source == "shapes":
+            return None
+        return (load() if self.source == "fetched" else load_shipped()).only(SPLITS[self.split].styles)
+
+    def scene(self, seed: int, **options: Any) -> Scene:
+        """The scene of a seed, see `make_scene`."""
+        return make_scene(seed, sprites=self.sprites, **options)
+
+    def about(self, scene: Scene, seed: int, count: int) -> list[Expression]:
+        """Up to `count` expressions."""
+        if self.sprites is None:
+            return pick_expressions(scene, seed, count)
+        return refer(scene, seed, count, nouns=self.sprites.nouns, templates=SPLITS[self.split].templates)
