@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from flows.console import costs_table, counting, err, estimate_lines, out, print_json, progress, steps, summary_table, two_columns
+from flows.console import (
+    costs_table,
+    counting,
+    err,
+    estimate_lines,
+    out,
+    print_json,
+    progress,
+    steps,
+    summary_table,
+    training_table,
+    two_columns,
+)
 from flows.prefect_api import configure, start_own_api
 
 if TYPE_CHECKING:
@@ -354,7 +366,10 @@ def evaluate(
         print_json(scores)
         return
     out.print(
-        two_columns("scores", [(name, f"{value:.4f}" if isinstance(value, float) else f"{value:,}") for name, value in scores.items()])
+        two_columns(
+            "scores",
+            [(name, f"{value:.4f}" if isinstance(value, float) else f"{value:,}") for name, value in scores.items() if value is not None],
+        )
     )
 
 
@@ -415,6 +430,32 @@ def train_scenes(
     rows = [("file", f"{found.path}, {found.size_bytes / 1e6:.1f} MB"), ("sprites", f"{found.sprites:,} of {found.nouns:,} nouns")]
     rows += [(style["name"], f"{style['author']}, {style['licence']}, {style['link']}") for style in found.styles]
     out.print(two_columns("stored" if fetch else "sprites", rows))
+
+
+@train_app.command("run")
+def train_run(
+    out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of checkpoints, logs and models.", show_default=False)],
+    scenes: Annotated[Literal["fetched", "shipped"], typer.Option(help="Artwork of the scenes.")] = "fetched",
+    init: Annotated[str | None, typer.Option(metavar="MODEL", help="Model folder to start from, instead of fresh weights.")] = None,
+    share: Annotated[float, typer.Option(help="Share of each stage's steps, up to 1: small to see whether all runs.")] = 1.0,
+    test_rows: Annotated[int, typer.Option(min=1, help="Rows of each test split.")] = 1000,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Train a model in the paper's three stages and test what each adds. Run it again to go on where it was stopped.
+
+    The model is in OUT/model then. On two cores it takes days.
+
+    Example: [bold]wordmask train run runs/ --share 0.001 --test-rows 20 --scenes shipped[/bold]
+    """
+    configure(verbose)
+    from flows.train import TrainSettings, train
+
+    start_own_api()
+    table = train(TrainSettings(out=out_folder, scenes=scenes, init=init, share=share, test_rows=test_rows))
+    if json:
+        print_json(table)
+    else:
+        out.print(training_table(table))
 
 
 @import_app.command("coco")

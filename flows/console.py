@@ -169,3 +169,11 @@ def _log_lines() -> Watch:
             err.print(str(tally))
 
     return watch
+
+
+def training_table(rows: list[dict[str, Any]]) -> Table:
+    """What each stage reaches on each split of tests."""
+    table = Table(*rows[0], title="on scenes never seen in training", title_justify="left")
+    for row in rows:
+        table.add_row(*("" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    return table

@@ -15,7 +15,8 @@ from model.eval.metrics import Overlap, boundary_overlap, ciou, miou, overlap
 @dataclass(frozen=True, kw_only=True)
 class ReferringScores:
     """`rows` of the truth, how they were answered, and the three measures in 0..1. An absent, rejected or missing row is
-    scored as an empty mask: IoU 0 where the truth is not empty."""
+    scored as an empty mask: IoU 0 where the truth is not empty, 1 where it is. `absent_f1` is the harmonic mean of precision and
+    recall of the answer "absent", None where no truth is empty."""
 
     rows: int
     masks: int
@@ -25,6 +26,7 @@ class ReferringScores:
     miou: float
     ciou: float
     boundary_iou: float
+    absent_f1: float | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def score(truth: Iterable[tuple[str, Mapping[str, Any]]], answers: Mapping[str, 
     overlaps: list[Overlap] = []
     boundaries: list[Overlap] = []
     counts = dict.fromkeys(("mask", "absent", "rejected", "missing"), 0)
+    empty = rightly_absent = 0
     for row_id, true_rle in truth:
         answer = answers.get(row_id, Answer("missing"))
         counts[answer.status] += 1
@@ -51,11 +54,14 @@ def score(truth: Iterable[tuple[str, Mapping[str, Any]]], answers: Mapping[str, 
                 f"row_id = {row_id!r}: the predicted mask is {predicted.shape}, the true one {true_mask.shape} (height, width); "
                 "both must have the size of the image, EXIF orientation applied"
             )
+        empty += not true_mask.any()
+        rightly_absent += answer.status == "absent" and not true_mask.any()
         overlaps.append(overlap(predicted, true_mask))
         boundaries.append(boundary_overlap(predicted, true_mask))
     return ReferringScores(
         rows=len(overlaps), masks=counts["mask"], absent=counts["absent"], rejected=counts["rejected"], missing=counts["missing"],
         miou=miou(overlaps), ciou=ciou(overlaps), boundary_iou=miou(boundaries),
+        absent_f1=2 * rightly_absent / (empty + counts["absent"]) if empty else None,
     )  # fmt: skip
 
 

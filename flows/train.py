@@ -1,0 +1,118 @@
+"""The training flow: the paper's three stages, then what each of them adds on scenes that none has seen. Only their order is here.
+
+Every stage goes on from its own checkpoint, and is left at once where it has come to its end: the same call takes up a stopped run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.segment import segment
+from model.registry import CARD_FILE
+from model.train import refiner, rl, sft
+from model.train.package import package
+from model.train.splits import SPLITS
+from schemas.settings import ModelSettings, RunSettings, SegmentSettings
+from tasks.export_scenes import SCENES_PER_SEED, export_scenes
+from tasks.results import evaluate
+
+TESTS = tuple(name for name in SPLITS if name.startswith("test"))
+MEASURES = ("rows", "miou", "ciou", "boundary_iou", "absent_f1")
+ITERATIONS = (0, 1, 5)  # of the refiner; with 0 the path stands alone
+
+
+class TrainSettings(BaseModel):
+    """What the flow trains, on what, and how it is tested."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: Path = Field(description="folder of checkpoints, logs, models and tests; an existing one is taken up")
+    scenes: Literal["fetched", "shipped"] = Field("fetched", description="artwork of the scenes")
+    init: str | None = Field(None, description="model folder to start from, instead of fresh weights")
+    share: float = Field(1.0, gt=0, le=1, description="share of each stage's steps: small to see whether all runs")
+    test_rows: int = Field(1000, ge=1, le=SCENES_PER_SEED, description="rows of each test split")
+    workers: int = Field(1, ge=0, description="processes that draw scenes ahead of the training")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the first stage's matrix products")
+
+
+@flow(name="train", validate_parameters=True)
+def train(settings: TrainSettings) -> list[dict[str, Any]]:
+    """Train a model into `out/model`, and test it; the table of stages and splits, which its card holds too."""
+    out = settings.out
+    supervised(settings)
+    reinforced(settings)
+    refined(settings)
+    table = [
+        {"stage": stage, "iterations": iterations, "split": split} | test(settings, folder, split, iterations)
+        for stage, folder, steps in (("sft", out / "sft-model", (0,)), ("rl", out / "model", ITERATIONS))
+        for iterations in steps
+        for split in TESTS
+    ]
+    write_card(out / "model", table)
+    return table
+
+
+def _steps(count: int, share: float) -> int:
+    return max(1, round(count * share))
+
+
+@task(name="sft", cache_policy=NO_CACHE)
+def supervised(settings: TrainSettings) -> None:
+    """Stage 1, and a model folder of it."""
+    phases = tuple(replace(phase, steps=_steps(phase.steps, settings.share)) for phase in sft.SftSettings.phases)
+    options = sft.SftSettings(phases=phases, scenes=settings.scenes, workers=settings.workers, dtype=settings.dtype)
+    sft.train(settings.out / "sft", options, None if settings.init is None else Path(settings.init))
+    package(settings.out / "sft", None, settings.out / "sft-model")
+
+
+@task(name="rl", cache_policy=NO_CACHE)
+def reinforced(settings: TrainSettings) -> None:
+    """Stage 2, from the model of stage 1."""
+    options = rl.RlSettings(steps=_steps(rl.RlSettings.steps, settings.share), scenes=settings.scenes)
+    rl.train(settings.out / "rl", options, str(settings.out / "sft-model"))
+
+
+@task(name="refiner", cache_policy=NO_CACHE)
+def refined(settings: TrainSettings) -> None:
+    """Stage 3, on what the model of stage 2 draws, and the model folder of all three."""
+    options = refiner.RefinerSettings(
+        steps=_steps(refiner.RefinerSettings.steps, settings.share), scenes=settings.scenes, workers=settings.workers
+    )
+    refiner.train(settings.out / "rl", settings.out / "refiner", options)
+    package(settings.out / "rl", settings.out / "refiner", settings.out / "model")
+
+
+@task(name="test", cache_policy=NO_CACHE)
+def test(settings: TrainSettings, model: Path, split: str, iterations: int) -> dict[str, Any]:
+    """Scores on a test split, by way of the pipeline itself."""
+    folder = settings.out / "tests"
+    truth, masks = folder / f"{split}.parquet", folder / f"{model.name}-{split}-{iterations}"
+    folder.mkdir(exist_ok=True)
+    if not truth.exists():
+        export_scenes(str(truth), count=settings.test_rows, seed=0, split=split, sprites=settings.scenes)
+    method = SegmentSettings(refiner_iterations=iterations, early_stop=False)
+    segment(RunSettings(input=str(truth), output=str(masks), model=ModelSettings(model=str(model)), segment=method))
+    scores = evaluate(str(masks), str(truth))
+    return {name: getattr(scores, name) for name in MEASURES}
+
+
+@task(name="card", cache_policy=NO_CACHE)
+def write_card(model: Path, table: list[dict[str, Any]]) -> None:
+    """The table into the model's card, and as an artifact."""
+    file = model / CARD_FILE
+    results = {
+        f"{row['split']}, {row['stage']}, {row['iterations']} refinements: {measure}": row[measure]
+        for row in table
+        for measure in MEASURES
+        if row[measure] is not None
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"results": results}, indent=1) + "\n")
+    create_table_artifact(table, key="training", description="what each stage adds, on scenes that none has seen")
