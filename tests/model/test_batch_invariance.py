@@ -110,7 +110,7 @@ def path_ids(segmenter: Segmenter, path: str) -> list[int]:
 
 
 def test_deterministic_paths_are_the_same_in_any_company() -> None:
-    segmenter, some = drawing(deterministic=True), scenes(0, 150)
+    segmenter, some = drawing(deterministic=True), scenes(0, 100)
     together = [vars(row) for row in by_batches(segmenter, some, len(some))]
     order = random.Random(0).sample(range(len(some)), len(some))
     for place, row in zip(order, by_batches(segmenter, [some[i] for i in order], 7), strict=True):
