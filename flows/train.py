@@ -76,16 +76,17 @@ def supervised(settings: TrainSettings) -> None:
 @task(name="rl", cache_policy=NO_CACHE)
 def reinforced(settings: TrainSettings) -> None:
     """Stage 2, from the model of stage 1."""
-    options = rl.RlSettings(steps=_steps(rl.RlSettings.steps, settings.share), scenes=settings.scenes)
+    full = rl.RlSettings(scenes=settings.scenes)
+    options = replace(full, steps=_steps(full.steps, settings.share), eval_scenes=_steps(full.eval_scenes, settings.share))
     rl.train(settings.out / "rl", options, str(settings.out / "sft-model"))
 
 
 @task(name="refiner", cache_policy=NO_CACHE)
 def refined(settings: TrainSettings) -> None:
     """Stage 3, on what the model of stage 2 draws, and the model folder of all three."""
-    options = refiner.RefinerSettings(
-        steps=_steps(refiner.RefinerSettings.steps, settings.share), scenes=settings.scenes, workers=settings.workers
-    )
+    full = refiner.RefinerSettings(scenes=settings.scenes, workers=settings.workers)
+    rows = max(full.decoded, _steps(full.pool_rows, settings.share))
+    options = replace(full, steps=_steps(full.steps, settings.share), pool_rows=rows)
     refiner.train(settings.out / "rl", settings.out / "refiner", options)
     package(settings.out / "rl", settings.out / "refiner", settings.out / "model")
 
