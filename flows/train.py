@@ -26,7 +26,7 @@ from tasks.results import evaluate
 
 TESTS = tuple(name for name in SPLITS if name.startswith("test"))
 MEASURES = ("rows", "miou", "ciou", "boundary_iou", "absent_f1")
-ITERATIONS = (0, 1, 5)  # of the refiner; with 0 the path stands alone
+TESTED = (("sft", "sft-model", (0,)), ("rl", "model", (0, 1, 5)))  # stage, model folder, refinements: with 0 the path stands alone
 
 
 class TrainSettings(BaseModel):
@@ -46,17 +46,16 @@ class TrainSettings(BaseModel):
 @flow(name="train", validate_parameters=True)
 def train(settings: TrainSettings) -> list[dict[str, Any]]:
     """Train a model into `out/model`, and test it; the table of stages and splits, which its card holds too."""
-    out = settings.out
     supervised(settings)
     reinforced(settings)
     refined(settings)
     table = [
-        {"stage": stage, "iterations": iterations, "split": split} | test(settings, folder, split, iterations)
-        for stage, folder, steps in (("sft", out / "sft-model", (0,)), ("rl", out / "model", ITERATIONS))
-        for iterations in steps
+        {"stage": stage, "iterations": iterations, "split": split} | test(settings, settings.out / model, split, iterations)
+        for stage, model, refinements in TESTED
+        for iterations in refinements
         for split in TESTS
     ]
-    write_card(out / "model", table)
+    write_card(settings.out / "model", table)
     return table
 
 
