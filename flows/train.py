@@ -26,7 +26,7 @@ from tasks.results import evaluate
 
 TESTS = tuple(name for name in SPLITS if name.startswith("test"))
 MEASURES = ("rows", "miou", "ciou", "boundary_iou", "absent_f1")
-ITERATIONS = (0, 1, 5)  # of the refiner; with 0 the path stands alone
+TESTED = (("sft", "sft-model", (0,)), ("rl", "model", (0, 1, 5)))  # stage, model folder, refinements: with 0 the path stands alone
 
 
 class TrainSettings(BaseModel):
@@ -46,17 +46,16 @@ class TrainSettings(BaseModel):
 @flow(name="train", validate_parameters=True)
 def train(settings: TrainSettings) -> list[dict[str, Any]]:
     """Train a model into `out/model`, and test it; the table of stages and splits, which its card holds too."""
-    out = settings.out
     supervised(settings)
     reinforced(settings)
     refined(settings)
     table = [
-        {"stage": stage, "iterations": iterations, "split": split} | test(settings, folder, split, iterations)
-        for stage, folder, steps in (("sft", out / "sft-model", (0,)), ("rl", out / "model", ITERATIONS))
-        for iterations in steps
+        {"stage": stage, "iterations": iterations, "split": split} | test(settings, settings.out / model, split, iterations)
+        for stage, model, refinements in TESTED
+        for iterations in refinements
         for split in TESTS
     ]
-    write_card(out / "model", table)
+    write_card(settings.out / "model", table)
     return table
 
 
@@ -76,16 +75,17 @@ def supervised(settings: TrainSettings) -> None:
 @task(name="rl", cache_policy=NO_CACHE)
 def reinforced(settings: TrainSettings) -> None:
     """Stage 2, from the model of stage 1."""
-    options = rl.RlSettings(steps=_steps(rl.RlSettings.steps, settings.share), scenes=settings.scenes)
+    full = rl.RlSettings(scenes=settings.scenes)
+    options = replace(full, steps=_steps(full.steps, settings.share), eval_scenes=_steps(full.eval_scenes, settings.share))
     rl.train(settings.out / "rl", options, str(settings.out / "sft-model"))
 
 
 @task(name="refiner", cache_policy=NO_CACHE)
 def refined(settings: TrainSettings) -> None:
     """Stage 3, on what the model of stage 2 draws, and the model folder of all three."""
-    options = refiner.RefinerSettings(
-        steps=_steps(refiner.RefinerSettings.steps, settings.share), scenes=settings.scenes, workers=settings.workers
-    )
+    full = refiner.RefinerSettings(scenes=settings.scenes, workers=settings.workers)
+    rows = max(full.decoded, _steps(full.pool_rows, settings.share))
+    options = replace(full, steps=_steps(full.steps, settings.share), pool_rows=rows)
     refiner.train(settings.out / "rl", settings.out / "refiner", options)
     package(settings.out / "rl", settings.out / "refiner", settings.out / "model")
 

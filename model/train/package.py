@@ -14,6 +14,7 @@ import torch
 
 from model.moondream import MoondreamSegmentation, parameter_count
 from model.registry import CARD_FILE, TOKENIZER_FILE
+from model.train.batches import NAMES
 from model.train.sft import SftSettings
 from model.train.small import trained_model
 
@@ -32,8 +33,8 @@ def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentatio
     card_file = dest / CARD_FILE
     results = json.loads(card_file.read_text())["results"] if card_file.exists() else {}
     card = {
-        "description": "small model of the full architecture, for laptops, tests and demos; knows coloured shapes, not the real world",
-        "trained_on": "synthetic scenes drawn by model/train/scenes.py: 8 shapes, 8 colours, 2 sizes, 2-6 objects",
+        "description": "small model of the full architecture, for laptops, tests and demos; knows drawn things, not the real world",
+        "trained_on": f"synthetic scenes drawn by model/train: {len(NAMES)} things by name, colour, size, place and relation",
         "seed": SftSettings.seed,
         "steps": steps,
         "parameters": parameter_count(model),

@@ -44,6 +44,8 @@ from model.train.sft import LOG_EVERY
 from model.train.small import trained_model
 from model.train.targets import path_target
 
+LEAST_MET = 0.1  # of the paths: with fewer the decoder has learned nothing yet
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerSettings:
@@ -123,12 +125,17 @@ def jittered_path(tokens: list[str], amount: float, rng: np.random.Generator) ->
 def decoded_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, settings: RefinerSettings) -> list[Tensor]:
     """Images, coarse masks and truths, each (rows, S, S, ...), of training scenes as the decoder draws them.
 
-    A row whose coarse mask misses the target altogether teaches nothing and is left out.
+    A row whose coarse mask misses the target altogether teaches nothing and is left out. ValueError if nearly all do.
     """
     segmenter = Segmenter(model, tokenizer, revision="training", refiner_iterations=0)
     rng, questions = np.random.default_rng((settings.seed, 11)), Questions(settings.scenes)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    tried = 0
     while len(rows) < settings.pool_rows:
+        if len(rows) < tried * LEAST_MET - 64:
+            raise ValueError(
+                f"{len(rows)} of {tried} paths met their target at all: train the decoder in {settings.scenes} scenes longer first"
+            )
         seeds = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, 16).tolist()
         scenes = [questions.scene(seed) for seed in seeds]
         asked = [
@@ -138,6 +145,7 @@ def decoded_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, setting
             if expression.target is not None
         ]
         found = segmenter.segment_many([scene.image_HW3 for scene in scenes], [Query(image=i, object=e.text) for i, e in asked])
+        tried += len(asked)
         for (i, expression), answer in zip(asked, found, strict=True):
             truth = scenes[i].objects[expression.target].mask_HW
             coarse = rasterize(answer.coarse_path, answer.coarse_bbox, *truth.shape)

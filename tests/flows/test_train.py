@@ -1,0 +1,34 @@
+"""The three stages and their tests as one flow, a step of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows import train as train_module
+from flows.train import MEASURES, TrainSettings, supervised, train
+from model.segmenter import Segmenter
+from model.train import sft
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+
+@pytest.mark.timeout(600)  # a run of the pipeline is in it
+def test_a_model_is_trained_tested_and_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "TESTS", ("test",))
+    monkeypatch.setattr(train_module, "TESTED", (("rl", "model", (1,)),))
+    settings = TrainSettings(out=tmp_path, scenes="shipped", init="demo", share=1e-6, test_rows=4, workers=0)
+    table = train(settings)
+    assert [(row["stage"], row["iterations"], row["split"], row["rows"]) for row in table] == [("rl", 1, "test", 4)]
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    assert card["steps"] == {"rl": 1, "refiner": 1}
+    assert {name.split(": ")[1] for name in card["results"]} <= set(MEASURES)
+    assert Segmenter.from_pretrained(str(tmp_path / "model"), device="cpu").config.text.vocab_size == 2048
+
+    def again(*_: object) -> None:
+        raise AssertionError("what is done is not done again")
+
+    monkeypatch.setattr(sft, "_step", again)
+    supervised.fn(settings)
