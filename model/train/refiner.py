@@ -39,6 +39,7 @@ from model.tokenizer import PathTokenizer
 from model.train.batches import unit_box
 from model.train.canvas import Scene
 from model.train.questions import SOURCES, Questions
+from model.train.runs import falling_rate, save_checkpoint
 from model.train.scenes import TRAIN_SEEDS
 from model.train.sft import LOG_EVERY
 from model.train.small import trained_model
@@ -192,8 +193,7 @@ def _step(
 
 def learning_rate(step: int, settings: RefinerSettings) -> float:
     """Linear warm-up, then a cosine to a fiftieth."""
-    falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    return settings.learning_rate * min(1, (step + 1) / settings.warmup) * falling
+    return falling_rate(step, peak=settings.learning_rate, steps=settings.steps, warmup=settings.warmup, floor=0.02)
 
 
 def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
@@ -238,9 +238,7 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
                 file.flush()
                 sums, began = {}, time.perf_counter()
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-                partial = out / "last.partial"
-                torch.save({"step": step + 1, "head": model.head.state_dict(), "optimizer": optimizer.state_dict()}, partial)
-                partial.replace(out / "last.pt")
+                save_checkpoint(out / "last.pt", step=step + 1, head=model.head.state_dict(), optimizer=optimizer.state_dict())
 
 
 def main() -> None:

@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from model.devices import keep_freed_memory
@@ -42,6 +41,7 @@ from model.registry import TOKENIZER_FILE, ModelSource, resolve_model
 from model.train.questions import Questions
 from model.train.rewards import Reward, mean_pairwise_iou, reward
 from model.train.rollouts import Packed, Policy, Question, ask, choices, pack, roll_out
+from model.train.runs import falling_rate, progress_bar, save_checkpoint
 from model.train.scenes import TRAIN_SEEDS, VAL_SEEDS
 from model.weights import load_model, load_tokenizer
 
@@ -94,10 +94,8 @@ class State:
     asks: Questions
 
     def save(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({"stage": "rl", "step": self.step, "init": self.init, **parts}, partial)
-        partial.replace(path)
+        save_checkpoint(path, stage="rl", step=self.step, init=self.init, **parts)
 
     def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
@@ -232,8 +230,7 @@ def evaluate(policy: Policy, questions: Sequence[Question]) -> dict[str, float]:
 
 def learning_rate(step: int, settings: RlSettings) -> float:
     """Linear warm-up, then a cosine to a fiftieth: what the noise of the gradients has added up is forgotten again."""
-    falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    return settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * falling
+    return falling_rate(step, peak=settings.learning_rate, steps=settings.steps, warmup=settings.warmup, floor=0.02)
 
 
 class Log:
@@ -285,8 +282,7 @@ def train(out: Path, settings: RlSettings, init: str) -> State:
 
 
 def _tracked(first: int, steps: int) -> Iterator[int]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console()) as progress:
+    with progress_bar(Console()) as progress:
         task = progress.add_task("rl", total=steps, completed=first)
         for step in range(first, steps):
             yield step

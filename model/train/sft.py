@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from model.config import BOX_TOKENS
@@ -40,6 +39,7 @@ from model.registry import TOKENIZER_FILE
 from model.tokenizer import PathTokenizer
 from model.train.batches import IGNORE, N_CLASSES, NAMES, Batch, SceneBatches, batch_stream, number_ids, to_device
 from model.train.questions import SOURCES, Questions
+from model.train.runs import falling_rate, progress_bar, save_checkpoint
 from model.train.small import small_model, small_tokenizer, warm_start
 from model.vision import CropFeatures
 
@@ -282,17 +282,8 @@ class State:
     optimizer: torch.optim.Optimizer
 
     def save(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        torch.save(
-            {
-                "step": self.step,
-                "model": self.model.state_dict(),
-                "auxiliary": self.auxiliary.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-            partial,
-        )
-        partial.replace(path)
+        parts = {"model": self.model.state_dict(), "auxiliary": self.auxiliary.state_dict(), "optimizer": self.optimizer.state_dict()}
+        save_checkpoint(path, step=self.step, **parts)
 
     def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
@@ -303,14 +294,12 @@ class State:
 
 
 def learning_rate(step: int, settings: SftSettings) -> float:
-    """Linear warm-up, then each phase a cosine from its peak: to a tenth at its end, to a hundredth in the last."""
+    """Linear warm-up, then each phase a cosine from its peak: to three tenths at its end, to a hundredth in the last."""
     start = 0
     for phase in settings.phases:
         if step < start + phase.steps or phase is settings.phases[-1]:
-            done = (step - start) / phase.steps
             floor = 0.01 if phase is settings.phases[-1] else 0.3
-            peak = phase.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
-            return peak * min(1.0, (step - start + 1) / settings.warmup)
+            return falling_rate(step - start, peak=phase.learning_rate, steps=phase.steps, warmup=settings.warmup, floor=floor)
         start += phase.steps
     raise AssertionError("unreachable")
 
@@ -340,9 +329,8 @@ def train(out: Path, settings: SftSettings, init: Path | None = None) -> State:
     state.model.model.vision.requires_grad_(not settings.freeze_vision)
     console = Console()
     console.print(f"{parameter_count(state.model) / 1e6:.2f} M parameters, from step {state.step}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     start = 0
-    with Progress(*columns, console=console) as progress, (out / "log.csv").open("a", newline="") as log:
+    with progress_bar(console) as progress, (out / "log.csv").open("a", newline="") as log:
         for phase in settings.phases:
             if state.step < start + phase.steps:
                 _train_phase(state, phase, start, settings, tokenizer, out, progress, log)
