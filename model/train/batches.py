@@ -21,7 +21,7 @@ from model.path_tokens import PATH_SCALE
 from model.prompt import build_prompt
 from model.region import coord_bin, size_bin
 from model.tokenizer import PathTokenizer
-from model.train.canvas import Scene
+from model.train.canvas import Scene, unit_box
 from model.train.colours import COLOUR_NAMES
 from model.train.expressions import Expression
 from model.train.nouns import NOUNS
@@ -116,7 +116,11 @@ class SceneBatches(Dataset[Batch]):
         if self.paths:
             ids += [*self.tokenizer.path_ids(path_target(target.mask_HW, target.box)), tokens.eos_id]
         return QuerySample(
-            ids=ids, prompt_length=len(prompt.ids), box=unit_box(target.box, scene), name=NAMES.index(target.name), attributes=attributes
+            ids=ids,
+            prompt_length=len(prompt.ids),
+            box=unit_box(target.box, *target.mask_HW.shape),
+            name=NAMES.index(target.name),
+            attributes=attributes,
         )
 
 
@@ -139,20 +143,13 @@ class Sample:
     patch_box: np.ndarray
 
 
-def unit_box(box: tuple[float, float, float, float], scene: Scene) -> tuple[float, float, float, float]:
-    """(x_min, y_min, x_max, y_max) in pixels to (cx, cy, w, h) in unit of image."""
-    height, width = scene.image_HW3.shape[:2]
-    x0, y0, x1, y1 = box
-    return (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
-
-
 def object_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Classes of each object, (objects, C), 0 being background, and boxes (objects, 4).
 
     Classes: name, colour (the last one: none), size, then ranks: how many objects of the same name, of the same colour, and of any
     kind lie to the left, to the right, above and below (by centre).
     """
-    boxes = np.array([unit_box(o.box, scene) for o in scene.objects]).reshape(-1, 4)
+    boxes = np.array([unit_box(o.box, *o.mask_HW.shape) for o in scene.objects]).reshape(-1, 4)
     name = np.array([NAMES.index(o.name) for o in scene.objects], int)
     colour = np.array([COLOUR_NAMES.index(o.colour) if o.colour else len(COLOUR_NAMES) for o in scene.objects], int)
     size = np.array([SIZES.index(o.size_name) for o in scene.objects], int)

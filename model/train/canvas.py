@@ -46,6 +46,16 @@ class Scene:
     objects: tuple[SceneObject, ...]
     instance_HW: np.ndarray
 
+    def truth(self, target: int | None) -> np.ndarray:
+        """The mask of object number `target`, uint8 of 0/1; an empty one for None, which is nothing in the scene."""
+        return np.zeros(self.instance_HW.shape, np.uint8) if target is None else self.objects[target].mask_HW
+
+
+def unit_box(box: tuple[float, float, float, float], height: int, width: int) -> tuple[float, float, float, float]:
+    """(x_min, y_min, x_max, y_max) in pixels to (cx, cy, w, h) in unit of image."""
+    x0, y0, x1, y1 = box
+    return (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:

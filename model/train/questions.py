@@ -12,7 +12,8 @@ from model.train.scenes import make_scene, pick_expressions
 from model.train.splits import SPLITS
 from model.train.sprites import SpriteLibrary, load, load_shipped
 
-SOURCES = ("fetched", "shipped", "shapes")
+SHAPES = "shapes"
+SOURCES = ("fetched", "shipped", SHAPES)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Questions:
     @cached_property
     def sprites(self) -> SpriteLibrary | None:
         """The sprites of the split's styles. FileNotFoundError, with what to do, if they were not fetched yet."""
-        if self.source == "shapes":
+        if self.source == SHAPES:
             return None
         return (load() if self.source == "fetched" else load_shipped()).only(SPLITS[self.split].styles)
 

@@ -36,8 +36,7 @@ from model.refiner import Candidates
 from model.refiner_crops import cut
 from model.segmenter import Query, Segmenter
 from model.tokenizer import PathTokenizer
-from model.train.batches import unit_box
-from model.train.canvas import Scene
+from model.train.canvas import Scene, unit_box
 from model.train.questions import SOURCES, Questions
 from model.train.runs import falling_rate, save_checkpoint
 from model.train.scenes import TRAIN_SEEDS
@@ -96,7 +95,7 @@ def perturbed_sample(scene: Scene, target: int, size: int, rng: np.random.Genera
     """A coarse mask as a decoder might draw it: the target's path with its box moved and stretched, its vertices jittered
     and some of them dropped; how much is drawn from a wide range, so that all qualities occur."""
     truth = scene.objects[target]
-    cx, cy, w, h = unit_box(truth.box, scene)
+    cx, cy, w, h = unit_box(truth.box, *truth.mask_HW.shape)
     amount = rng.beta(1.2, 2.5) * 0.35
     shift = rng.normal(0, amount, 4) * (0.5, 0.5, 0.6, 0.6)
     box = (cx + shift[0] * w, cy + shift[1] * h, w * math.exp(shift[2]), h * math.exp(shift[3]))
@@ -148,7 +147,7 @@ def decoded_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, setting
         found = segmenter.segment_many([scene.image_HW3 for scene in scenes], [Query(image=i, object=e.text) for i, e in asked])
         tried += len(asked)
         for (i, expression), answer in zip(asked, found, strict=True):
-            truth = scenes[i].objects[expression.target].mask_HW
+            truth = scenes[i].truth(expression.target)
             coarse = rasterize(answer.coarse_path, answer.coarse_bbox, *truth.shape)
             row = refiner_sample(scenes[i].image_HW3, coarse, answer.coarse_bbox, truth, model.config.vision.crop_size)
             if row is not None and (coarse & truth).any():

@@ -17,6 +17,7 @@ from model.eval.metrics import boundary_overlap, overlap
 from model.path_tokens import parse_path
 from model.rasterize import rasterize
 from model.tokenizer import PathTokenizer
+from model.train.canvas import unit_box
 
 IOU_WEIGHT, BOUNDARY_WEIGHT = 0.7, 0.3  # together 1: a perfect mask, and a true "absent", are worth 1
 
@@ -50,7 +51,7 @@ def reward(row: Decoded, truth_HW: np.ndarray, tokenizer: PathTokenizer) -> Rewa
     if not truth_HW.any():
         value = float(row.absent)
         return Reward(value=value, iou=value, box_iou=0.0, mask_HW=mask_HW)
-    around = 0.0 if row.absent else box_iou(row.box, unit_box(truth_HW))
+    around = 0.0 if row.absent else box_iou(row.box, box_around(truth_HW))
     if not mask_HW.any():
         return Reward(value=0.0, iou=0.0, box_iou=around, mask_HW=mask_HW)
     iou = overlap(mask_HW, truth_HW).iou
@@ -61,11 +62,10 @@ def reward(row: Decoded, truth_HW: np.ndarray, tokenizer: PathTokenizer) -> Rewa
 Box = tuple[float, float, float, float]
 
 
-def unit_box(mask_HW: np.ndarray) -> Box:
+def box_around(mask_HW: np.ndarray) -> Box:
     """The box (cx, cy, w, h) around a mask, in unit of image."""
-    height, width = mask_HW.shape
     x, y, w, h = cv2.boundingRect(mask_HW)
-    return (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
+    return unit_box((x, y, x + w, y + h), *mask_HW.shape)
 
 
 def box_iou(a: Box, b: Box) -> float:

@@ -26,8 +26,6 @@ from model.prompt import Prompt, build_prompt
 from model.region import coord_bin, size_bin
 from model.sampling import Sampling
 from model.tokenizer import PathTokenizer
-from model.train.canvas import Scene
-from model.train.expressions import Expression
 from model.train.questions import Questions
 
 PREFIX, PADDING = -1, -2  # owners of a packed row's positions that belong to no rollout
@@ -66,15 +64,10 @@ def ask(policy: Policy, source: Questions, seeds: Sequence[int]) -> list[Questio
         Question(
             image_PD=image_PD,
             prompt=build_prompt(expression.text, (), policy.tokenizer, config.tokens),
-            truth_HW=truth_of(scene, expression),
+            truth_HW=scene.truth(expression.target),
         )
         for image_PD, (scene, expression) in zip(image_IPD, asked, strict=True)
     ]
-
-
-def truth_of(scene: Scene, expression: Expression) -> np.ndarray:
-    """The true mask; empty where nothing is meant."""
-    return np.zeros(scene.instance_HW.shape, np.uint8) if expression.target is None else scene.objects[expression.target].mask_HW
 
 
 def roll_out(policy: Policy, questions: Sequence[Question], count: int, seed: int) -> list[list[Decoded]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.engine import Decoded
-from model.train.rewards import BOUNDARY_WEIGHT, IOU_WEIGHT, box_iou, mean_pairwise_iou, reward, unit_box
+from model.train.rewards import BOUNDARY_WEIGHT, IOU_WEIGHT, box_around, box_iou, mean_pairwise_iou, reward
 from model.train.small import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -95,7 +95,7 @@ def test_a_reward_takes_less_than_two_milliseconds() -> None:
 
 
 def test_boxes() -> None:
-    assert unit_box(square(30)) == (0.5, 0.5, 0.4, 0.4)
+    assert box_around(square(30)) == (0.5, 0.5, 0.4, 0.4)
     assert box_iou((0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.4)) == pytest.approx(0.12 / 0.20)
     assert box_iou((0.5, 0.5, 0.4, 0.4), (0.1, 0.5, 0.2, 0.4)) == 0.0
     assert reward(row(), square(30), TOKENIZER).box_iou == pytest.approx(1.0)
