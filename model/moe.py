@@ -71,10 +71,10 @@ class MixtureOfExperts(nn.Module):
         place, tokens = torch.arange(len(expert_M), device=expert_M.device), len(expert_M)
         if expert_M.device.type != "cpu":
             return place, ends_E.to(torch.int32), tokens
-        counts_E = ends_E.diff(prepend=ends_E.new_zeros(1))
-        block_ends_E = (-(-counts_E // ROW_BLOCK) * ROW_BLOCK).cumsum(0)
-        place = place + (block_ends_E - ends_E - (-counts_E % ROW_BLOCK))[expert_M]
-        return place, block_ends_E.to(torch.int32), int(block_ends_E[-1])
+        filler_E = -ends_E.diff(prepend=ends_E.new_zeros(1)) % ROW_BLOCK  # rows that fill an expert's last block
+        fillers_E = filler_E.cumsum(0)
+        block_ends_E = ends_E + fillers_E
+        return place + (fillers_E - filler_E)[expert_M], block_ends_E.to(torch.int32), int(block_ends_E[-1])
 
     def _route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and numbers of each token's experts, both (N, K)."""

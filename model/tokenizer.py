@@ -16,10 +16,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from model.path_tokens import MINUS, PATH_SCALE
+from model.registry import TOKENIZER_FILE
 
 PATH_COMMANDS = ("M", "L", "C", "z", "m", "l", "c", "Z")
 N_RESERVED = 21  # ids 0..20 never stand for text
-TOKENIZER_FILE = "tokenizer.json"
 UNKNOWN = "<|4|>"
 
 

@@ -28,12 +28,13 @@ from model.train.nouns import NOUNS
 from model.train.questions import Questions
 from model.train.scenes import TRAIN_SEEDS
 from model.train.shapes import SHAPES
+from model.train.sprite_scenes import SIZE_NAMES
 from model.train.targets import patch_owners, patch_shares, path_target
 from model.train.templates import SYNONYMS
 
 IGNORE = -100
 NAMES = (*NOUNS, *SHAPES)
-SIZES = ("small", "medium", "large")
+SIZES = (*SIZE_NAMES, "large")
 MAX_RANK = 6  # ordinal labels: how many like objects lie before this one, 0..5
 
 

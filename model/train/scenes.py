@@ -17,14 +17,14 @@ import numpy as np
 from model.train.backgrounds import muted
 from model.train.canvas import MIN_GAP, Piece, Scene, SceneObject, finish, leaves_visible, visible
 from model.train.expressions import Expression
+from model.train.groups import SIDES
 from model.train.shapes import COLOURS, SHAPES, cut_shape, shape_rgb
 from model.train.sprite_scenes import draw_sprite_scene
 from model.train.sprites import SpriteLibrary
+from model.train.templates import ORDINALS
 
 SIZES = {"small": (0.15, 0.22), "large": (0.32, 0.44)}  # diameter, unit of the short side
 TRAIN_SEEDS, VAL_SEEDS, TEST_SEEDS = range(10**8), range(10**8, 2 * 10**8), range(2 * 10**8, 3 * 10**8)
-ORDINALS = ("first", "second", "third", "fourth")
-SIDES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}  # axis, sign of increasing order
 # "last", "in" and "one" are in no expression yet. They stay: the ids of every later word, so trained weights, hang on them.
 VOCABULARY = tuple(sorted({
     *SHAPES, *COLOURS, *SIZES, *ORDINALS, *SIDES, "leftmost", "rightmost", "topmost", "bottommost", "last",

@@ -12,8 +12,8 @@ from torch import Tensor
 from model.config import MoondreamSegmentationConfig
 from model.moondream import MoondreamSegmentation
 from model.path_tokens import PATH_SCALE
-from model.registry import resolve_model
-from model.tokenizer import TOKENIZER_FILE, PathTokenizer, build_bpe_tokenizer
+from model.registry import TOKENIZER_FILE, resolve_model
+from model.tokenizer import PathTokenizer, build_bpe_tokenizer
 from model.train.corpus import grammar_lines
 from model.weights import load_model, load_tokenizer
 

@@ -85,11 +85,7 @@ def _in(hsv: tuple[float, float, float], box: tuple[tuple[float, float], ...]) -
 def meant(world: World, text: str) -> set[int]:
     """The objects that a text could mean."""
     text = text.removeprefix("the ").replace("thing", "object").replace("grey", "gray")
-    for pattern, evaluate in PATTERNS:
-        found = re.fullmatch(pattern, text)
-        if found:
-            return evaluate(world, *found.groups())
-    return simple(world, text)
+    return _first_that_matches(PATTERNS, world, text, otherwise=simple)
 
 
 def _nearest(world: World, phrase: str, how: str, anchor: str) -> set[int]:
@@ -154,11 +150,17 @@ PATTERNS: list[tuple[str, Callable[..., set[int]]]] = [
 
 def simple(world: World, phrase: str) -> set[int]:
     """The objects of a phrase that is about no other object."""
-    for pattern, evaluate in SIMPLE:
-        found = re.fullmatch(pattern, phrase)
+    return _first_that_matches(SIMPLE, world, phrase, otherwise=_named)
+
+
+def _first_that_matches(
+    patterns: list[tuple[str, Callable[..., set[int]]]], world: World, text: str, *, otherwise: Callable[[World, str], set[int]]
+) -> set[int]:
+    for pattern, evaluate in patterns:
+        found = re.fullmatch(pattern, text)
         if found:
             return evaluate(world, *found.groups())
-    return _named(world, phrase)
+    return otherwise(world, text)
 
 
 def _ranked(world: World, rank: str, phrase: str, side: str) -> set[int]:

@@ -60,18 +60,23 @@ def test_train_validation_and_test_seeds_share_none() -> None:
 
 def test_masks_part_the_instance_map_and_boxes_are_tight(drawn: list[Scene]) -> None:
     for scene in drawn:
-        assert scene.image_HW3.dtype == np.uint8
-        assert scene.instance_HW.dtype == np.int16
-        rebuilt = np.full_like(scene.instance_HW, -1)
-        for index, thing in enumerate(scene.objects):
-            assert thing.mask_HW.dtype == np.uint8
-            assert thing.mask_HW.flags.c_contiguous
-            assert set(np.unique(thing.mask_HW)) == {0, 1}
-            assert (rebuilt[thing.mask_HW > 0] == -1).all(), "two masks share a pixel"
-            rebuilt[thing.mask_HW > 0] = index
-            ys, xs = np.nonzero(thing.mask_HW)
-            assert thing.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-        assert np.array_equal(rebuilt, scene.instance_HW)
+        assert_masks_part_the_instance_map(scene)
+
+
+def assert_masks_part_the_instance_map(scene: Scene) -> None:
+    """And their boxes are tight."""
+    assert scene.image_HW3.dtype == np.uint8
+    assert scene.instance_HW.dtype == np.int16
+    rebuilt = np.full_like(scene.instance_HW, -1)
+    for index, thing in enumerate(scene.objects):
+        assert thing.mask_HW.dtype == np.uint8
+        assert thing.mask_HW.flags.c_contiguous
+        assert set(np.unique(thing.mask_HW)) == {0, 1}
+        assert (rebuilt[thing.mask_HW > 0] == -1).all(), "two masks share a pixel"
+        rebuilt[thing.mask_HW > 0] = index
+        ys, xs = np.nonzero(thing.mask_HW)
+        assert thing.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    assert np.array_equal(rebuilt, scene.instance_HW)
 
 
 def test_masks_are_what_later_objects_leave_of_the_painted_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from model.train.splits import SPLITS, TRAIN_TEMPLATES
 from model.train.sprites import HELD_OUT_STYLE, TRAIN_STYLES, load_shipped
 from model.train.templates import HELD_OUT_TEMPLATES, TEMPLATES
 from tests.model.meaning import meant, world_of
+from tests.model.test_scenes import assert_masks_part_the_instance_map
 
 SPRITES = load_shipped()
 NOUNS = SPRITES.nouns
@@ -61,16 +62,7 @@ def test_everything_is_a_function_of_the_seed(drawn: list[Scene]) -> None:
 
 def test_masks_part_the_instance_map_and_boxes_are_tight(drawn: list[Scene]) -> None:
     for scene in drawn:
-        assert scene.image_HW3.dtype == np.uint8
-        rebuilt = np.full_like(scene.instance_HW, -1)
-        for index, thing in enumerate(scene.objects):
-            assert thing.mask_HW.dtype == np.uint8
-            assert set(np.unique(thing.mask_HW)) == {0, 1}
-            assert (rebuilt[thing.mask_HW > 0] == -1).all(), "two masks share a pixel"
-            rebuilt[thing.mask_HW > 0] = index
-            ys, xs = np.nonzero(thing.mask_HW)
-            assert thing.box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
-        assert np.array_equal(rebuilt, scene.instance_HW)
+        assert_masks_part_the_instance_map(scene)
 
 
 def test_masks_are_what_later_objects_leave_of_the_painted_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,11 @@ LEARNED = PathTokenizer(build_bpe_tokenizer(grammar_lines()))
 PATH_TOKENS = st.sampled_from([*PATH_COMMANDS, MINUS, *map(str, range(PATH_SCALE + 1))])
 
 
-@given(st.lists(PATH_TOKENS, max_size=40))
-def test_path_tokens_come_back_from_their_ids(tokens):
-    ids = TOKENIZER.path_ids(tokens)
-    assert TOKENIZER.path_tokens(ids) == tokens
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, LEARNED], ids=["words", "learned"])
+@given(tokens=st.lists(PATH_TOKENS, max_size=40))
+def test_path_tokens_come_back_from_their_ids(tokenizer, tokens):
+    ids = tokenizer.path_ids(tokens)
+    assert tokenizer.path_tokens(ids) == tokens
     assert all(i >= N_RESERVED for i in ids)
 
 
@@ -78,13 +79,6 @@ def test_a_saved_tokenizer_is_the_same(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer .*absent\.json: no such file; a model folder needs a tokenizer\.json"):
         PathTokenizer.from_file(tmp_path / "absent.json")
-
-
-@given(st.lists(PATH_TOKENS, max_size=40))
-def test_path_tokens_come_back_from_a_learned_tokenizer(tokens):
-    ids = LEARNED.path_ids(tokens)
-    assert LEARNED.path_tokens(ids) == tokens
-    assert all(i >= N_RESERVED for i in ids)
 
 
 def test_a_learned_tokenizer_has_the_ids_of_the_other():
