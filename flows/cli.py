@@ -113,10 +113,10 @@ def segment(
 
     Example: [bold]wordmask segment scene.png "the red circle" --overlay out.png[/bold]
     """
-    from model.segmenter import Query, Segmenter
-
     refs = tuple(_numbers("--point", text, 2) for text in point or ()) + tuple(_numbers("--box", text, 4) for text in box or ())
     pixels = _read_image(image)
+    from model.segmenter import Query, Segmenter  # seconds: what is wrong with the call is told before
+
     segmenter = Segmenter.from_pretrained(
         model,
         refiner=refiner,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from model.answers import QueryError
 from model.config import TokenConfig
 from model.devices import to_device
 from model.region import Region
@@ -14,15 +15,6 @@ from model.text import TextDecoder
 from model.tokenizer import PathTokenizer
 
 SpatialRef = Sequence[float]
-
-
-class QueryError(ValueError):
-    """A query that cannot be asked. `code` is one of the reject codes of a row; the message is its detail."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
 
 
 @dataclass(frozen=True, kw_only=True)

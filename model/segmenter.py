@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model import rle
 from model.ahead import ahead
+from model.answers import Query, QueryError, Segmentation
 from model.devices import OnItsWay, keep_freed_memory
 from model.engine import ROWS, Decoded, Engine
 from model.image_crops import crop_image, normalise
@@ -25,7 +26,7 @@ from model.mask_trace import scale_path, trace
 from model.moondream import MoondreamSegmentation
 from model.path_grammar import FreeDecoding, PathGrammar
 from model.path_tokens import ParsedPath, parse_path
-from model.prompt import Prompt, QueryError, SpatialRef, build_prompt
+from model.prompt import Prompt, SpatialRef, build_prompt
 from model.rasterize import rasterize
 from model.refiner_crops import RefinerCrop, cut, paste
 from model.registry import ModelSource, resolve_model
@@ -42,53 +43,6 @@ THREADS_BESIDE_CPU, THREADS_BESIDE_GPU = 1, 4  # they cut, fill, paste, clean an
 Tag = TypeVar("Tag")
 Item = TypeVar("Item")
 _Encoded = tuple[Tensor, list[tuple[Any, Prompt]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """One expression, in `segment_many` about image number `image`.
-
-    References are points (x, y) or boxes (x_min, y_min, x_max, y_max) in unit of image.
-    """
-
-    object: str
-    spatial_refs: tuple[tuple[float, ...], ...] = ()
-    image: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segmentation:
-    """The answer to one query.
-
-    `status` is "mask", or "absent" if the model says that the expression names nothing here. `rle` is the mask in COCO's
-    compressed form, `mask` (H, W) uint8 of 0/1 decoded from it; `bbox` (x, y, w, h) and `area` of it in pixels; `path` its outline in
-    pixels. `coarse_path` (unit of box) and `coarse_bbox` (cx, cy, w, h in unit of image) are what the language model
-    drew. Scores are None where there is nothing to score. `refined`: the refiner's mask, not the coarse one. `salvaged`:
-    the path was malformed and only its whole commands before the problem were used; `path_problem` says what it was.
-    `truncated`: the token limit cut it short.
-    """
-
-    status: str
-    rle: dict[str, Any]
-    bbox: tuple[int, int, int, int]
-    area: int
-    path: str
-    coarse_path: str
-    coarse_bbox: tuple[float, float, float, float]
-    predicted_iou: float | None
-    path_logprob: float | None
-    coarse_refined_iou: float | None
-    iteration_stability: float | None
-    trust: float | None
-    refined: bool
-    salvaged: bool
-    truncated: bool
-    path_problem: str | None
-    n_path_tokens: int
-
-    @property
-    def mask(self) -> np.ndarray:
-        return rle.decode(self.rle)
 
 
 class Segmenter:

@@ -9,6 +9,21 @@ from pydantic import Field
 from schemas.settings import Frozen, RunSettings
 
 
+def masks_path(shard_id: str) -> str:
+    """Where a shard's masks are, relative to the output."""
+    return f"masks/part-{shard_id}.parquet"
+
+
+def rejects_path(shard_id: str) -> str:
+    """Where its rejects are."""
+    return f"rejects/part-{shard_id}.parquet"
+
+
+def receipt_path(shard_id: str) -> str:
+    """Where its receipt is, written when both are."""
+    return f"receipts/{shard_id}.json"
+
+
 class RowRange(NamedTuple):
     """Rows start..stop of one row group."""
 

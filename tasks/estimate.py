@@ -12,10 +12,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from model.registry import DEMO, ModelSource
-from schemas.runs import Plan, Receipt
+from schemas.runs import Plan, Receipt, receipt_path
 from schemas.settings import Frozen, RunSettings
 from tasks.storage import Store
-from tasks.write import receipt_path
 
 NEWEST = 50  # receipts that are read
 READS_AT_ONCE = 16

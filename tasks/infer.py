@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.ahead import ahead
-from model.prompt import QueryError
-from model.segmenter import Query, Segmentation
+from model.answers import Query, QueryError, Segmentation
 from schemas.rejects import RejectCode
 from schemas.runs import Shard
 from schemas.settings import SegmentSettings

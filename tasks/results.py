@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from model.eval.referring import Answer, ReferringScores, score
 from schemas.queries import InputError
+from schemas.runs import masks_path, rejects_path
 from tasks.storage import Store
 from tasks.summarize import newest_run
-from tasks.write import masks_path, rejects_path
 
 TRUTH_COLUMNS = "row_id and mask struct<size, counts>"
 

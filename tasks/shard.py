@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from schemas.runs import Receipt, Shard, Timings
+from schemas.runs import Receipt, Shard, Timings, receipt_path
 from schemas.settings import RunSettings
 from tasks.infer import Answers, infer
 from tasks.read import Row, read_rows
 from tasks.storage import Store
 from tasks.worker import SegmenterLike, model_turn, resident_segmenter
-from tasks.write import receipt_path, write_parts
+from tasks.write import write_parts
 
 
 class ModelChangedError(RuntimeError):

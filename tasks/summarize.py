@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
-from schemas.runs import Plan, Receipt, RunSummary
+from schemas.runs import Plan, Receipt, RunSummary, receipt_path
 from schemas.settings import Frozen, RunSettings
 from tasks.storage import Store
-from tasks.write import receipt_path
 
 RECEIPTS_AT_ONCE = 16
 

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from schemas.runs import Plan, Shard
+from schemas.runs import Plan, Shard, masks_path, rejects_path
 from schemas.settings import Frozen, RunSettings
 from tasks.storage import Store, is_damaged_parquet
-from tasks.write import masks_path, rejects_path
 
 SHARDS_AT_ONCE = 8
 SHOWN = 20

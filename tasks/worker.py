@@ -17,7 +17,7 @@ import torch
 from distributed import Worker, WorkerPlugin
 from numpy.typing import NDArray
 
-from model.segmenter import Query, Segmentation
+from model.answers import Query, Segmentation
 from schemas.settings import ModelSettings, SegmentSettings
 
 SEGMENTER = "model.segmenter:Segmenter.from_pretrained"

@@ -10,22 +10,10 @@ import pyarrow.parquet as pq
 
 from schemas.masks import FLAGS, MASKS, SCORES
 from schemas.rejects import REJECTS
-from schemas.runs import Part, Shard
+from schemas.runs import Part, Shard, masks_path, rejects_path
 from schemas.settings import SegmentSettings
 from tasks.infer import Answers, Mask, Reject
 from tasks.storage import Store, sha256
-
-
-def masks_path(shard_id: str) -> str:
-    return f"masks/part-{shard_id}.parquet"
-
-
-def rejects_path(shard_id: str) -> str:
-    return f"rejects/part-{shard_id}.parquet"
-
-
-def receipt_path(shard_id: str) -> str:
-    return f"receipts/{shard_id}.json"
 
 
 def write_parts(answers: Answers, shard: Shard, settings: SegmentSettings, input_schema: pa.Schema, output: Store) -> tuple[Part, Part]:

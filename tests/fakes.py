@@ -14,10 +14,9 @@ import cv2
 import numpy as np
 
 from model import rle
+from model.answers import Query, QueryError, Segmentation
 from model.mask_trace import trace
-from model.prompt import QueryError
 from model.registry import resolve_model
-from model.segmenter import Query, Segmentation
 
 REVISION = "fake-1"
 

@@ -43,3 +43,17 @@ def test_packages_are_flat_of_side_effects() -> None:
     for name in PACKAGES:
         for path in (ROOT / name).rglob("__init__.py"):
             assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("tasks.plan, tasks.estimate, tasks.summarize, tasks.results, tasks.verify, tasks.overlay", ("torch", "prefect", "distributed")),
+        ("flows.segment", ("transformers",)),
+    ],
+)
+def test_who_only_reads_or_sends_loads_no_model(modules: str, absent: tuple[str, ...]) -> None:
+    """PyTorch and transformers take ten seconds to import: commands that read an output, and a run's own process, go without."""
+    code = f"import sys, {modules}\nprint([name for name in {absent!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280, check=True)
+    assert done.stdout.strip() == "[]"

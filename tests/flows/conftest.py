@@ -21,6 +21,14 @@ def prefect_api() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of commands that run a flow: a developer's own database is not written to, and only the first makes one."""
+def own_api(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of commands that start a Prefect API of their own, as on a fresh machine: a developer's database is not written to."""
     return {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+
+
+@pytest.fixture(scope="session")
+def shared_api(own_api: dict[str, str], prefect_api: None) -> dict[str, str]:
+    """Environment of commands that report to the API of this session: each is ready some ten seconds earlier."""
+    from prefect.settings import get_current_settings
+
+    return own_api | {"PREFECT_API_URL": str(get_current_settings().api.url)}

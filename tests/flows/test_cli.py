@@ -34,11 +34,11 @@ def wordmask(*words: object, code: int = 0, cwd: Path | None = None, **environ: 
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory: pytest.TempPathFactory, prefect_home: dict[str, str]) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory, own_api: dict[str, str]) -> Path:
     """A folder with scenes.parquet and a finished run of the default model over it in masks/."""
     folder = tmp_path_factory.mktemp("run")
     wordmask("scenes", folder / "scenes.parquet", "--count", 24, "--seed", 5)
-    ran = wordmask("run", folder / "scenes.parquet", folder / "masks", "--json", **prefect_home)
+    ran = wordmask("run", folder / "scenes.parquet", folder / "masks", "--json", **own_api)
     assert ran.stderr == "", "no noise of Prefect's, Dask's or a library's"
     summary = json.loads(ran.stdout)
     assert (summary["rows"], summary["masks"], summary["rejects"]) == (24, 24, {})
@@ -100,18 +100,18 @@ def test_plan_tells_the_time_from_receipts_and_says_where_there_are_none(done: P
     assert "rows/s" in wordmask(*cut_otherwise).stdout
 
 
-def test_the_default_model_writes_the_same_bytes_again(done: Path, tmp_path: Path, prefect_home: dict[str, str]) -> None:
-    wordmask("run", done / "scenes.parquet", tmp_path / "again", **prefect_home)
+def test_the_default_model_writes_the_same_bytes_again(done: Path, tmp_path: Path, shared_api: dict[str, str]) -> None:
+    wordmask("run", done / "scenes.parquet", tmp_path / "again", **shared_api)
     for kind in ("masks", "rejects"):
         parts = {part.name: part.read_bytes() for part in (done / "masks" / kind).iterdir()}
         assert parts
         assert parts == {part.name: part.read_bytes() for part in (tmp_path / "again" / kind).iterdir()}
 
 
-def test_the_default_model_on_object_storage(s3: str, prefect_home: dict[str, str]) -> None:
+def test_the_default_model_on_object_storage(s3: str, shared_api: dict[str, str]) -> None:
     table, output = f"{s3}/cli/scenes.parquet", f"{s3}/cli/masks"
     wordmask("scenes", table, "--count", 3)
-    summary = json.loads(wordmask("run", table, output, "--json", "--workers", 1, **prefect_home).stdout)
+    summary = json.loads(wordmask("run", table, output, "--json", "--workers", 1, **shared_api).stdout)
     assert (summary["rows"], summary["masks"]) == (3, 3)
     assert json.loads(wordmask("evaluate", output, table, "--json").stdout)["rows"] == 3
 
@@ -192,15 +192,17 @@ def test_errors_are_one_message(words: str, says: str, done: Path, monkeypatch: 
     assert failed.stdout == ""
 
 
-def test_a_run_that_fails_says_so_with_another_exit_code(done: Path, tmp_path: Path, prefect_home: dict[str, str]) -> None:
-    failed = wordmask("run", done / "scenes.parquet", tmp_path / "out", "--scheduler", "nonsense://x", code=1, **prefect_home)
+def test_a_run_that_fails_says_so_with_another_exit_code(done: Path, tmp_path: Path, shared_api: dict[str, str]) -> None:
+    failed = wordmask("run", done / "scenes.parquet", tmp_path / "out", "--scheduler", "nonsense://x", code=1, **shared_api)
     assert "failed: --scheduler nonsense://x: no Dask scheduler answers there" in failed.stderr
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_goes_on(done: Path, tmp_path: Path, prefect_home: dict[str, str]) -> None:
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
+    done: Path, tmp_path: Path, own_api: dict[str, str], shared_api: dict[str, str]
+) -> None:
     command = [str(WORDMASK), "run", "scenes.parquet", str(tmp_path / "out"), "--shard-rows", "1", "--workers", "1"]
     running = subprocess.Popen(
-        command, cwd=done, env=os.environ | prefect_home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=done, env=os.environ | own_api, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     while not any(tmp_path.glob("out/receipts/*.json")):
         assert running.poll() is None
@@ -212,7 +214,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(done: Path, tmp_path: 
     assert stderr.splitlines()[-1] == "stopped: what is done has its receipts, and the same command takes up the rest"
     assert "Traceback" not in stderr
     assert stdout == ""
-    summary = json.loads(wordmask(*command[1:], "--json", cwd=done, **prefect_home).stdout)
+    summary = json.loads(wordmask(*command[1:], "--json", cwd=done, **shared_api).stdout)
     assert summary["rows"] == summary["masks"] == 24
     assert 0 < summary["shards_computed"] < 24
 

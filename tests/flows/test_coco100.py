@@ -35,8 +35,8 @@ def table(coco100: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def output(table: Path, prefect_home: dict[str, str]) -> Path:
-    summary = json.loads(wordmask("run", table, table.parent / "out", "--json", "--shard-rows", 70, **prefect_home).stdout)
+def output(table: Path, shared_api: dict[str, str]) -> Path:
+    summary = json.loads(wordmask("run", table, table.parent / "out", "--json", "--shard-rows", 70, **shared_api).stdout)
     assert summary["rows"] == ROWS
     return table.parent / "out"
 

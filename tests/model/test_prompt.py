@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from model.answers import QueryError
 from model.config import TokenConfig
-from model.prompt import Prompt, QueryError, build_prompt, embed_prompts
+from model.prompt import Prompt, build_prompt, embed_prompts
 from model.tokenizer import PathTokenizer, build_tokenizer
 from tests.model.tiny import tiny_model
 

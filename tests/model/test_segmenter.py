@@ -15,10 +15,10 @@ from PIL import Image
 
 from model import rle
 from model import segmenter as segmenter_module
+from model.answers import QueryError
 from model.config import MOST_PROMPT_TOKENS, MoondreamSegmentationConfig
 from model.engine import Decoded, Engine
 from model.path_tokens import parse_path
-from model.prompt import QueryError
 from model.rasterize import rasterize, rasterize_pixels
 from model.refiner_crops import cut, paste
 from model.segmenter import Query, Segmenter

@@ -13,12 +13,11 @@ import pytest
 from model.config import MoondreamSegmentationConfig
 from model.costs import Workload, estimates
 from model.registry import Location, ModelError, ModelSource, resolve_model
-from schemas.runs import Part, Plan, Receipt, RowRange, Shard, Timings
+from schemas.runs import Part, Plan, Receipt, RowRange, Shard, Timings, receipt_path
 from schemas.settings import RunSettings
 from tasks import estimate
 from tasks.estimate import TimeEstimate, estimate_time
 from tasks.storage import Store
-from tasks.write import receipt_path
 from tests.model.tiny import tiny_config
 
 MODEL = "m"

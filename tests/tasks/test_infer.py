@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from model.segmenter import Query, Segmentation
+from model.answers import Query, Segmentation
 from schemas.rejects import RejectCode
 from schemas.runs import RowRange, Shard
 from schemas.settings import SegmentSettings

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from schemas.runs import masks_path
 from schemas.settings import RunSettings
 from tasks.plan import make_plan
 from tasks.read import InputChangedError
@@ -15,7 +16,6 @@ from tasks.shard import process_shard
 from tasks.storage import Store
 from tasks.summarize import newest_run, publish, status, summarize
 from tasks.verify import require, verify
-from tasks.write import masks_path
 from tests.conftest import png, write_input
 from tests.fakes import REVISION, FakeSegmenter
 

@@ -18,7 +18,7 @@ from model import rle
 from model.rasterize import rasterize_pixels
 from schemas.masks import MASKS
 from schemas.rejects import RejectCode
-from schemas.runs import Plan
+from schemas.runs import Plan, masks_path, rejects_path
 from schemas.settings import RunSettings, SegmentSettings
 from tasks.plan import make_plan
 from tasks.read import InputChangedError
@@ -26,7 +26,6 @@ from tasks.shard import ModelChangedError, process_shard
 from tasks.storage import Store
 from tasks.summarize import newest_run, publish, status, summarize
 from tasks.verify import AccountingError, require, verify
-from tasks.write import masks_path, rejects_path
 from tests.conftest import ROOT, png, read_rows, write_input
 from tests.fakes import REVISION, FakeSegmenter
 
