@@ -84,7 +84,7 @@ def reinforced(settings: TrainSettings) -> None:
 def refined(settings: TrainSettings) -> None:
     """Stage 3, on what the model of stage 2 draws, and the model folder of all three."""
     full = refiner.RefinerSettings(scenes=settings.scenes, workers=settings.workers)
-    rows = max(full.decoded, _steps(full.pool_rows, settings.share))
+    rows = max(full.drawn, _steps(full.pool_rows, settings.share))
     options = replace(full, steps=_steps(full.steps, settings.share), pool_rows=rows)
     refiner.train(settings.out / "rl", settings.out / "refiner", options)
     package(settings.out / "rl", settings.out / "refiner", settings.out / "model")

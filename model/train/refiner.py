@@ -1,8 +1,11 @@
 """Stage 3 of the paper: the refiner learns from coarse masks and their ground truth.
 
-The paper's coarse inputs are rollouts of the reinforcement-learning stage. Here they are what the decoder of the run that is given draws
-greedily (of either stage; the shipped head has seen the supervised one's), and perturbed ground truth of all qualities. What else is ours:
+The paper's coarse inputs are rollouts of the reinforcement-learning stage. How many of a question, of what quality, and how the head learns
+from them is not in the abstract. What is ours:
 
+- Of each question several rollouts are drawn at that stage's temperature, once before the first step, and their rasters kept whatever
+  their quality, unless they miss the thing altogether. Half of a batch is of these; the other half is perturbed ground truth of new scenes,
+  so that the head does not learn the few thousand rollouts by heart.
 - Losses: binary cross-entropy plus dice on each of the four masks, of which the best counts fully and the others a
   little, so that all stay alive; squared error of the predicted IoUs.
 - A random number of iterations without gradient runs first, then one step is learned: the head sees its own outputs.
@@ -34,10 +37,12 @@ from model.path_tokens import PATH_SCALE
 from model.rasterize import rasterize
 from model.refiner import Candidates
 from model.refiner_crops import cut
-from model.segmenter import Query, Segmenter
 from model.tokenizer import PathTokenizer
 from model.train.canvas import Scene, unit_box
 from model.train.questions import SOURCES, Questions
+from model.train.rewards import filled
+from model.train.rl import RlSettings
+from model.train.rollouts import Policy, ask, roll_out
 from model.train.runs import falling_rate, save_checkpoint
 from model.train.scenes import TRAIN_SEEDS
 from model.train.sft import LOG_EVERY
@@ -49,8 +54,8 @@ LEAST_MET = 0.1  # of the paths: with fewer the decoder has learned nothing yet
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerSettings:
-    """`others` is the weight of the masks that are not the best of the four; `decoded` rows of a batch come from a pool of
-    `pool_rows` that the decoder drew, the rest are perturbed ground truth."""
+    """`others` is the weight of the masks that are not the best of the four; `drawn` rows of a batch come from a pool of `pool_rows`
+    rollouts, `rollouts` of a question, the rest are perturbed ground truth."""
 
     seed: int = 1
     scenes: str = "fetched"  # a source of `Questions`
@@ -60,8 +65,9 @@ class RefinerSettings:
     warmup: int = 100
     weight_decay: float = 0.01
     others: float = 0.1
-    decoded: int = 8
-    pool_rows: int = 1600
+    drawn: int = 12
+    rollouts: int = 4
+    pool_rows: int = 2400
     checkpoint_every: int = 250
     workers: int = 1
 
@@ -71,7 +77,7 @@ class RefinerSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __init__(self, settings: RefinerSettings, steps: range, size: int) -> None:
         self.settings, self.steps, self.size = settings, steps, size
-        self.count = settings.batch - settings.decoded
+        self.count = settings.batch - settings.drawn
         self.questions = Questions(settings.scenes)
 
     def __len__(self) -> int:
@@ -122,13 +128,13 @@ def jittered_path(tokens: list[str], amount: float, rng: np.random.Generator) ->
     return " ".join(noisy)
 
 
-def decoded_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, settings: RefinerSettings) -> list[Tensor]:
-    """Images, coarse masks and truths, each (rows, S, S, ...), of training scenes as the decoder draws them.
+def rollout_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, settings: RefinerSettings) -> list[Tensor]:
+    """Images, coarse masks and truths, each (rows, S, S, ...), of training scenes as the decoder draws them at random.
 
-    A row whose coarse mask misses the target altogether teaches nothing and is left out. ValueError if nearly all do.
+    A rollout that misses the target altogether teaches nothing and is left out. ValueError if nearly all do.
     """
-    segmenter = Segmenter(model, tokenizer, revision="training", refiner_iterations=0)
-    rng, questions = np.random.default_rng((settings.seed, 11)), Questions(settings.scenes)
+    policy, asks = Policy.of(model, tokenizer, RlSettings.temperature), Questions(settings.scenes)
+    rng = np.random.default_rng((settings.seed, 11))
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     tried = 0
     while len(rows) < settings.pool_rows:
@@ -136,22 +142,15 @@ def decoded_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, setting
             raise ValueError(
                 f"{len(rows)} of {tried} paths met their target at all: train the decoder in {settings.scenes} scenes longer first"
             )
-        seeds = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, 16).tolist()
-        scenes = [questions.scene(seed) for seed in seeds]
-        asked = [
-            (i, expression)
-            for i, (scene, seed) in enumerate(zip(scenes, seeds, strict=True))
-            for expression in questions.about(scene, seed, 4)
-            if expression.target is not None
-        ]
-        found = segmenter.segment_many([scene.image_HW3 for scene in scenes], [Query(image=i, object=e.text) for i, e in asked])
-        tried += len(asked)
-        for (i, expression), answer in zip(asked, found, strict=True):
-            truth = scenes[i].truth(expression.target)
-            coarse = rasterize(answer.coarse_path, answer.coarse_bbox, *truth.shape)
-            row = refiner_sample(scenes[i].image_HW3, coarse, answer.coarse_bbox, truth, model.config.vision.crop_size)
-            if row is not None and (coarse & truth).any():
-                rows.append(row)
+        questions = [q for q in ask(policy, asks, rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, 16).tolist()) if q.truth_HW.any()]
+        drawn = roll_out(policy, questions, settings.rollouts, int(rng.integers(2**62)))
+        tried += len(questions) * settings.rollouts
+        for question, group in zip(questions, drawn, strict=True):
+            for rollout in group:
+                coarse = filled(rollout, tokenizer, *question.truth_HW.shape)
+                if (coarse & question.truth_HW).any():
+                    row = refiner_sample(question.image_HW3, coarse, rollout.box, question.truth_HW, model.config.vision.crop_size)
+                    rows += [] if row is None else [row]
     return [torch.from_numpy(np.stack(part[: settings.pool_rows])) for part in zip(*rows, strict=True)]
 
 
@@ -209,7 +208,7 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
         first = saved["step"]
         model.head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
-    pool = decoded_pool(model, decoder.tokenizer, settings)
+    pool = rollout_pool(model, decoder.tokenizer, settings)
     dataset = RefinerSamples(settings, range(first, settings.steps), model.config.vision.crop_size)
     # Spawned, not forked: OpenCV's threads, which drew the pool, do not survive a fork.
     context = {"multiprocessing_context": "spawn", "prefetch_factor": 8} if settings.workers else {}
@@ -222,8 +221,8 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, settings)
             rng = np.random.default_rng((settings.seed, step, 5))
-            picked = torch.from_numpy(rng.choice(settings.pool_rows, settings.decoded, replace=False))
-            mixed = tuple(torch.cat([part, drawn[picked]]) for part, drawn in zip(batch, pool, strict=True))
+            picked = torch.from_numpy(rng.choice(settings.pool_rows, settings.drawn, replace=False))
+            mixed = tuple(torch.cat([part, rollouts[picked]]) for part, rollouts in zip(batch, pool, strict=True))
             loss, log = _step(model, mixed, settings, rng)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

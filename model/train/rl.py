@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from model.devices import keep_freed_memory
 from model.engine import Decoded
 from model.moondream import MoondreamSegmentation
-from model.path_grammar import PathGrammar
 from model.registry import TOKENIZER_FILE, ModelSource, resolve_model
 from model.train.questions import Questions
 from model.train.rewards import Reward, mean_pairwise_iou, reward
@@ -114,10 +113,7 @@ def new_state(settings: RlSettings, source: ModelSource) -> State:
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     tokenizer = load_tokenizer(source)
     model.config.tokens = replace(model.config.tokens, max_new_tokens=settings.max_tokens)
-    policy = Policy(
-        model=model.model, config=model.config, tokenizer=tokenizer, temperature=settings.temperature,
-        grammar=PathGrammar(tokenizer, model.config.tokens.eos_id, torch.device("cpu")),
-    )  # fmt: skip
+    policy = Policy.of(model, tokenizer, settings.temperature)
     reference_policy = replace(policy, model=reference.requires_grad_(False).model)
     return State(0, source.revision, model, optimizer, policy, reference_policy, Questions(settings.scenes))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from model.config import BOX_TOKENS, MoondreamSegmentationConfig, TokenConfig
 from model.engine import Decoded, Engine
 from model.image_crops import crop_image, normalise
-from model.moondream import Moondream
+from model.moondream import Moondream, MoondreamSegmentation
 from model.path_grammar import PathGrammar
 from model.prompt import Prompt, build_prompt
 from model.region import coord_bin, size_bin
@@ -33,8 +33,10 @@ PREFIX, PADDING = -1, -2  # owners of a packed row's positions that belong to no
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of one image, and its true answer: uint8 of 0/1, all 0 if the thing is absent."""
+    """What is asked of one image (pixels, and what the decoder sees of it), and its true answer: uint8 of 0/1, all 0 if the thing is
+    absent."""
 
+    image_HW3: np.ndarray
     image_PD: Tensor
     prompt: Prompt
     truth_HW: np.ndarray
@@ -50,6 +52,12 @@ class Policy:
     grammar: PathGrammar
     temperature: float
 
+    @classmethod
+    def of(cls, model: MoondreamSegmentation, tokenizer: PathTokenizer, temperature: float) -> Policy:
+        """A model under the path grammar."""
+        grammar = PathGrammar(tokenizer, model.config.tokens.eos_id, model.device)
+        return cls(model=model.model, config=model.config, tokenizer=tokenizer, grammar=grammar, temperature=temperature)
+
 
 @torch.no_grad()
 def ask(policy: Policy, source: Questions, seeds: Sequence[int]) -> list[Question]:
@@ -62,6 +70,7 @@ def ask(policy: Policy, source: Questions, seeds: Sequence[int]) -> list[Questio
     image_IPD = policy.model.vision.project(policy.model.vision(pixels).final, [crop.tiling for crop in crops])
     return [
         Question(
+            image_HW3=scene.image_HW3,
             image_PD=image_PD,
             prompt=build_prompt(expression.text, (), policy.tokenizer, config.tokens),
             truth_HW=scene.truth(expression.target),

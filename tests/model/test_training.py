@@ -108,10 +108,10 @@ def test_losses_are_logged_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_refiner_learns_its_head_only_and_resumes(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = RefinerSettings(scenes="shipped", steps=4, batch=3, decoded=1, pool_rows=2, checkpoint_every=1, workers=0)
+    small = RefinerSettings(scenes="shipped", steps=4, batch=3, drawn=1, pool_rows=2, checkpoint_every=1, workers=0)
     pool = [torch.zeros(2, *shape) for shape in ((120, 120, 3), (120, 120), (120, 120))]
     # An untrained model draws nothing that meets its target, so it would be asked for ever.
-    monkeypatch.setattr(refiner, "decoded_pool", lambda *_: [pool[0].to(torch.uint8), *pool[1:]])
+    monkeypatch.setattr(refiner, "rollout_pool", lambda *_: [pool[0].to(torch.uint8), *pool[1:]])
     refiner.train(trained, tmp_path / "whole", small)
     heal = stop_at(2, monkeypatch, refiner)
     with pytest.raises(KeyboardInterrupt):
