@@ -437,6 +437,9 @@ def train_run(
     out_folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of checkpoints, logs and models.", show_default=False)],
     scenes: Annotated[Literal["fetched", "shipped"], typer.Option(help="Artwork of the scenes.")] = "fetched",
     init: Annotated[str | None, typer.Option(metavar="MODEL", help="Model folder to start from, instead of fresh weights.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of any size to adapt by LoRA, instead of training the small one.")] = None,
+    lora_rank: Annotated[int, typer.Option(min=1, help="Of --model.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     share: Annotated[float, typer.Option(help="Share of each stage's steps, up to 1: small to see whether all runs.")] = 1.0,
     test_rows: Annotated[int, typer.Option(min=1, help="Rows of each test split.")] = 1000,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
@@ -451,7 +454,18 @@ def train_run(
     from flows.train import TrainSettings, train
 
     start_own_api()
-    table = train(TrainSettings(out=out_folder, scenes=scenes, init=init, share=share, test_rows=test_rows))
+    table = train(
+        TrainSettings(
+            out=out_folder,
+            scenes=scenes,
+            init=init,
+            model=model,
+            lora_rank=lora_rank,
+            device=device,
+            share=share,
+            test_rows=test_rows,
+        )
+    )
     if json:
         print_json(table)
     else:

@@ -6,12 +6,15 @@ Every stage goes on from its own checkpoint, and is left at once where it has co
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +22,7 @@ from flows.segment import segment
 from model.registry import CARD_FILE
 from model.train import refiner, rl, sft
 from model.train.package import package
+from model.train.runs import Tell
 from model.train.splits import SPLITS
 from schemas.settings import ModelSettings, RunSettings, SegmentSettings
 from tasks.export_scenes import SCENES_PER_SEED, export_scenes
@@ -26,6 +30,7 @@ from tasks.results import evaluate
 
 TESTS = tuple(name for name in SPLITS if name.startswith("test"))
 MEASURES = ("rows", "miou", "ciou", "boundary_iou", "absent_f1")
+LOG_ROWS = 200  # of a stage's log in Prefect; its log.csv has all
 TESTED = (("sft", "sft-model", (0,)), ("rl", "model", (0, 1, 5)))  # stage, model folder, refinements: with 0 the path stands alone
 
 
@@ -37,6 +42,9 @@ class TrainSettings(BaseModel):
     out: Path = Field(description="folder of checkpoints, logs, models and tests; an existing one is taken up")
     scenes: Literal["fetched", "shipped"] = Field("fetched", description="artwork of the scenes")
     init: str | None = Field(None, description="model folder to start from, instead of fresh weights")
+    model: str | None = Field(None, description="model of any size to adapt by LoRA, instead of the small one")
+    lora_rank: int = Field(16, ge=1, description="of `model`")
+    device: str = Field("cpu", description="cpu or cuda")
     share: float = Field(1.0, gt=0, le=1, description="share of each stage's steps: small to see whether all runs")
     test_rows: int = Field(1000, ge=1, le=SCENES_PER_SEED, description="rows of each test split")
     workers: int = Field(1, ge=0, description="processes that draw scenes ahead of the training")
@@ -59,6 +67,24 @@ def train(settings: TrainSettings) -> list[dict[str, Any]]:
     return table
 
 
+@contextmanager
+def reported(stage: str) -> Iterator[Tell]:
+    """Who to tell of a stage's course, so that Prefect shows how far it is, and its log as a table when it ends or is stopped."""
+    artifact = create_progress_artifact(progress=0.0, key=f"training-{stage}")
+    assert isinstance(artifact, UUID)
+    rows: list[dict[str, Any]] = []
+
+    def tell(part: str, done: int, steps: int, means: Mapping[str, float]) -> None:
+        rows.append({"part": part, "step": done} | {name: round(mean, 4) for name, mean in means.items()})
+        update_progress_artifact(artifact, progress=100.0 * done / steps, description=f"{part}: step {done:,} of {steps:,}")
+
+    try:
+        yield tell
+    finally:
+        if rows:
+            create_table_artifact(rows[:: 1 + len(rows) // LOG_ROWS], key=f"training-{stage}-log", description="means since the row before")
+
+
 def _steps(count: int, share: float) -> int:
     return max(1, round(count * share))
 
@@ -67,17 +93,22 @@ def _steps(count: int, share: float) -> int:
 def supervised(settings: TrainSettings) -> None:
     """Stage 1, and a model folder of it."""
     phases = tuple(replace(phase, steps=_steps(phase.steps, settings.share)) for phase in sft.SftSettings.phases)
-    options = sft.SftSettings(phases=phases, scenes=settings.scenes, workers=settings.workers, dtype=settings.dtype)
-    sft.train(settings.out / "sft", options, None if settings.init is None else Path(settings.init))
+    options = sft.SftSettings(
+        phases=phases if settings.model is None else phases[-1:],
+        scenes=settings.scenes, workers=settings.workers, dtype=settings.dtype, model=settings.model, lora_rank=settings.lora_rank,
+    )  # fmt: skip
+    with reported("sft") as tell:
+        sft.train(settings.out / "sft", options, None if settings.init is None else Path(settings.init), settings.device, tell)
     package(settings.out / "sft", None, settings.out / "sft-model")
 
 
 @task(name="rl", cache_policy=NO_CACHE)
 def reinforced(settings: TrainSettings) -> None:
     """Stage 2, from the model of stage 1."""
-    full = rl.RlSettings(scenes=settings.scenes)
+    full = rl.RlSettings(scenes=settings.scenes, lora_rank=0 if settings.model is None else settings.lora_rank)
     options = replace(full, steps=_steps(full.steps, settings.share), eval_scenes=_steps(full.eval_scenes, settings.share))
-    rl.train(settings.out / "rl", options, str(settings.out / "sft-model"))
+    with reported("rl") as tell:
+        rl.train(settings.out / "rl", options, str(settings.out / "sft-model"), settings.device, tell)
 
 
 @task(name="refiner", cache_policy=NO_CACHE)
@@ -86,7 +117,8 @@ def refined(settings: TrainSettings) -> None:
     full = refiner.RefinerSettings(scenes=settings.scenes, workers=settings.workers)
     rows = max(full.drawn, _steps(full.pool_rows, settings.share))
     options = replace(full, steps=_steps(full.steps, settings.share), pool_rows=rows)
-    refiner.train(settings.out / "rl", settings.out / "refiner", options)
+    with reported("refiner") as tell:
+        refiner.train(settings.out / "rl", settings.out / "refiner", options, tell)
     package(settings.out / "rl", settings.out / "refiner", settings.out / "model")
 
 

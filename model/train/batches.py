@@ -78,7 +78,8 @@ class SceneBatches(Dataset[Batch]):
 
     def _sample(self, rng: np.random.Generator) -> Sample:
         large = rng.random() < self.large_share
-        size = {"height": int(rng.integers(130, 260)), "width": int(rng.integers(130, 260))} if large else {}
+        crop = self.config.vision.crop_size
+        size = {side: int(rng.integers(crop + crop // 12, 2 * crop + crop // 6)) for side in ("height", "width")} if large else {}
         while True:
             seed = int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop))
             scene = self.questions.scene(seed, n_objects=self.n_objects, **size)
@@ -223,8 +224,10 @@ def batch_stream(dataset: SceneBatches, workers: int) -> Iterator[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    """All but the crops, which are normalised on their way there."""
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+    moved = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor) and k != "crops"}
+    return Batch(**values | moved)
 
 
 def number_ids(tokenizer: PathTokenizer) -> list[int]:

@@ -13,16 +13,18 @@ from model.train.splits import SPLITS
 from model.train.sprites import SpriteLibrary, load, load_shipped
 
 SHAPES = "shapes"
+SIDE = 120  # pixels: what `make_scene` draws by itself is up to so high or wide
 SOURCES = ("fetched", "shipped", SHAPES)
 
 
 @dataclass(frozen=True)
 class Questions:
     """Draws scenes and questions. `source`: sprites that were "fetched" or "shipped", or "shapes" alone, which the first default model
-    knew; then nothing is absent."""
+    knew; then nothing is absent. `side`: the crop size of the model that is asked, which scenes are about as large as."""
 
     source: str
     split: str = "train"
+    side: int = SIDE
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
@@ -37,6 +39,8 @@ class Questions:
 
     def scene(self, seed: int, **options: Any) -> Scene:
         """The scene of a seed, see `make_scene`."""
+        if self.side != SIDE and not options.keys() & {"height", "width"}:
+            options["height"] = self.side
         return make_scene(seed, sprites=self.sprites, **options)
 
     def about(self, scene: Scene, seed: int, count: int) -> list[Expression]:

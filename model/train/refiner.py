@@ -43,7 +43,7 @@ from model.train.questions import SOURCES, Questions
 from model.train.rewards import filled
 from model.train.rl import RlSettings
 from model.train.rollouts import Policy, ask, roll_out
-from model.train.runs import falling_rate, save_checkpoint
+from model.train.runs import Tell, falling_rate, save_checkpoint, tell_nobody
 from model.train.scenes import TRAIN_SEEDS
 from model.train.sft import LOG_EVERY
 from model.train.small import trained_model
@@ -78,7 +78,7 @@ class RefinerSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __init__(self, settings: RefinerSettings, steps: range, size: int) -> None:
         self.settings, self.steps, self.size = settings, steps, size
         self.count = settings.batch - settings.drawn
-        self.questions = Questions(settings.scenes)
+        self.questions = Questions(settings.scenes, side=size)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -133,7 +133,7 @@ def rollout_pool(model: MoondreamSegmentation, tokenizer: PathTokenizer, setting
 
     A rollout that misses the target altogether teaches nothing and is left out. ValueError if nearly all do.
     """
-    policy, asks = Policy.of(model, tokenizer, RlSettings.temperature), Questions(settings.scenes)
+    policy, asks = Policy.of(model, tokenizer, RlSettings.temperature), Questions(settings.scenes, side=model.config.vision.crop_size)
     rng = np.random.default_rng((settings.seed, 11))
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     tried = 0
@@ -175,7 +175,7 @@ def refiner_loss(candidates: Candidates, truth_BSS: Tensor, others: float) -> tu
 def _step(
     model: MoondreamSegmentation, batch: tuple[Tensor, Tensor, Tensor], settings: RefinerSettings, rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    images, coarse, truth = batch
+    images, coarse, truth = batch[0], batch[1].to(model.device), batch[2].to(model.device)
     with torch.no_grad():
         features = model.model.vision(normalise(images.numpy(), coarse.device, torch.float32))
     fused = model.head.fuse(features.final, features.early)
@@ -194,13 +194,14 @@ def learning_rate(step: int, settings: RefinerSettings) -> float:
     return falling_rate(step, peak=settings.learning_rate, steps=settings.steps, warmup=settings.warmup, floor=0.02)
 
 
-def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
+def train(sft: Path, out: Path, settings: RefinerSettings, tell: Tell = tell_nobody) -> None:
     """Train the head on top of the checkpoint `sft/last.pt`, from the checkpoint in `out` if there is one. `sft` is the folder of either
     stage that trains the decoder."""
     out.mkdir(parents=True, exist_ok=True)
     decoder = trained_model(sft)
     model = decoder.model
     model.model.requires_grad_(False)
+    model.head.requires_grad_()
     optimizer = torch.optim.AdamW(model.head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     first = 0
     if (out / "last.pt").exists():
@@ -231,9 +232,10 @@ def train(sft: Path, out: Path, settings: RefinerSettings) -> None:
             sums = {name: sums.get(name, 0.0) + value for name, value in log.items()}
             if (step + 1) % LOG_EVERY == 0:
                 rate = (time.perf_counter() - began) / LOG_EVERY
-                row = [f"{name}={total / LOG_EVERY:.4f}" for name, total in sums.items()]
-                writer.writerow(["refiner", step + 1, f"s_per_step={rate:.3f}", *row])
+                means = {name: total / LOG_EVERY for name, total in sums.items()}
+                writer.writerow(["refiner", step + 1, f"s_per_step={rate:.3f}", *(f"{name}={mean:.4f}" for name, mean in means.items())])
                 file.flush()
+                tell("refiner", step + 1, settings.steps, means)
                 sums, began = {}, time.perf_counter()
             if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
                 save_checkpoint(out / "last.pt", step=step + 1, head=model.head.state_dict(), optimizer=optimizer.state_dict())

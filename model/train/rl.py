@@ -13,6 +13,8 @@ mask itself. The algorithm, the reward and their numbers are not in it. What is 
   at its temperature and under the path grammar, recomputed in a teacher-forced pass before the first update.
 - A penalty on the KL divergence to the supervised model (estimator k3, on the sampled choices) keeps the paths what they were.
 - The encoder is frozen: a refiner head trained on it stays valid, and an image is encoded once for its rollouts and all updates.
+- A model too large to learn whole, or to be held twice, learns through LoRA (`--lora-rank`); without what it learned it is its own
+  reference.
 
 Run: `python -m model.train.rl --init demo --out runs/rl` (again with the same --out to resume). `model.train.package --sft runs/rl`
 makes a model folder of it.
@@ -36,11 +38,12 @@ from torch import Tensor, nn
 from model.devices import keep_freed_memory
 from model.engine import Decoded
 from model.moondream import MoondreamSegmentation
-from model.registry import TOKENIZER_FILE, ModelSource, resolve_model
+from model.registry import TOKENIZER_FILE, resolve_model
+from model.train.lora import adapt, as_it_was, learned_state, load_learned
 from model.train.questions import Questions
 from model.train.rewards import Reward, mean_pairwise_iou, reward
 from model.train.rollouts import Packed, Policy, Question, ask, choices, pack, roll_out
-from model.train.runs import falling_rate, progress_bar, save_checkpoint
+from model.train.runs import Tell, falling_rate, progress_bar, save_checkpoint, tell_nobody
 from model.train.scenes import TRAIN_SEEDS, VAL_SEEDS
 from model.weights import load_model, load_tokenizer
 
@@ -66,6 +69,7 @@ class RlSettings:
     learning_rate: float = 6e-5
     warmup: int = 10
     weight_decay: float = 0.0
+    lora_rank: int = 0  # 0: the decoder learns whole
     eval_every: int = 25
     eval_scenes: int = 200
     checkpoint_every: int = 10
@@ -91,31 +95,42 @@ class State:
     policy: Policy
     reference: Policy
     asks: Questions
+    adapted: str | None = None  # name of the model, where it is adapted
+    lora_rank: int = 0
 
     def save(self, path: Path) -> None:
-        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        save_checkpoint(path, stage="rl", step=self.step, init=self.init, **parts)
+        parts = {"model": learned_state(self.model), "optimizer": self.optimizer.state_dict()}
+        save_checkpoint(path, stage="rl", step=self.step, init=self.init, adapted=self.adapted, lora_rank=self.lora_rank, **parts)
 
     def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
         if saved["init"] != self.init:
             raise ValueError(f"{path}: the run started from revision {saved['init']}, not {self.init}; give --init the same model")
         self.step = saved["step"]
-        self.model.load_state_dict(saved["model"])
+        load_learned(self.model, saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
 
 
-def new_state(settings: RlSettings, source: ModelSource) -> State:
-    """The model of `source`, before its first step."""
-    model, reference = load_model(source), load_model(source)
+def new_state(settings: RlSettings, init: str, device: torch.device | str = "cpu") -> State:
+    """The model `init`, before its first step."""
+    source = resolve_model(init)
+    model = load_model(source, device=device)
     model.requires_grad_(False)
-    parameters = [*model.model.text.requires_grad_().parameters(), *model.model.region.requires_grad_().parameters()]
+    if settings.lora_rank:
+        adapt(model, settings.lora_rank)
+    else:
+        model.model.text.requires_grad_()
+        model.model.region.requires_grad_()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     tokenizer = load_tokenizer(source)
     model.config.tokens = replace(model.config.tokens, max_new_tokens=settings.max_tokens)
     policy = Policy.of(model, tokenizer, settings.temperature)
-    reference_policy = replace(policy, model=reference.requires_grad_(False).model)
-    return State(0, source.revision, model, optimizer, policy, reference_policy, Questions(settings.scenes))
+    asks = Questions(settings.scenes, side=model.config.vision.crop_size)
+    if settings.lora_rank:
+        return State(0, source.revision, model, optimizer, policy, policy, asks, init, settings.lora_rank)
+    reference = replace(policy, model=load_model(source, device=device).requires_grad_(False).model)
+    return State(0, source.revision, model, optimizer, policy, reference, asks)
 
 
 def advantages(values_IG: Tensor) -> Tensor:
@@ -155,17 +170,20 @@ def _parts(
     """The rollouts to learn from, with what must be known before the first update."""
     most_IL = advantage_IG.abs().topk(settings.learned, dim=1).indices.sort(dim=1).values
     learned = [[group[g] for g in most] for group, most in zip(drawn, most_IL.tolist(), strict=True)]
+    most_value_IL = advantage_IG.gather(1, most_IL).to(state.model.device)
     once = settings.epochs == 1 and len(questions) <= settings.part
     parts = []
     for start in range(0, len(questions), settings.part):
         span = slice(start, start + settings.part)
         packed = pack(state.policy, questions[span], learned[span])
+        with as_it_was(state.model):
+            reference_log_p = choices(state.reference, packed).log_p
         parts.append(
             _Part(
                 packed=packed,
-                advantage=advantage_IG.gather(1, most_IL)[span].flatten()[packed.rollout_A],
+                advantage=most_value_IL[span].flatten()[packed.rollout_A],
                 drawn_log_p=None if once else choices(state.policy, packed).log_p,
-                reference_log_p=choices(state.reference, packed).log_p,
+                reference_log_p=reference_log_p,
             )
         )
     return parts
@@ -251,14 +269,14 @@ class Log:
         self._file.flush()
 
 
-def train(out: Path, settings: RlSettings, init: str) -> State:
+def train(out: Path, settings: RlSettings, init: str, device: torch.device | str = "cpu", tell: Tell = tell_nobody) -> State:
     """Train the model `init` (a name that `resolve_model` knows) to the last step, from the checkpoint in `out` if there is one."""
     out.mkdir(parents=True, exist_ok=True)
-    state = new_state(settings, resolve_model(init))
+    state = new_state(settings, init, device)
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
     state.policy.tokenizer.save(out / TOKENIZER_FILE)
-    unseen = ask(state.policy, Questions(settings.scenes, "val"), range(VAL_SEEDS.start, VAL_SEEDS.start + settings.eval_scenes))
+    unseen = ask(state.policy, replace(state.asks, split="val"), range(VAL_SEEDS.start, VAL_SEEDS.start + settings.eval_scenes))
     log = Log(out / "log.csv", state.step)
     for step in _tracked(state.step, settings.steps):
         began = time.perf_counter()
@@ -272,6 +290,7 @@ def train(out: Path, settings: RlSettings, init: str) -> State:
         if last or state.step % settings.eval_every == 0:
             evaluated = evaluate(state.policy, unseen)
         log.write({"step": state.step, **found, "seconds": seconds, **(evaluated or NOT_EVALUATED)})
+        tell("rl", state.step, settings.steps, found | evaluated)
         if last or state.step % settings.checkpoint_every == 0:
             state.save(out / "last.pt")
     return state
@@ -291,6 +310,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and log; an existing one is resumed")
     for name, default in asdict(RlSettings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -298,7 +318,7 @@ def main() -> None:
     settings = RlSettings(**{name: getattr(args, name) for name in asdict(RlSettings())})
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "settings.txt").write_text(repr(asdict(settings)))
-    train(args.out, settings, args.init)
+    train(args.out, settings, args.init, args.device)
 
 
 if __name__ == "__main__":

@@ -122,14 +122,14 @@ def pack(policy: Policy, questions: Sequence[Question], rollouts: Sequence[Seque
     for index, (row, drawn) in enumerate(zip(rows, rollouts, strict=True)):
         for number, rollout in enumerate(drawn):
             row.add(rollout, number, at=(index, index * len(drawn) + number))
-    length = max(len(row.ids) for row in rows)
+    length, device = max(len(row.ids) for row in rows), questions[0].image_PD.device
     presence, coord, size, path = (
-        torch.tensor([choice for row in rows for choice in row.choices[kind]], dtype=torch.long).view(-1, columns)
+        torch.tensor([choice for row in rows for choice in row.choices[kind]], dtype=torch.long, device=device).view(-1, columns)
         for kind, columns in CHOICES.items()
     )
 
     def padded(lists: list[list[Any]], value: Any) -> Tensor:
-        return torch.tensor([[*one, *[value] * (length - len(one))] for one in lists], device=questions[0].image_PD.device)
+        return torch.tensor([[*one, *[value] * (length - len(one))] for one in lists], device=device)
 
     return Packed(
         image_IPD=torch.stack([question.image_PD for question in questions]),

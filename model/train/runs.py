@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Who is told of a run's course: the part of it, steps done of how many, and the means of what was measured since last told.
+Tell = Callable[[str, int, int, Mapping[str, float]], object]
+
+
+def tell_nobody(part: str, done: int, steps: int, means: Mapping[str, float]) -> None: ...
 
 
 def falling_rate(step: int, *, peak: float, steps: int, warmup: int, floor: float) -> float:

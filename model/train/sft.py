@@ -12,6 +12,8 @@ The abstract says only that paths are learned with a token loss. What is ours:
   there while the box and the first path tokens are drawn; image tokens holding their object's box in the code the region
   decoders read; and the size token, where the path is about to begin, knowing the target's name.
 - The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
+- A model that can do much already, of whatever size (`--model moondream/moondream3-preview`), learns whole sequences at once, by the token
+  losses alone, through LoRA (`lora`): its encoder and its experts are frozen.
 
 Run: `python -m model.train.sft --out runs/sft` (again with the same --out to resume; `--init model/assets/demo` starts from
 the weights of a model folder instead of fresh ones).
@@ -35,13 +37,15 @@ from model.config import BOX_TOKENS
 from model.image_crops import normalise
 from model.moondream import Moondream, MoondreamSegmentation, parameter_count
 from model.region import SIZE_OCTAVES, Region
-from model.registry import TOKENIZER_FILE
+from model.registry import TOKENIZER_FILE, resolve_model
 from model.tokenizer import PathTokenizer
 from model.train.batches import IGNORE, N_CLASSES, NAMES, Batch, SceneBatches, batch_stream, number_ids, to_device
+from model.train.lora import adapt, learned_state, load_learned
 from model.train.questions import SOURCES, Questions
-from model.train.runs import falling_rate, progress_bar, save_checkpoint
+from model.train.runs import Tell, falling_rate, progress_bar, save_checkpoint, tell_nobody
 from model.train.small import small_model, small_tokenizer, warm_start
 from model.vision import CropFeatures
+from model.weights import load_model, load_tokenizer
 
 LOG_EVERY = 50  # steps
 
@@ -75,8 +79,12 @@ class SftSettings:
     dtype: str = "bfloat16"
     scenes: str = "fetched"  # a source of `Questions`
     freeze_vision: bool = False  # a refiner head trained on the encoder stays valid then
+    model: str | None = None  # to adapt, instead of the small one
+    lora_rank: int = 16  # of a model that is adapted
 
     def __post_init__(self) -> None:
+        if self.model is not None and any(phase.name != "path" and phase.steps for phase in self.phases):
+            raise ValueError("phases: a model that is adapted learns by phase path alone; give the others 0 steps")
         if self.freeze_vision and any(phase.name == "vision" and phase.steps for phase in self.phases):
             raise ValueError("freeze_vision leaves phase vision nothing to learn: give it 0 steps")
 
@@ -165,8 +173,8 @@ class Packed:
     look_k: Tensor
 
 
-def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> Packed:
-    """All queries of each image in one pass over [prefix | query 1 | query 2 | ...]."""
+def packed_stream(model: Moondream, features: CropFeatures, batch: Batch) -> Tensor:
+    """All queries of each image in one pass over [prefix | query 1 | query 2 | ...]: the stream of the queries (I, K, T, D)."""
     text, region = model.text, model.region
     images, queries, length = batch.ids.shape
     image_IPD = model.vision.project(features.final, batch.tilings)
@@ -177,18 +185,22 @@ def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> Pa
     packed = torch.cat([bos, image_IPD.to(x.dtype), x.flatten(1, 2)], dim=1)
     prefix = 1 + image_IPD.shape[1]
     positions, mask = packed_layout(prefix, queries, length, packed.device)
+    hidden = text(packed, positions.expand(images, -1), mask)
+    return hidden[:, prefix:].unflatten(1, (queries, length))
+
+
+def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> Packed:
+    """`packed_stream`, and what the auxiliary losses look at on the way."""
     streams: list[Tensor] = []
     looks: list[tuple[Tensor, ...]] = []
-    attention = text.blocks[LOOK_LAYER].attn
-    hooks = [block.register_forward_hook(lambda _m, _i, out: streams.append(out)) for block in text.blocks]
+    attention = model.text.blocks[LOOK_LAYER].attn
+    hooks = [block.register_forward_hook(lambda _m, _i, out: streams.append(out)) for block in model.text.blocks]
     hooks.append(attention.register_forward_pre_hook(lambda module, args: looks.append(module.heads(*args))))
-    hidden = text(packed, positions.expand(images, -1), mask)
+    hidden = packed_stream(model, features, batch)
     for hook in hooks:
         hook.remove()
     q, k, _ = looks[0]
-    return Packed(
-        hidden=hidden[:, prefix:].unflatten(1, (queries, length)), streams=streams, look_q=q[:, LOOK_HEAD], look_k=k[:, LOOK_HEAD]
-    )
+    return Packed(hidden=hidden, streams=streams, look_q=q[:, LOOK_HEAD], look_k=k[:, LOOK_HEAD])
 
 
 LOOK_LAYER, LOOK_HEAD = 4, 0
@@ -223,8 +235,12 @@ WORD_LAYER = 1
 POINTER_LAYERS = (2, 3)  # after these blocks the last prompt token should know where to look: later blocks read the box there
 
 
-def losses(model: Moondream, auxiliary: Auxiliary, soft: SoftTargets, batch: Batch, phase: Phase) -> dict[str, Tensor]:
+def losses(model: Moondream, auxiliary: Auxiliary | None, soft: SoftTargets, batch: Batch, phase: Phase) -> dict[str, Tensor]:
     """Every loss of a step, by name; the step minimises their weighted sum."""
+    if auxiliary is None:
+        with torch.no_grad():
+            features = model.vision(normalise(batch.crops.numpy(), batch.ids.device, next(model.parameters()).dtype))
+        return token_losses(model, soft, batch, packed_stream(model, features, batch))
     dtype = next(model.parameters()).dtype
     features = model.vision(normalise(batch.crops.numpy(), batch.ids.device, dtype))
     first = torch.tensor([0] + [1 if t == (1, 1) else 1 + t[0] * t[1] for t in batch.tilings]).cumsum(0)[:-1]
@@ -243,11 +259,17 @@ def losses(model: Moondream, auxiliary: Auxiliary, soft: SoftTargets, batch: Bat
     found["word"] = auxiliary.word_loss(words[:, prefix:].unflatten(1, batch.ids.shape[1:]), words[:, 1:prefix], batch)
     found["place"] = auxiliary.place_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch, model.region, soft)
     found["look"] = look_loss(packed, batch)
-    wants_coord, wants_size, wants_id = batch.next_coord >= 0, batch.next_size[..., 0] >= 0, batch.next_id != IGNORE
     if phase.name == "path":
         size_token = (batch.pointer + BOX_TOKENS).clamp(max=hidden.shape[2] - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
         names = auxiliary.name(hidden.gather(2, size_token)[:, :, 0]).float()
         found["name"] = F.cross_entropy(names.flatten(0, 1), batch.target_name.flatten(), ignore_index=IGNORE)
+    return found | token_losses(model, soft, batch, hidden)
+
+
+def token_losses(model: Moondream, soft: SoftTargets, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
+    """Of coordinates, sizes, the path's numbers and all other tokens; `hidden` is the stream of `packed_stream`."""
+    found: dict[str, Tensor] = {}
+    wants_coord, wants_size, wants_id = batch.next_coord >= 0, batch.next_size[..., 0] >= 0, batch.next_id != IGNORE
     found["coord"] = soft.bins(model.region.coord_logits(hidden[wants_coord]), batch.next_coord[wants_coord], soft.coord_sigma)
     size_logits, size_bins = model.region.size_logits(hidden[wants_size]), batch.next_size[wants_size]
     found["size"] = soft.bins(size_logits.flatten(0, 1), size_bins.flatten(), soft.size_sigma)
@@ -278,18 +300,23 @@ class State:
 
     step: int
     model: MoondreamSegmentation
-    auxiliary: Auxiliary
+    auxiliary: Auxiliary | None
     optimizer: torch.optim.Optimizer
+    adapted: str | None = None  # the model that is adapted
+    lora_rank: int = 0
 
     def save(self, path: Path) -> None:
-        parts = {"model": self.model.state_dict(), "auxiliary": self.auxiliary.state_dict(), "optimizer": self.optimizer.state_dict()}
-        save_checkpoint(path, step=self.step, **parts)
+        parts = {"model": learned_state(self.model), "optimizer": self.optimizer.state_dict()}
+        if self.auxiliary is not None:
+            parts["auxiliary"] = self.auxiliary.state_dict()
+        save_checkpoint(path, step=self.step, adapted=self.adapted, lora_rank=self.lora_rank, **parts)
 
     def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
         self.step = saved["step"]
-        self.model.load_state_dict(saved["model"])
-        self.auxiliary.load_state_dict(saved["auxiliary"])
+        load_learned(self.model, saved["model"])
+        if self.auxiliary is not None:
+            self.auxiliary.load_state_dict(saved["auxiliary"])
         self.optimizer.load_state_dict(saved["optimizer"])
 
 
@@ -304,9 +331,16 @@ def learning_rate(step: int, settings: SftSettings) -> float:
     raise AssertionError("unreachable")
 
 
-def new_state(settings: SftSettings, tokenizer: PathTokenizer) -> State:
-    model = small_model(tokenizer, settings.seed)
-    auxiliary = Auxiliary(model.config.vision.enc_dim, model.config.text.dim)
+def new_state(settings: SftSettings, tokenizer: PathTokenizer, device: torch.device) -> State:
+    """The small model afresh, or a model that is adapted, before its first step."""
+    if settings.model is not None:
+        adapted = load_model(resolve_model(settings.model), device=device, dtype=getattr(torch, settings.dtype))
+        adapt(adapted, settings.lora_rank)
+        learned = [p for p in adapted.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=1e-3, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+        return State(0, adapted, None, optimizer, settings.model, settings.lora_rank)
+    model = small_model(tokenizer, settings.seed).to(device)
+    auxiliary = Auxiliary(model.config.vision.enc_dim, model.config.text.dim).to(device)
     parameters = [*model.model.parameters(), *auxiliary.parameters()]
     decay = [p for p in parameters if p.dim() >= 2]
     plain = [p for p in parameters if p.dim() < 2]
@@ -314,37 +348,50 @@ def new_state(settings: SftSettings, tokenizer: PathTokenizer) -> State:
     return State(0, model, auxiliary, torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98)))
 
 
-def train(out: Path, settings: SftSettings, init: Path | None = None) -> State:
+def train(
+    out: Path, settings: SftSettings, init: Path | None = None, device: torch.device | str = "cpu", tell: Tell = tell_nobody
+) -> State:
     """Train to the last step of the last phase: from the checkpoint in `out` if there is one, else from the weights in the
     model folder `init` if it is given, else afresh."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = small_tokenizer()
+    tokenizer = small_tokenizer() if settings.model is None else load_tokenizer(resolve_model(settings.model))
     tokenizer.save(out / TOKENIZER_FILE)
-    state = new_state(settings, tokenizer)
+    state = new_state(settings, tokenizer, torch.device(device))
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
     elif init is not None:
         warm_start(state.model, tokenizer, str(init))
         state.save(out / "last.pt")
-    state.model.model.vision.requires_grad_(not settings.freeze_vision)
+    if settings.model is None:
+        state.model.model.vision.requires_grad_(not settings.freeze_vision)
     console = Console()
     console.print(f"{parameter_count(state.model) / 1e6:.2f} M parameters, from step {state.step}")
     start = 0
     with progress_bar(console) as progress, (out / "log.csv").open("a", newline="") as log:
         for phase in settings.phases:
             if state.step < start + phase.steps:
-                _train_phase(state, phase, start, settings, tokenizer, out, progress, log)
+                _train_phase(state, phase, start, settings, tokenizer, out, progress, log, tell)
             start += phase.steps
     return state
 
 
 def _train_phase(
-    state: State, phase: Phase, start: int, settings: SftSettings, tokenizer: PathTokenizer, out: Path, progress: Progress, log
+    state: State,
+    phase: Phase,
+    start: int,
+    settings: SftSettings,
+    tokenizer: PathTokenizer,
+    out: Path,
+    progress: Progress,
+    log,
+    tell: Tell,
 ) -> None:
-    soft = SoftTargets(number_ids(tokenizer))
+    soft = SoftTargets(number_ids(tokenizer)).to(state.model.device)
     steps = range(state.step, start + phase.steps)
+    config = state.model.config
     dataset = SceneBatches(
-        config=state.model.config, tokenizer=tokenizer, questions=Questions(settings.scenes), seed=settings.seed, steps=steps,
+        config=config, tokenizer=tokenizer, questions=Questions(settings.scenes, side=config.vision.crop_size),
+        seed=settings.seed, steps=steps,
         images=phase.images, queries=phase.queries, paths=phase.name == "path", n_objects=phase.n_objects, large_share=phase.large_share,
     )  # fmt: skip
     task = progress.add_task(phase.name, total=phase.steps, completed=state.step - start)
@@ -352,22 +399,23 @@ def _train_phase(
     for batch in batch_stream(dataset, settings.workers):
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, settings)
-        found = _step(state, soft, to_device(batch, torch.device("cpu")), phase, settings)
+        found = _step(state, soft, to_device(batch, state.model.device), phase, settings)
         state.step += 1
         sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
         progress.update(task, advance=1)
         if state.step % LOG_EVERY == 0:
             rate = (time.perf_counter() - began) / LOG_EVERY
-            row = [f"{name}={total / LOG_EVERY:.4f}" for name, total in sums.items()]
-            writer.writerow([phase.name, state.step, f"s_per_step={rate:.3f}", *row])
+            means = {name: total / LOG_EVERY for name, total in sums.items()}
+            writer.writerow([phase.name, state.step, f"s_per_step={rate:.3f}", *(f"{name}={mean:.4f}" for name, mean in means.items())])
             log.flush()
+            tell(phase.name, state.step - start, phase.steps, means)
             sums, began = {}, time.perf_counter()
         if state.step % settings.checkpoint_every == 0 or state.step == start + phase.steps:
             state.save(out / "last.pt")
 
 
 def _step(state: State, soft: SoftTargets, batch: Batch, phase: Phase, settings: SftSettings) -> dict[str, float]:
-    with torch.autocast("cpu", dtype=getattr(torch, settings.dtype), enabled=settings.dtype != "float32"):
+    with torch.autocast(batch.ids.device.type, dtype=getattr(torch, settings.dtype), enabled=settings.dtype != "float32"):
         found = losses(state.model.model, state.auxiliary, soft, batch, phase)
     total = sum(WEIGHTS[name] * value for name, value in found.items())
     state.optimizer.zero_grad(set_to_none=True)
@@ -387,6 +435,9 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="model folder whose weights a new run starts from")
     parser.add_argument("--scenes", choices=SOURCES, default=SftSettings.scenes, help="what scenes are made of")
     parser.add_argument("--freeze-vision", action="store_true", help="train the decoder only")
+    parser.add_argument("--model", help="model of any size to adapt by LoRA, instead of the small one; --steps 0 0 N")
+    parser.add_argument("--lora-rank", type=int, default=SftSettings.lora_rank, help="of --model")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -394,11 +445,18 @@ def main() -> None:
     if args.steps:
         phases = tuple(replace(phase, steps=steps) for phase, steps in zip(phases, args.steps, strict=True))
     settings = SftSettings(
-        seed=args.seed, phases=phases, dtype=args.dtype, workers=args.workers, scenes=args.scenes, freeze_vision=args.freeze_vision
+        seed=args.seed,
+        phases=phases,
+        dtype=args.dtype,
+        workers=args.workers,
+        scenes=args.scenes,
+        freeze_vision=args.freeze_vision,
+        model=args.model,
+        lora_rank=args.lora_rank,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "settings.txt").write_text(repr(asdict(settings)))
-    train(args.out, settings, args.init)
+    train(args.out, settings, args.init, args.device)
 
 
 if __name__ == "__main__":

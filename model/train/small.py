@@ -15,6 +15,7 @@ from model.path_tokens import PATH_SCALE
 from model.registry import TOKENIZER_FILE, resolve_model
 from model.tokenizer import PathTokenizer, build_bpe_tokenizer
 from model.train.corpus import grammar_lines
+from model.train.lora import adapt, load_learned, merge
 from model.weights import load_model, load_tokenizer
 
 SMALL_VISION = {
@@ -95,11 +96,16 @@ class Trained:
 
 
 def trained_model(run: Path) -> Trained:
-    """From the folder of the supervised stage, or of reinforcement learning."""
+    """From the folder of the supervised stage, or of reinforcement learning. What LoRA learned is merged into the weights."""
     saved = torch.load(run / "last.pt", weights_only=True)
     tokenizer = PathTokenizer.from_file(run / TOKENIZER_FILE)
-    model = small_model(tokenizer, seed=0)
-    model.load_state_dict(saved["model"])
+    if adapted := saved.get("adapted"):
+        model = load_model(resolve_model(adapted))
+        adapt(model, saved["lora_rank"])
+    else:
+        model = small_model(tokenizer, seed=0)
+    load_learned(model, saved["model"])
+    merge(model)
     return Trained(model=model, tokenizer=tokenizer, stage=saved.get("stage", "sft"), step=saved["step"])
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from prefect.artifacts import Artifact
 
 from flows import train as train_module
 from flows.train import MEASURES, TrainSettings, supervised, train
@@ -22,6 +23,11 @@ def test_a_model_is_trained_tested_and_taken_up_again(tmp_path: Path, monkeypatc
     settings = TrainSettings(out=tmp_path, scenes="shipped", init="demo", share=1e-6, test_rows=4, workers=0)
     table = train(settings)
     assert [(row["stage"], row["iterations"], row["split"], row["rows"]) for row in table] == [("rl", 1, "test", 4)]
+    log = Artifact.get("training-rl-log")
+    assert log is not None
+    (step,) = json.loads(str(log.data))
+    assert step["step"] == 1
+    assert 0 <= step["reward"] <= 1
     card = json.loads((tmp_path / "model" / "card.json").read_text())
     assert card["steps"] == {"rl": 1, "refiner": 1}
     assert {name.split(": ")[1] for name in card["results"]} <= set(MEASURES)

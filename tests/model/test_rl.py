@@ -103,7 +103,7 @@ def absence(state: rl.State, question: Question) -> float:
 def test_each_step_makes_the_better_of_two_answers_likelier() -> None:
     """What is asked for is not there, and the model doubts it: "absent" is worth 1 and all else 0."""
     settings = replace(SMALL, questions=1, rollouts=8, learned=8, learning_rate=3e-4, kl_weight=0.0, weight_decay=0.0)
-    state = new_state(settings, resolve_model("demo"))
+    state = new_state(settings, "demo")
     question = replace(ask(state.policy, state.asks, [TRAIN_SEEDS.start])[0], truth_HW=np.zeros((112, 112), np.uint8))
     tokens = state.policy.config.tokens
     with torch.no_grad():  # as likely as not
@@ -123,7 +123,7 @@ def test_each_step_makes_the_better_of_two_answers_likelier() -> None:
 def test_ratios_are_one_before_the_first_update_and_clipped_later() -> None:
     """With two parts the second is learned from with weights that no longer drew it."""
     settings = replace(SMALL, learning_rate=2e-4, clip=0.01, epochs=2)
-    state = new_state(settings, resolve_model("demo"))
+    state = new_state(settings, "demo")
     questions = ask(state.policy, state.asks, [TRAIN_SEEDS.start + 1, TRAIN_SEEDS.start + 2])
     assert learn(state, questions, replace(settings, epochs=1, part=2), np.random.default_rng(0))["clipped"] == 0
     assert learn(state, questions, settings, np.random.default_rng(1))["clipped"] > 0.05
