@@ -75,14 +75,18 @@ RowIdColumn = Annotated[str, typer.Option(help="Column of unique row ids, if the
 Carry = Annotated[list[str] | None, typer.Option(help="Further input column to copy into the masks. May be given again.")]
 MaxPixels = Annotated[int, typer.Option("--max-image-pixels", min=1, help="Larger images are rejected.")]
 MaxBytes = Annotated[int, typer.Option("--max-image-bytes", min=1, help="Larger image files are rejected.")]
-Https = Annotated[bool, typer.Option("--allow-https", help="Fetch images from https:// URIs.")]
+Https = Annotated[bool, typer.Option("--allow-https", help="Fetch images from https:// URIs, of public servers.")]
+Roots = Annotated[
+    list[str] | None,
+    typer.Option("--allow-root", help="Folder or URI below which images may lie, besides the input's own. May be given again."),
+]
 
 
 def _run_settings(
     input: str, output: str, *, model: str, refiner: str | None, revision: str | None, device: str | None, dtype: str,
     refiner_iterations: int | None, early_stop: bool, grammar: bool, deterministic: bool, path_style: str,
     shard_rows: int, image_column: str, query_column: str, row_id_column: str,
-    carry: list[str] | None, max_image_pixels: int, max_image_bytes: int, allow_https: bool, **execution: Any,
+    carry: list[str] | None, max_image_pixels: int, max_image_bytes: int, allow_https: bool, allow_root: list[str] | None, **execution: Any,
 ) -> RunSettings:  # fmt: skip
     from schemas.settings import Columns, ModelSettings, RunSettings, SegmentSettings
 
@@ -91,7 +95,7 @@ def _run_settings(
             "columns": Columns(image=image_column, query=query_column, row_id=row_id_column), "carry": tuple(carry or ()),
             "refiner_iterations": refiner_iterations, "early_stop": early_stop, "grammar": grammar, "deterministic": deterministic,
             "path_style": path_style, "dtype": dtype, "max_image_pixels": max_image_pixels,
-            "max_image_bytes": max_image_bytes, "allow_https": allow_https,
+            "max_image_bytes": max_image_bytes, "allow_https": allow_https, "allow_roots": tuple(allow_root or ()),
         }
     )  # fmt: skip
     which = ModelSettings(model=model, refiner=refiner, revision=revision, device=device)
@@ -181,7 +185,8 @@ def run(
     scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Use a standing Dask cluster.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a shard whose worker died is tried again.")] = 3,
     image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
-    max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000, allow_https: Https = False,
+    max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000,
+    allow_https: Https = False, allow_root: Roots = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Segment a whole table. Run it again to take up what is left.
@@ -197,7 +202,7 @@ def run(
         input, output, model=model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations,
         early_stop=early_stop, grammar=grammar, deterministic=deterministic, path_style=path_style,
         shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
-        carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https,
+        carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https, allow_root=allow_root,
         batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries,
     )  # fmt: skip
     _check_local_input(settings)
@@ -242,7 +247,8 @@ def plan(
     refiner_iterations: Iterations = None, early_stop: EarlyStop = True, grammar: Grammar = True, deterministic: Deterministic = False,
     path_style: PathStyle = "exact", shard_rows: ShardRows = 256,
     image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
-    max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000, allow_https: Https = False, json: Json = False,
+    max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000,
+    allow_https: Https = False, allow_root: Roots = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Say what a run would do and how long it may take, without doing it. Give it the options that the run will have.
 
@@ -259,7 +265,7 @@ def plan(
         input, output, model=model, refiner=refiner, revision=revision, device=None, dtype=dtype, refiner_iterations=refiner_iterations,
         early_stop=early_stop, grammar=grammar, deterministic=deterministic, path_style=path_style,
         shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
-        carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https,
+        carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https, allow_root=allow_root,
     )  # fmt: skip
     source = resolve_model(model, refiner=refiner, revision=revision)
     made = make_plan(settings, source.revision)

@@ -40,7 +40,7 @@ _REMEDIES = {
     RejectCode.IMAGE_UNREADABLE: "convert the image to JPEG, PNG or WebP",
     RejectCode.IMAGE_TRUNCATED: "the file ends early; fetch or export it again",
     RejectCode.IMAGE_TOO_LARGE: "downscale the image (a run: or raise --max-image-pixels or --max-image-bytes)",
-    RejectCode.URI_NOT_ALLOWED: "use local paths, the table's own store or s3://; --allow-https admits https://",
+    RejectCode.URI_NOT_ALLOWED: "name it with --allow-root if you trust it, or put images beside the table; --allow-https admits https://",
     RejectCode.INVALID_TEXT: "write the column's text as UTF-8",
     RejectCode.EMPTY_QUERY: "say in words what to segment",
     RejectCode.QUERY_TOO_LONG: "shorten the expression",

@@ -50,6 +50,11 @@ class Shard(Frozen):
     def rows(self) -> int:
         return sum(part.stop - part.start for part in self.ranges)
 
+    @property
+    def input_folder(self) -> str:
+        """The folder that `name` is relative to."""
+        return self.file.removesuffix(self.name).rstrip("/")
+
 
 class Plan(Frozen):
     """Every shard of a run, and which of them have a receipt already."""

@@ -42,7 +42,10 @@ class SegmentSettings(Frozen):
     path_style: Literal["exact", "smooth"] = Field("exact", description="outlines of masks: pixel for pixel, or curves")
     max_image_pixels: int = Field(100_000_000, ge=1, le=PILLOW_PIXELS, description="larger images are rejected before they are decoded")
     max_image_bytes: int = Field(100_000_000, ge=1, description="larger encoded images are rejected")
-    allow_https: bool = Field(False, description="fetch https:// images; http:// never is")
+    allow_https: bool = Field(False, description="fetch https:// images, of public servers; http:// never is")
+    allow_roots: tuple[str, ...] = Field(
+        (), description="folders and URIs below which images may lie, besides the input's own folder or bucket"
+    )
 
     @field_validator("carry")
     @classmethod

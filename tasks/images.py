@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import errno
 import io
-import urllib.request
 import warnings
-from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError
 
 import numpy as np
 from botocore.exceptions import ClientError, ParamValidationError  # type: ignore[import-untyped]
@@ -19,11 +16,13 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from schemas.rejects import RejectCode
+from schemas.runs import Shard
 from schemas.settings import SegmentSettings
-from tasks.storage import S3_SCHEMES, Store
+from tasks.https import fetch_https
+from tasks.read import Row
+from tasks.storage import Store
+from tasks.uris import ImageError, resolve
 
-HTTPS_TIMEOUT = 30  # seconds
-HTTP_TRANSIENT = (408, 429)  # besides 5xx: the server may answer another time
 S3_DENIED = ("403", "AccessDenied")
 S3_NO_NAME = ("InvalidBucketName", "InvalidURI", "KeyTooLongError", "InvalidArgument")
 UPRIGHT = {
@@ -37,26 +36,22 @@ UPRIGHT = {
 }  # EXIF orientation to what undoes it
 
 
-class ImageError(ValueError):
-    """An image that cannot be used: a reject code and what was found."""
-
-    def __init__(self, code: RejectCode, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
+def bytes_of(row: Row, shard: Shard, settings: SegmentSettings) -> bytes:
+    """A row's image as it is encoded: the row's own bytes, or those that its URI leads to. Raises as `fetch` does."""
+    return row.image_bytes if row.image_bytes is not None else fetch(str(row.image_uri), shard.file, settings, shard.input_folder)
 
 
-def fetch(uri: str, table_uri: str, settings: SegmentSettings) -> bytes:
-    """Bytes of an image by its URI. A relative one starts at the folder of the table.
+def fetch(uri: str, table_uri: str, settings: SegmentSettings, input_folder: str | None = None) -> bytes:
+    """Bytes of an image by its URI, see `tasks.uris.resolve`.
 
     Raises:
         ImageError: not allowed, not there, or too large. A store that cannot be reached is no fault of the row: its
             own exception goes on.
     """
-    full = _resolve(uri, table_uri, settings)
+    full = resolve(uri, table_uri, settings, input_folder)
     limit = settings.max_image_bytes
     if full.startswith("https://"):
-        return _fetch_https(full, limit)
+        return fetch_https(full, limit)
     store = Store.open(full)
     try:
         info = store.fs.info(store.root)
@@ -88,37 +83,6 @@ def _s3_code(error: OSError) -> str | None:
     """What an S3 store answered. Credentials that expired come as the same exceptions as a key that cannot be."""
     cause = error.__cause__
     return str(cause.response.get("Error", {}).get("Code")) if isinstance(cause, ClientError) else None
-
-
-def _resolve(uri: str, table_uri: str, settings: SegmentSettings) -> str:
-    if "::" in uri:
-        raise ImageError(RejectCode.URI_NOT_ALLOWED, f"{uri}: names one file system inside another with ::, which is not allowed")
-    scheme = uri.split("://", 1)[0] if "://" in uri else ""
-    table_scheme = table_uri.split("://", 1)[0] if "://" in table_uri else "file"
-    if scheme == "":
-        return uri if uri.startswith("/") and table_scheme == "file" else f"{table_uri.rsplit('/', 1)[0]}/{uri.lstrip('/')}"
-    if scheme in {table_scheme, *S3_SCHEMES} or (scheme == "file" and table_scheme == "file"):
-        return uri
-    if scheme == "https" and settings.allow_https:
-        return uri
-    raise ImageError(RejectCode.URI_NOT_ALLOWED, f"{uri}: {scheme}:// is not among the allowed schemes")
-
-
-def _fetch_https(url: str, limit: int) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=HTTPS_TIMEOUT) as reply:
-            if not reply.geturl().startswith("https://"):
-                raise ImageError(RejectCode.URI_NOT_ALLOWED, f"{url}: leads to {reply.geturl()}, which is not https://")
-            data: bytes = reply.read(limit + 1)
-    except (OSError, HTTPException, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        gone = isinstance(error, ValueError) or (isinstance(error, HTTPError) and error.code not in HTTP_TRANSIENT and error.code < 500)
-        code = RejectCode.IMAGE_NOT_FOUND if gone else RejectCode.IMAGE_UNREACHABLE
-        raise ImageError(code, f"{url}: {type(error).__name__}: {error}") from None
-    if len(data) > limit:
-        raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{url}: more than the limit of {limit} bytes")
-    return data
 
 
 def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:

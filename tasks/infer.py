@@ -23,9 +23,10 @@ from model.answers import Query, QueryError, Segmentation
 from schemas.rejects import RejectCode
 from schemas.runs import Shard
 from schemas.settings import SegmentSettings
-from tasks.images import ImageError, decode, fetch
+from tasks.images import bytes_of, decode
 from tasks.read import Row
 from tasks.storage import STORE_ERRORS
+from tasks.uris import ImageError
 from tasks.worker import SegmenterLike, Turn
 
 DECODE_THREADS = 2
@@ -146,7 +147,7 @@ def _pictures(
     def load(group: list[Row]) -> Picture | Iterable[Reject]:
         first = group[0]
         try:
-            data = first.image_bytes if first.image_bytes is not None else fetch(str(first.image_uri), shard.file, settings)
+            data = bytes_of(first, shard, settings)
             return Picture(image_id=hashlib.sha256(data).hexdigest()[:32], pixels=decode(data, settings), rows=tuple(group))
         except ImageError as error:
             return [Reject(row=row, code=error.code, detail=error.detail) for row in group]

@@ -16,7 +16,7 @@ from model import rle
 from schemas.queries import InputError
 from schemas.runs import Receipt, RunSummary
 from schemas.settings import SegmentSettings
-from tasks.images import decode, fetch
+from tasks.images import bytes_of, decode
 from tasks.read import read_rows
 from tasks.results import read_masks
 from tasks.storage import Store
@@ -173,8 +173,7 @@ def _tiles(receipt: Receipt, rows: Sequence[Mapping[str, Any]], settings: Segmen
     """Pictures of mask rows of one shard; their images are read from the input again."""
     inputs = {row.row: row for row in read_rows(receipt.shard, settings)[0]}
     for row in rows:
-        asked = inputs[row["row"]]
-        data = asked.image_bytes if asked.image_bytes is not None else fetch(str(asked.image_uri), receipt.shard.file, settings)
+        data = bytes_of(inputs[row["row"]], receipt.shard, settings)
         yield overlay(decode(data, settings), rle.decode(row["mask"]), row["query"], note_of(row), side=TILE)
 
 
