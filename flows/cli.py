@@ -76,6 +76,7 @@ Carry = Annotated[list[str] | None, typer.Option(help="Further input column to c
 MaxPixels = Annotated[int, typer.Option("--max-image-pixels", min=1, help="Larger images are rejected.")]
 MaxBytes = Annotated[int, typer.Option("--max-image-bytes", min=1, help="Larger image files are rejected.")]
 Https = Annotated[bool, typer.Option("--allow-https", help="Fetch images from https:// URIs, of public servers.")]
+Price = Annotated[float | None, typer.Option(min=0.0001, help="What all workers together cost an hour, in dollars.")]
 Roots = Annotated[
     list[str] | None,
     typer.Option("--allow-root", help="Folder or URI below which images may lie, besides the input's own. May be given again."),
@@ -187,6 +188,9 @@ def run(
     image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
     max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000,
     allow_https: Https = False, allow_root: Roots = None,
+    budget: Annotated[str | None, typer.Option(metavar="2h|$40", help="Begin no shard that would not end within it.")] = None,
+    price_per_hour: Price = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for another run on this output to end.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Segment a whole table. Run it again to take up what is left.
@@ -198,12 +202,15 @@ def run(
     [bold]wordmask run s3://lake/queries/ s3://lake/masks/ --dtype bfloat16
     --model moondream/moondream3-preview --refiner moondream/SegHeadRefiner[/bold]
     """
+    from schemas.settings import seconds_of_budget
+
     settings = _run_settings(
         input, output, model=model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations,
         early_stop=early_stop, grammar=grammar, deterministic=deterministic, path_style=path_style,
         shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
         carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https, allow_root=allow_root,
-        batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries,
+        batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries, wait=wait,
+        budget_seconds=None if budget is None else seconds_of_budget(budget, price_per_hour),
     )  # fmt: skip
     _check_local_input(settings)
     try:
@@ -216,7 +223,8 @@ def run(
         print_json(summary.model_dump(mode="json"))
     else:
         out.print(summary_table(summary))
-        out.print(f"[dim]masks are in[/dim] {output.rstrip('/')}/masks")
+        if not summary.rows_left:
+            out.print(f"[dim]masks are in[/dim] {output.rstrip('/')}/masks")
 
 
 def _check_local_input(settings: RunSettings) -> None:

@@ -53,6 +53,7 @@ def summary_table(summary: RunSummary) -> Group:
             "shards",
             f"{summary.shards:,} ({summary.shards_computed:,} computed now, {summary.shards - summary.shards_computed:,} done before)",
         ),
+        *([("rows left", f"{summary.rows_left:,}; the same command takes them up")] if summary.rows_left else []),
         ("time", f"{summary.seconds:.1f} s, {summary.rows_per_second:.1f} rows/s"),
         *([("model busy", f"{summary.model_busy:.1%} of the time")] if summary.model_busy else []),
         ("model", f"{summary.settings.model.model} ({summary.model_revision})"),

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from distributed import Client, Future, KilledWorker, as_completed
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import SHARDS_PER_WORKER, open_cluster, shard_resources, workers_of
+from flows.cluster import open_cluster
+from flows.dispatch import run_shards
 from model.registry import resolve_model
-from schemas.runs import Plan, Receipt, RunSummary, Shard
+from schemas.runs import Plan, Receipt, RunSummary
 from schemas.settings import RunSettings
+from tasks.lease import held
 from tasks.plan import make_plan
-from tasks.shard import process_shard
-from tasks.storage import STORE_ERRORS, Store
+from tasks.storage import Store
 from tasks.summarize import publish, summarize
 from tasks.verify import require, verify
 from tasks.worker import SEGMENTER
@@ -77,14 +76,16 @@ watcher: ContextVar[Callable[[Tally], None] | None] = ContextVar("watcher", defa
 
 @flow(name="segment", validate_parameters=True)
 def segment(settings: RunSettings, factory: str = SEGMENTER) -> RunSummary:
-    """Segment a whole table. Shards that have a receipt are skipped; the summary is published last, once all is verified."""
+    """Segment a whole table. Shards that have a receipt are skipped; the summary is published last, once all is done and verified: a
+    run that its budget ended publishes nothing, so that readers keep the whole results of the run before."""
     started = datetime.now(UTC)
     plan = plan_run(settings)
-    if plan.pending:
-        dispatch(plan, settings, factory)
-    verify_run(plan, settings)
-    summary = summarize(plan, settings, started_at=started, finished_at=datetime.now(UTC))
-    publish(summary, settings)
+    with held(settings.output, plan.run_id, wait=settings.wait):
+        reached = dispatch(plan, settings, factory) if plan.pending else plan
+        verify_run(reached, settings)
+        summary = summarize(reached, settings, rows_left=plan.rows - reached.rows, started_at=started, finished_at=datetime.now(UTC))
+        if not summary.rows_left:
+            publish(summary, settings)
     _publish_artifacts(summary)
     return summary
 
@@ -99,8 +100,8 @@ def plan_run(settings: RunSettings) -> Plan:
 
 
 @task(name="dispatch", cache_policy=NO_CACHE)
-def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> None:
-    """Send the pending shards to workers and see each of them done.
+def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Plan:
+    """Send the pending shards to workers and see each of them done. The plan of what the budget allowed.
 
     Raises:
         ShardsFailedError: some were not, after all retries; it says which and why.
@@ -116,65 +117,18 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Non
             tally.add(receipt)
             tell(tally)
 
-        failures = run_shards(client, plan.pending, settings, done)
-    if failures:
+        outcome = run_shards(client, plan.pending, settings, done)
+    if failures := outcome.failures:
         lines = [f"{shard.name} rows {shard.first_row}-{shard.first_row + shard.rows - 1}: {reason}" for shard, reason in failures[:SHOWN]]
         more = [f"... and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
         what = f"{len(failures)} of {len(plan.pending)} shards failed; the rest are done, and the same command takes up these:"
         raise ShardsFailedError("\n".join([what, *lines, *more]))
+    return plan.without(outcome.left)
 
 
 @task(name="verify", cache_policy=NO_CACHE)
 def verify_run(plan: Plan, settings: RunSettings) -> None:
     require(verify(plan, settings))
-
-
-def run_shards(
-    client: Client, shards: tuple[Shard, ...], settings: RunSettings, on_receipt: Callable[[Receipt], object]
-) -> list[tuple[Shard, str]]:
-    """Keep a bounded window of shards in flight until all are done or given up; those given up, with the reason.
-
-    A shard is tried again when its worker died or its store failed; any other error is its own and final.
-    """
-    waiting, attempts = deque(shards), Counter[str]()
-    in_flight: dict[str, Shard] = {}
-    failures: list[tuple[Shard, str]] = []
-    resources = shard_resources(client)
-    completed = as_completed(raise_errors=False)
-    nonce = uuid4().hex[:8]  # another run on the same cluster may be at the same shard
-
-    def submit_more() -> None:
-        window = SHARDS_PER_WORKER * max(1, len(workers_of(client)))
-        while waiting and len(in_flight) < window:
-            shard = waiting.popleft()
-            attempts[shard.shard_id] += 1
-            key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
-            future = client.submit(process_shard, shard, settings, key=key, resources=resources, pure=False)
-            in_flight[future.key] = shard
-            completed.add(future)
-
-    submit_more()
-    while in_flight:
-        future = next(completed)
-        shard = in_flight.pop(future.key)
-        outcome = _outcome(future)
-        if isinstance(outcome, Receipt):
-            on_receipt(outcome)
-        elif isinstance(outcome, (KilledWorker, *STORE_ERRORS)) and attempts[shard.shard_id] <= settings.retries:
-            waiting.append(shard)
-        else:
-            failures.append((shard, f"{type(outcome).__name__}: {outcome} (attempt {attempts[shard.shard_id]})"))
-        submit_more()
-    return failures
-
-
-def _outcome(future: Future) -> Receipt | Exception:
-    """A shard's receipt, or why it has none: its own exception, its worker's death, or a scheduler that went away."""
-    try:
-        receipt: Receipt = future.result()
-    except Exception as error:
-        return error
-    return receipt
 
 
 def _announce(tally: Tally) -> Callable[[Tally], None]:

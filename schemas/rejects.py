@@ -26,6 +26,7 @@ class RejectCode(StrEnum):
     DUPLICATE_ROW_ID = "duplicate_row_id"
     UNSUPPORTED_MODE = "unsupported_mode"
     MODEL_ERROR = "model_error"
+    WORKER_KILLED = "worker_killed"
 
     @property
     def remedy(self) -> str:
@@ -48,6 +49,7 @@ _REMEDIES = {
     RejectCode.SPATIAL_REF_OUT_OF_RANGE: "give references in unit of the image, 0..1",
     RejectCode.DUPLICATE_ROW_ID: "make row_id unique; the first row with it was segmented",
     RejectCode.UNSUPPORTED_MODE: 'set mode to "one" or leave it out',
+    RejectCode.WORKER_KILLED: "look at the row's image by itself: it ends the process that works on it; then report it",
     RejectCode.MODEL_ERROR: "report the row with its detail; the rows beside it are unharmed",
 }
 

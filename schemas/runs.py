@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pydantic import Field
@@ -73,6 +74,11 @@ class Plan(Frozen):
     def pending(self) -> tuple[Shard, ...]:
         return tuple(shard for shard in self.shards if shard.shard_id not in self.done)
 
+    def without(self, left: Iterable[Shard]) -> Plan:
+        """The plan of the other shards."""
+        names = {shard.shard_id for shard in left}
+        return self.model_copy(update={"shards": tuple(shard for shard in self.shards if shard.shard_id not in names)}) if names else self
+
 
 class Part(Frozen):
     """One written Parquet file."""
@@ -121,6 +127,17 @@ class Receipt(Frozen):
         return sum(self.rejects.values())
 
 
+class Lease(Frozen):
+    """Who is at work on an output. Times are ISO 8601, UTC."""
+
+    token: str
+    run_id: str
+    host: str
+    pid: int
+    since: str
+    renewed: str
+
+
 class RunSummary(Frozen):
     """Published last of all, once the output was verified. Readers look only at the parts of published runs' shards."""
 
@@ -131,6 +148,7 @@ class RunSummary(Frozen):
     started_at: str
     finished_at: str
     rows: int
+    rows_left: int = Field(0, description="rows of the input that the budget did not reach; the next run takes them up")
     masks: int
     absent: int
     rejects: dict[str, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -75,6 +76,18 @@ class ModelSettings(Frozen):
     device: str | None = Field(None, description="cpu, cuda or cuda:N; None takes a GPU if there is one")
 
 
+def seconds_of_budget(text: str, price_per_hour: float | None) -> float:
+    """Seconds of a budget such as "90s", "30m", "2h" or, at a price, "$40". Raises ValueError."""
+    found = re.fullmatch(r"(\$?)\s*(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None or bool(found[1]) == bool(found[3]) or float(found[2]) == 0:
+        raise ValueError(f"--budget {text}: must be a time such as 30m or 2h, or money such as $40")
+    if not found[1]:
+        return float(found[2]) * {"s": 1, "m": 60, "h": 3600}[found[3]]
+    if price_per_hour is None:
+        raise ValueError(f"--budget {text}: needs --price-per-hour, what all workers together cost")
+    return float(found[2]) / price_per_hour * 3600
+
+
 class RunSettings(Frozen):
     """One run over one table."""
 
@@ -86,4 +99,6 @@ class RunSettings(Frozen):
     batch_rows: int = Field(64, ge=1, le=4096, description="most queries decoded together")
     workers: int | None = Field(None, ge=1, le=1024, description="worker processes; None: one per GPU, else one per core")
     scheduler: str | None = Field(None, description="address of a standing Dask scheduler, tcp://host:port")
+    budget_seconds: float | None = Field(None, gt=0, description="begin no shard after so long; what is left is for the next run")
+    wait: bool = Field(False, description="wait for another run on this output to end, instead of leaving off")
     retries: int = Field(3, ge=0, le=100, description="how often a shard whose worker died is tried again")

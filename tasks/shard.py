@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from schemas.rejects import RejectCode
 from schemas.runs import Receipt, Shard, Timings, receipt_path
 from schemas.settings import RunSettings
-from tasks.infer import Answers, infer
+from tasks.infer import Answers, Reject, infer
 from tasks.read import Row, read_rows
 from tasks.storage import Store
 from tasks.worker import SegmenterLike, model_turn, resident_segmenter
 from tasks.write import write_parts
+
+KILLED = "every process that worked on this row alone died; the rows beside it did not harm it"
 
 
 class ModelChangedError(RuntimeError):
@@ -25,8 +28,9 @@ class RowsLostError(RuntimeError):
     """Rows of a shard that did not end as exactly one mask or reject: a fault of this program."""
 
 
-def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None) -> Receipt:
-    """Segment the rows of a shard and write masks, rejects and, last, the receipt.
+def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None, killers: tuple[int, ...] = ()) -> Receipt:
+    """Segment the rows of a shard and write masks, rejects and, last, the receipt. `killers` are rows that are known to end the process
+    (`try_rows`): they are rejected unseen.
 
     Running it again writes the same bytes under the same names, so that doing a shard twice does no harm. The model is
     the process's resident one unless given.
@@ -44,7 +48,11 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
         raise ModelChangedError(f"planned with model revision {shard.model_revision}, but the worker has {segmenter.revision}. Run again")
     rows, schema = read_rows(shard, settings.segment)
     read = time.perf_counter()
-    answers = infer(rows, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began)
+    answers = infer(
+        [row for row in rows if row.row not in killers], shard, settings.segment, segmenter, settings.batch_rows, model_turn, began
+    )
+    answers.rejects += [Reject(row=row, code=RejectCode.WORKER_KILLED, detail=KILLED) for row in rows if row.row in killers]
+    answers.sort()
     _require_each_once(answers, rows, shard)
     inferred = time.perf_counter()
     output = Store.open(settings.output)
@@ -65,6 +73,13 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
     )
     output.write_bytes(receipt_path(shard.shard_id), receipt.model_dump_json(indent=1).encode())
     return receipt
+
+
+def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None:
+    """Work on rows start..stop of a shard and forget the answers: to see whether the process lives on."""
+    rows, _ = read_rows(shard, settings.segment)
+    segmenter = resident_segmenter(shard.model_revision, settings.segment)
+    infer(rows[start:stop], shard, settings.segment, segmenter, settings.batch_rows, model_turn)
 
 
 def _require_each_once(answers: Answers, rows: Sequence[Row], shard: Shard) -> None:

@@ -22,8 +22,8 @@ class OutputStatus(Frozen):
     unpublished: int
 
 
-def summarize(plan: Plan, settings: RunSettings, *, started_at: datetime, finished_at: datetime) -> RunSummary:
-    """Add up the receipts of every shard of the plan, those of earlier runs too."""
+def summarize(plan: Plan, settings: RunSettings, *, rows_left: int = 0, started_at: datetime, finished_at: datetime) -> RunSummary:
+    """Add up the receipts of every shard of the plan, those of earlier runs too. `rows_left`: of shards that the budget did not reach."""
     output = Store.open(settings.output)
     receipts = read_receipts(output, (shard.shard_id for shard in plan.shards))
     seconds = (finished_at - started_at).total_seconds()
@@ -33,7 +33,8 @@ def summarize(plan: Plan, settings: RunSettings, *, started_at: datetime, finish
         run_id=plan.run_id, settings=settings,
         model_revision=plan.shards[0].model_revision if plan.shards else "", settings_hash=settings.segment.settings_hash,
         started_at=started_at.isoformat(timespec="seconds"), finished_at=finished_at.isoformat(timespec="seconds"),
-        rows=sum(r.rows for r in receipts), masks=sum(r.masks for r in receipts), absent=sum(r.absent for r in receipts),
+        rows=sum(r.rows for r in receipts), rows_left=rows_left,
+        masks=sum(r.masks for r in receipts), absent=sum(r.absent for r in receipts),
         rejects=dict(sorted(rejects.items())), shards=len(plan.shards), shards_computed=len(plan.pending),
         seconds=round(seconds, 3), rows_per_second=round(computed / seconds, 3) if seconds > 0 else 0.0,
         model_busy=round(_busy([receipt for receipt in receipts if receipt.shard.shard_id not in plan.done]), 4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,7 +24,8 @@ REVISION = "fake-1"
 
 class FakeSegmenter:
     """An ellipse whose place follows from the image and the words. Words with a meaning: "explode" raises, "absent" is
-    absent, "die:PATH" kills the process unless the file PATH is there (it is made first, so the second try lives)."""
+    absent, "die:PATH" kills the process unless the file PATH is there (it is made first, so the second try lives), "kill" kills it always,
+    "slowly" takes half a second."""
 
     def __init__(self, model: str | None = None, **_settings: Any) -> None:
         # In a flow it stands in for a model that was planned with.
@@ -58,6 +60,10 @@ def _answer(image: np.ndarray, words: str) -> Segmentation:
     if words.startswith("die:") and not Path(words[4:]).exists():
         Path(words[4:]).touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if words == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if words == "slowly":
+        time.sleep(0.5)
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
     if words != "absent":

@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 from PIL import Image
 
 from flows.cluster import SHARDS_PER_WORKER
-from flows.segment import run_shards
+from flows.dispatch import run_shards
 from schemas.runs import Receipt, Shard
 from schemas.settings import RunSettings
 from tasks.worker import ResidentModel
@@ -88,7 +88,7 @@ def _workers(shards: Sequence[Shard], settings: RunSettings, revision: str, repe
 
 def _timed_run(client: Client, shards: Sequence[Shard], settings: RunSettings) -> float:
     began = time.perf_counter()
-    failures = run_shards(client, shards, settings, lambda _: None)
+    failures = run_shards(client, shards, settings, lambda _: None).failures
     if failures:
         raise RuntimeError(f"{failures[0][0].name}: {failures[0][1]}")
     return time.perf_counter() - began

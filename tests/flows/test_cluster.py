@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 
 from flows import cluster
 from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
-from flows.segment import run_shards
+from flows.dispatch import run_shards
 from schemas.runs import Receipt
 from schemas.settings import RunSettings, SegmentSettings
 from tasks.plan import make_plan

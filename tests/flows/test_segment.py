@@ -113,6 +113,28 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path
         run(settings_for(tmp_path, ["a"]))
 
 
+def test_rows_that_kill_every_worker_are_rejected_and_their_neighbours_done(tmp_path: Path) -> None:
+    queries = [f"thing {i}" for i in range(10)]
+    queries[2] = queries[5] = "kill"
+    settings = settings_for(tmp_path, queries, shard_rows=7)
+    summary = run(settings)
+    assert (summary.masks, summary.rejects) == (8, {"worker_killed": 2})
+    assert [row["row_id"] for row in read_rows(settings.output, "rejects")] == ["r2", "r5"]
+    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(10)})
+
+
+def test_a_budget_ends_a_run_between_shards_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, ["slowly"] * 8, shard_rows=2, workers=1)
+    first = run(settings.model_copy(update={"budget_seconds": 2.0}))
+    assert 0 < first.rows < 8
+    assert first.rows + first.rows_left == 8
+    assert status(settings.output).runs == (), "readers keep the results of the last whole run"
+    second = run(settings)
+    assert (second.rows, second.rows_left) == (8, 0)
+    assert second.shards_computed == 4 - first.shards_computed
+    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(8)})
+
+
 def test_a_standing_cluster(tmp_path: Path) -> None:
     with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs="CRITICAL") as cluster:
         settings = settings_for(tmp_path, ["a", "b", "c", "d"], scheduler=cluster.scheduler_address)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from schemas.settings import Columns, RunSettings, SegmentSettings
+from schemas.settings import Columns, RunSettings, SegmentSettings, seconds_of_budget
 
 RUN = {"input": "in.parquet", "output": "out"}
 
@@ -60,7 +60,7 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_the_hash_of_the_defaults_is_what_outputs_on_disk_were_named_by() -> None:
     """If this fails, every shard of every existing output is computed anew. Change the value only if that is meant."""
-    assert SegmentSettings().settings_hash == "1f3b84758e0918bc"
+    assert SegmentSettings().settings_hash == "ecb7371be8499ace"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,7 @@ def test_the_hash_of_the_defaults_is_what_outputs_on_disk_were_named_by() -> Non
         {"max_image_pixels": 1000},
         {"max_image_bytes": 1000},
         {"allow_https": True},
+        {"allow_roots": ("s3://lake",)},
     ],
 )
 def test_every_setting_that_can_change_a_row_changes_the_hash(changed: dict[str, Any]) -> None:
@@ -86,10 +87,23 @@ def test_every_setting_that_can_change_a_row_changes_the_hash(changed: dict[str,
 def test_no_setting_was_forgotten_above() -> None:
     assert set(SegmentSettings.model_fields) == {
         "columns", "carry", "refiner_iterations", "dtype", "early_stop", "grammar", "deterministic", "path_style",
-        "max_image_pixels", "max_image_bytes", "allow_https",
+        "max_image_pixels", "max_image_bytes", "allow_https", "allow_roots",
     }  # fmt: skip
 
 
 def test_the_hash_survives_a_trip_through_json() -> None:
     settings = SegmentSettings(carry=("split", "source"), refiner_iterations=2)
     assert SegmentSettings.model_validate_json(settings.model_dump_json()).settings_hash == settings.settings_hash
+
+
+@pytest.mark.parametrize(("text", "price", "seconds"), [("90s", None, 90), ("30m", None, 1800), ("1.5h", 2.0, 5400), ("$40", 20.0, 7200)])
+def test_a_budget_of_time_or_money(text: str, price: float | None, seconds: float) -> None:
+    assert seconds_of_budget(text, price) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("2", "such as 30m"), ("$40h", "such as 30m"), ("0h", "such as 30m"), ("$40", "--price-per-hour")]
+)
+def test_a_budget_that_is_none(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        seconds_of_budget(text, None)

@@ -140,7 +140,7 @@ def test_a_store_that_cannot_be_reached_ends_the_shard(monkeypatch: pytest.Monke
     def unreachable(*_: Any) -> bytes:
         raise ConnectionError("the store does not answer")
 
-    monkeypatch.setattr(infer_module, "fetch", unreachable)
+    monkeypatch.setattr(infer_module, "bytes_of", unreachable)
     rows = [Row(row=0, row_id="r", image_bytes=None, image_uri="a.png", query="x", spatial_refs=(), mode=None, carried={})]
     with pytest.raises(ConnectionError):
         infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)

@@ -86,7 +86,7 @@ BAD_ROWS: list[tuple[dict[str, Any], RejectCode]] = [
 
 
 def test_every_code_is_tried() -> None:
-    elsewhere = {RejectCode.INVALID_TEXT, RejectCode.IMAGE_UNREACHABLE}  # below, and in test_images.py
+    elsewhere = {RejectCode.INVALID_TEXT, RejectCode.IMAGE_UNREACHABLE, RejectCode.WORKER_KILLED}  # below, test_https.py, test_segment.py
     assert {code for _, code in BAD_ROWS} | elsewhere == set(RejectCode)
     assert all(code.remedy for code in RejectCode)
 

@@ -1,0 +1,124 @@
+"""Shards to workers and back: a bounded window in flight, deaths counted, rows that kill isolated, an end at the budget."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from distributed import Client, Future, KilledWorker, as_completed
+
+from flows.cluster import SHARDS_PER_WORKER, shard_resources, workers_of
+from schemas.runs import Receipt, Shard
+from schemas.settings import RunSettings
+from tasks.poison import isolate
+from tasks.shard import process_shard, try_rows
+from tasks.storage import STORE_ERRORS
+
+DEATHS = 2  # of the workers that had a shard, before its rows are suspected rather than the machine
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """`failures`: shards given up, each with the reason. `left`: shards that the budget did not reach."""
+
+    failures: list[tuple[Shard, str]] = field(default_factory=list)
+    left: list[Shard] = field(default_factory=list)
+
+
+def run_shards(client: Client, shards: tuple[Shard, ...], settings: RunSettings, on_receipt: Callable[[Receipt], object]) -> Outcome:
+    """Keep a bounded window of shards in flight until all are done, given up or, at the end of the budget, left.
+
+    A shard is tried again when its worker died or its store failed; any other error is its own and final. One that outlived `DEATHS`
+    workers is put aside until the others are done, as it may take them with it; then its rows are tried by halves, each on a worker that
+    has nothing else, and those that kill are rejected.
+    """
+    waiting, attempts, deaths = deque(shards), Counter[str](), Counter[str]()
+    in_flight: dict[str, Shard] = {}
+    suspects: list[Shard] = []
+    outcome = Outcome()
+    resources = shard_resources(client)
+    completed = as_completed(raise_errors=False)
+    budget = _Budget(settings.budget_seconds)
+    nonce = uuid4().hex[:8]  # another run on the same cluster may be at the same shard
+
+    def submit(shard: Shard, killers: tuple[int, ...] = ()) -> Future:
+        attempts[shard.shard_id] += 1
+        key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
+        return client.submit(process_shard, shard, settings, killers=killers, key=key, resources=resources, pure=False)
+
+    def submit_more() -> None:
+        window = SHARDS_PER_WORKER * max(1, len(workers_of(client)))
+        while waiting and len(in_flight) < window and budget.allows_another:
+            shard = waiting.popleft()
+            future = submit(shard)
+            in_flight[future.key] = shard
+            completed.add(future)
+
+    def give_up(shard: Shard, error: Exception) -> None:
+        outcome.failures.append((shard, f"{type(error).__name__}: {error} (attempt {attempts[shard.shard_id]})"))
+
+    submit_more()
+    while in_flight:
+        future = next(completed)
+        shard = in_flight.pop(future.key)
+        result = _result(future)
+        deaths[shard.shard_id] += isinstance(result, KilledWorker)
+        may_retry = attempts[shard.shard_id] <= settings.retries
+        if isinstance(result, Receipt):
+            budget.took(result.timings.total)
+            on_receipt(result)
+        elif may_retry and deaths[shard.shard_id] >= DEATHS:
+            suspects.append(shard)
+        elif may_retry and isinstance(result, (KilledWorker, *STORE_ERRORS)):
+            waiting.append(shard)
+        else:
+            give_up(shard, result)
+        submit_more()
+    outcome.left = [*waiting, *(suspects if not budget.allows_another else [])]
+    for shard in suspects if budget.allows_another else []:
+        result = _result(submit(shard, _killers(client, shard, settings, resources)))
+        if isinstance(result, Receipt):
+            on_receipt(result)
+        else:
+            give_up(shard, result)
+    return outcome
+
+
+def _killers(client: Client, shard: Shard, settings: RunSettings, resources: dict[str, float]) -> tuple[int, ...]:
+    """Rows of the shard that kill a worker by themselves. Raises what else goes wrong: it is not a row's fault."""
+
+    def survives(start: int, stop: int) -> bool:
+        key = f"try-{shard.shard_id}-{start}-{stop}-{uuid4().hex[:8]}"
+        tried = _result(client.submit(try_rows, shard, settings, start, stop, key=key, resources=resources, pure=False))
+        if isinstance(tried, Exception) and not isinstance(tried, KilledWorker):
+            raise tried
+        return tried is None
+
+    return isolate(shard.rows, survives)
+
+
+class _Budget:
+    """Seconds in which a run may begin shards. The last ones are to end within it, if they take as long as those before."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._longest = 0.0
+
+    def took(self, seconds: float) -> None:
+        self._longest = max(self._longest, seconds)
+
+    @property
+    def allows_another(self) -> bool:
+        return self._end is None or time.monotonic() + self._longest < self._end
+
+
+def _result(future: Future) -> Receipt | Exception | None:
+    """What a worker gave back, or why it did not: an exception of its own, its worker's death, or a scheduler that went away."""
+    try:
+        found: Receipt | None = future.result()
+    except Exception as error:
+        return error
+    return found

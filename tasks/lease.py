@@ -1,0 +1,117 @@
+"""One run at a time on an output: a small object there says who is at work, and is renewed while they are.
+
+Two runs at once would do no harm (equal shards write equal bytes) but the work twice. Stores without conditional writes are served
+too: who has written the object and still finds it their own a moment later holds it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from schemas.runs import Lease
+from tasks.storage import STORE_ERRORS, Store
+
+LEASE_PATH = "lease.json"
+RENEWED_EVERY = 10.0  # seconds
+STALE_AFTER = 60.0  # seconds without a renewal, by the clocks of both
+SETTLES_IN = 0.5  # seconds until a write of another is surely seen
+ASKED_EVERY = 2.0  # seconds, while waiting
+
+
+class OutputInUseError(RuntimeError):
+    """Another run is at work on the output. The message says who, where and since when."""
+
+
+@contextmanager
+def held(output_uri: str, run_id: str, *, wait: bool = False) -> Iterator[None]:
+    """Within, this run is the only one on the output.
+
+    Raises:
+        OutputInUseError: another one is, and `wait` is false.
+    """
+    output = Store.open(output_uri)
+    mine = Lease(token=uuid4().hex, run_id=run_id, host=platform.node(), pid=os.getpid(), since=_now(), renewed=_now())
+    _take(output, mine, wait)
+    done = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(output, mine, done), name="lease", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        keeper.join()
+        with suppress(*STORE_ERRORS):  # what cannot be removed grows stale
+            if _is_mine(output, mine):
+                output.fs.rm_file(output.full(LEASE_PATH))
+
+
+def _take(output: Store, mine: Lease, wait: bool) -> None:
+    while True:
+        other = read_lease(output)
+        if other is None or _is_over(output, other):
+            output.write_bytes(LEASE_PATH, mine.model_copy(update={"renewed": _now()}).model_dump_json(indent=1).encode())
+            time.sleep(SETTLES_IN)
+            if _is_mine(output, mine):
+                return
+        elif wait:
+            time.sleep(ASKED_EVERY)
+        else:
+            raise OutputInUseError(
+                f"output {output.root}: run {other.run_id} (process {other.pid} on {other.host}) is at work on it since {other.since}, and "
+                f"gave a sign of life at {other.renewed}. Give --wait to start when it has ended, or another output"
+            )
+
+
+def read_lease(output: Store) -> Lease | None:
+    """Who holds an output, if anybody does."""
+    try:
+        return Lease.model_validate_json(output.read_bytes(LEASE_PATH))
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _is_over(output: Store, other: Lease) -> bool:
+    """Whether the holder is gone: it is a process of this machine that has ended, or it was not renewed for long. The clocks of two
+    machines may disagree, so that a lease that looks old is watched before it is taken for dead."""
+    if other.host == platform.node():
+        return not _is_running(other.pid)
+    if (datetime.now(UTC) - datetime.fromisoformat(other.renewed)).total_seconds() < STALE_AFTER:
+        return False
+    time.sleep(1.5 * RENEWED_EVERY)
+    return read_lease(output) == other
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _keep(output: Store, mine: Lease, done: threading.Event) -> None:
+    while not done.wait(RENEWED_EVERY):
+        with suppress(*STORE_ERRORS):  # the next renewal may pass
+            if not _is_mine(output, mine):
+                return
+            output.write_bytes(LEASE_PATH, mine.model_copy(update={"renewed": _now()}).model_dump_json(indent=1).encode())
+
+
+def _is_mine(output: Store, mine: Lease) -> bool:
+    found = read_lease(output)
+    return found is not None and found.token == mine.token
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
