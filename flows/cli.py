@@ -21,6 +21,7 @@ from flows.console import (
     out,
     print_json,
     progress,
+    rejects_table,
     steps,
     summary_table,
     training_table,
@@ -29,10 +30,11 @@ from flows.console import (
 from flows.prefect_api import configure, start_own_api
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
-    from flows.console import Watch
     from schemas.runs import RunSummary
     from schemas.settings import RunSettings
 
@@ -213,18 +215,13 @@ def run(
         budget_seconds=None if budget is None else seconds_of_budget(budget, price_per_hour),
     )  # fmt: skip
     _check_local_input(settings)
-    try:
-        with progress(json) as watch:
-            summary = _segment_flow(settings, watch, verbose)
-    except KeyboardInterrupt:
-        _complain("stopped", RESUME)
-        raise SystemExit(130) from None
-    if json:
-        print_json(summary.model_dump(mode="json"))
-    else:
-        out.print(summary_table(summary))
-        if not summary.rows_left:
-            out.print(f"[dim]masks are in[/dim] {output.rstrip('/')}/masks")
+
+    def work() -> RunSummary:
+        from flows.segment import segment as segment_flow
+
+        return segment_flow(settings)
+
+    _show_run(_run_flow(work, json, verbose), json)
 
 
 def _check_local_input(settings: RunSettings) -> None:
@@ -236,17 +233,127 @@ def _check_local_input(settings: RunSettings) -> None:
         input_files(settings)
 
 
-def _segment_flow(settings: RunSettings, watch: Watch | None, verbose: bool) -> RunSummary:
+def _run_flow(work: Callable[[], RunSummary], json: bool, verbose: bool) -> RunSummary:
+    """What a flow gives back, with its progress shown."""
     configure(verbose)
-    from flows.segment import segment as segment_flow
     from flows.segment import watcher
 
     start_own_api()
-    token = watcher.set(watch)
     try:
-        return segment_flow(settings)
-    finally:
-        watcher.reset(token)
+        with progress(json) as watch:
+            token = watcher.set(watch)
+            try:
+                return work()
+            finally:
+                watcher.reset(token)
+    except KeyboardInterrupt:
+        _complain("stopped", RESUME)
+        raise SystemExit(130) from None
+
+
+def _show_run(summary: RunSummary, json: bool) -> None:
+    if json:
+        print_json(summary.model_dump(mode="json"))
+        return
+    out.print(summary_table(summary))
+    if not summary.rows_left:
+        out.print(f"[dim]masks are in[/dim] {summary.settings.output.rstrip('/')}/masks")
+
+
+@app.command()
+def retry(
+    output: Output,
+    code: Annotated[list[str], typer.Option("--code", help="Reject code, see `wordmask rejects`. May be given again.", show_default=False)],
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per GPU, else one per core.")] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Use a standing Dask cluster.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for another run on this output to end.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Try rejected rows of some codes again, with the model and settings of the newest run. Only those rows are computed.
+
+    Example: [bold]wordmask retry masks/ --code image_unreachable[/bold]
+    """
+    from schemas.rejects import RejectCode
+
+    known = {each.value for each in RejectCode}
+    if unknown := [each for each in code if each not in known]:
+        raise ValueError(f"--code {unknown[0]}: must be one of {', '.join(sorted(known))}")
+
+    def work() -> RunSummary:
+        from flows.segment import retry as retry_flow
+
+        codes = tuple(RejectCode(each) for each in code)
+        return retry_flow(output, codes, workers=workers, scheduler=scheduler, wait=wait)
+
+    _show_run(_run_flow(work, json, verbose), json)
+
+
+@app.command()
+def verify(output: Output, json: Json = False) -> None:
+    """Check that each row of the newest published run is in one of masks or rejects, once, and that no part was changed since.
+
+    Example: [bold]wordmask verify masks/[/bold]
+    """
+    from tasks.verify import verify_output
+
+    found = verify_output(output)
+    if json:
+        print_json(found.model_dump(mode="json") | {"holds": found.holds})
+    else:
+        for violation in found.violations:
+            err.print(violation, soft_wrap=True, highlight=False)
+        verdict = "every row is accounted for, once" if found.holds else f"{len(found.violations):,} violations"
+        out.print(f"{output}: {found.rows:,} rows in {_count(found.shards, 'shard')}: {verdict}")
+    if not found.holds:
+        raise SystemExit(1)
+
+
+@app.command()
+def rejects(
+    output: Output, examples: Annotated[int, typer.Option(min=0, max=1000, help="Rows to show of each code.")] = 3, json: Json = False
+) -> None:
+    """Say which rows the newest published run rejected, why, and what to do about it.
+
+    Example: [bold]wordmask rejects masks/[/bold]
+    """
+    from tasks.results import rejected
+
+    found = rejected(output, examples)
+    if json:
+        print_json([dataclasses.asdict(each) | {"remedy": each.code.remedy} for each in found])
+    elif found:
+        out.print(rejects_table(found))
+    else:
+        out.print(f"{output}: no row was rejected")
+
+
+@app.command()
+def gc(
+    output: Output,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it. Without, it is only told.")] = False,
+    keep_runs: Annotated[int | None, typer.Option(min=1, help="Forget all but so many of the newest published runs, too.")] = None,
+    json: Json = False,
+) -> None:
+    """Find what no published run names any more: parts of other settings, models and inputs, and of runs given up.
+
+    Example: [bold]wordmask gc masks/ --keep-runs 7 --delete[/bold]
+    """
+    from tasks.garbage import find_garbage, remove_garbage
+    from tasks.lease import held
+
+    if delete:
+        with held(output, "gc"):  # parts of a run that is at work are in no published run yet
+            found = find_garbage(output, keep_runs)
+            remove_garbage(output, found)
+    else:
+        found = find_garbage(output, keep_runs)
+    if json:
+        print_json(found.model_dump(mode="json") | {"deleted": delete})
+        return
+    what = f"{len(found.paths):,} files of {_count(found.shards, 'shard')}, {found.bytes / 1e6:,.1f} MB"
+    out.print(f"{output}: {'removed' if delete else 'would remove'} {what}; {_count(found.runs_kept, 'published run')} kept")
+    if found.paths and not delete:
+        out.print("[dim]--delete removes them[/dim]")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from model.costs import Costs
     from schemas.runs import RunSummary
     from tasks.estimate import Rate, TimeEstimate
+    from tasks.results import Rejected
 
     Watch = Callable[[Tally], None]
 
@@ -59,6 +60,15 @@ def summary_table(summary: RunSummary) -> Group:
         ("model", f"{summary.settings.model.model} ({summary.model_revision})"),
     ]
     return two_columns(f"run {summary.run_id}", rows)
+
+
+def rejects_table(found: list[Rejected]) -> Group:
+    """Each code with its rows, what to do, and examples."""
+    parts: list[RenderableType] = []
+    for each in found:
+        head = Text.assemble((each.code.value, "bold"), f"  {each.rows:,} row{'' if each.rows == 1 else 's'}  ", (each.code.remedy, "dim"))
+        parts += [head, *(Text(f"  {row_id}: {detail}", overflow="ellipsis", no_wrap=True) for row_id, detail in each.examples)]
+    return Group(*parts)
 
 
 def estimate_lines(estimate: TimeEstimate) -> list[tuple[str, str]]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker, as_completed
 
 from flows.cluster import SHARDS_PER_WORKER, shard_resources, workers_of
-from schemas.runs import Receipt, Shard
+from schemas.runs import Known, Receipt, Shard
 from schemas.settings import RunSettings
 from tasks.poison import isolate
-from tasks.shard import process_shard, try_rows
+from tasks.shard import NOTHING, process_shard, try_rows
 from tasks.storage import STORE_ERRORS
 
 DEATHS = 2  # of the workers that had a shard, before its rows are suspected rather than the machine
@@ -28,7 +29,10 @@ class Outcome:
     left: list[Shard] = field(default_factory=list)
 
 
-def run_shards(client: Client, shards: tuple[Shard, ...], settings: RunSettings, on_receipt: Callable[[Receipt], object]) -> Outcome:
+def run_shards(
+    client: Client, shards: Sequence[Shard], settings: RunSettings, on_receipt: Callable[[Receipt], object],
+    known: Mapping[str, Known] = MappingProxyType({}),
+) -> Outcome:  # fmt: skip
     """Keep a bounded window of shards in flight until all are done, given up or, at the end of the budget, left.
 
     A shard is tried again when its worker died or its store failed; any other error is its own and final. One that outlived `DEATHS`
@@ -45,9 +49,10 @@ def run_shards(client: Client, shards: tuple[Shard, ...], settings: RunSettings,
     nonce = uuid4().hex[:8]  # another run on the same cluster may be at the same shard
 
     def submit(shard: Shard, killers: tuple[int, ...] = ()) -> Future:
+        what = known.get(shard.shard_id, NOTHING).model_copy(update={"killers": killers})
         attempts[shard.shard_id] += 1
         key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
-        return client.submit(process_shard, shard, settings, killers=killers, key=key, resources=resources, pure=False)
+        return client.submit(process_shard, shard, settings, known=what, key=key, resources=resources, pure=False)
 
     def submit_more() -> None:
         window = SHARDS_PER_WORKER * max(1, len(workers_of(client)))

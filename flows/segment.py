@@ -16,10 +16,12 @@ from prefect.cache_policies import NO_CACHE
 from flows.cluster import open_cluster
 from flows.dispatch import run_shards
 from model.registry import resolve_model
+from schemas.rejects import RejectCode
 from schemas.runs import Plan, Receipt, RunSummary
 from schemas.settings import RunSettings
 from tasks.lease import held
 from tasks.plan import make_plan
+from tasks.reuse import retry_plan
 from tasks.storage import Store
 from tasks.summarize import publish, summarize
 from tasks.verify import require, verify
@@ -79,7 +81,21 @@ def segment(settings: RunSettings, factory: str = SEGMENTER) -> RunSummary:
     """Segment a whole table. Shards that have a receipt are skipped; the summary is published last, once all is done and verified: a
     run that its budget ended publishes nothing, so that readers keep the whole results of the run before."""
     started = datetime.now(UTC)
-    plan = plan_run(settings)
+    return _carry_out(plan_run(settings), settings, factory, started)
+
+
+@flow(name="retry", validate_parameters=True)
+def retry(output: str, codes: tuple[RejectCode, ...], workers: int | None = None, scheduler: str | None = None, wait: bool = False,
+          factory: str = SEGMENTER) -> RunSummary:  # fmt: skip
+    """Try rows of the newest published run again that were rejected for one of `codes`, with the settings of that run. All other rows stay
+    what they are, and the result is published as a run of its own."""
+    started = datetime.now(UTC)
+    plan, settings = retry_plan(output, codes)
+    execution = {"workers": workers, "scheduler": scheduler, "wait": wait, "budget_seconds": None}
+    return _carry_out(plan, settings.model_copy(update=execution), factory, started)
+
+
+def _carry_out(plan: Plan, settings: RunSettings, factory: str, started: datetime) -> RunSummary:
     with held(settings.output, plan.run_id, wait=settings.wait):
         reached = dispatch(plan, settings, factory) if plan.pending else plan
         verify_run(reached, settings)
@@ -117,7 +133,7 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Pla
             tally.add(receipt)
             tell(tally)
 
-        outcome = run_shards(client, plan.pending, settings, done)
+        outcome = run_shards(client, plan.pending, settings, done, plan.known)
     if failures := outcome.failures:
         lines = [f"{shard.name} rows {shard.first_row}-{shard.first_row + shard.rows - 1}: {reason}" for shard, reason in failures[:SHOWN]]
         more = [f"... and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []

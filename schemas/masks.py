@@ -14,6 +14,7 @@ MASKS = pa.schema(
         pa.field("row_id", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),  # position in the shard: what rows are accounted by, whatever their ids
         pa.field("instance", pa.int32(), nullable=False),
+        pa.field("row_key", pa.string(), nullable=False),  # hash of the image's bytes, the query and the references: what was asked
         pa.field("image_id", pa.string(), nullable=False),  # hash of the image's bytes
         pa.field("image_uri", pa.string()),
         pa.field("height", pa.int32(), nullable=False),  # as a viewer shows it, EXIF orientation applied

@@ -57,12 +57,21 @@ class Shard(Frozen):
         return self.file.removesuffix(self.name).rstrip("/")
 
 
+class Known(Frozen):
+    """What is known of a shard's rows before they are asked about."""
+
+    earlier: tuple[str, ...] = Field((), description="shards of the file as it was before; equal rows are copied from there")
+    retried: tuple[str, ...] = Field((), description="codes of rejects to try again; all other rows are copied from the shard itself")
+    killers: tuple[int, ...] = Field((), description="rows that end the process that works on them; they are rejected unseen")
+
+
 class Plan(Frozen):
-    """Every shard of a run, and which of them have a receipt already."""
+    """Every shard of a run, which of them have a receipt already, and what is known of the others."""
 
     run_id: str
     shards: tuple[Shard, ...]
     done: frozenset[str]
+    known: dict[str, Known] = Field({}, description="by shard id")
     files: int
     input_bytes: int
 
@@ -114,6 +123,7 @@ class Receipt(Frozen):
     rejects: dict[str, int]
     masks_part: Part
     rejects_part: Part
+    copied: int = Field(0, description="how many of the masks were computed by an earlier run")
     timings: Timings
     worker: str
     started_at: str

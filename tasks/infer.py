@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from schemas.runs import Shard
 from schemas.settings import SegmentSettings
 from tasks.images import bytes_of, decode
 from tasks.read import Row
+from tasks.reuse import Earlier, row_key
 from tasks.storage import STORE_ERRORS
 from tasks.uris import ImageError
 from tasks.worker import SegmenterLike, Turn
@@ -54,13 +56,19 @@ class Reject:
 
 @dataclass(kw_only=True)
 class Answers:
-    """Masks and rejects of a shard, each in row order once `sort` was called. `infer_seconds`: the model worked on them;
-    `idle_seconds`: it stood idle, before they came or for want of them."""
+    """Masks and rejects of a shard, each in row order once `sort` was called. `copied` of the masks are an earlier run's.
+    `infer_seconds`: the model worked on them; `idle_seconds`: it stood idle, before they came or for want of them."""
 
     masks: list[Mask] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
+    copied: int = 0
     infer_seconds: float = 0.0
     idle_seconds: float = 0.0
+
+    def __iadd__(self, other: Answers) -> Answers:
+        """The answers of two sets of rows; the times are the other's."""
+        masks, rejects = [*self.masks, *other.masks], [*self.rejects, *other.rejects]
+        return replace(other, masks=masks, rejects=rejects, copied=self.copied + other.copied)
 
     def sort(self) -> None:
         self.masks.sort(key=lambda mask: mask.row.row)
@@ -78,9 +86,11 @@ class Picture:
 
 def infer(
     rows: Sequence[Row], shard: Shard, settings: SegmentSettings, segmenter: SegmenterLike, batch_rows: int, turn: Turn | None = None,
-    since: float | None = None,
+    since: float | None = None, earlier: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> Answers:  # fmt: skip
     """Answer every row, by a mask or by a reject. Images are decoded while another shard still has its `turn` with the model.
+
+    `earlier`: answers of earlier runs by `row_key`; rows that ask the same are given them.
 
     `since`: when the shard was begun (`time.perf_counter`), from which on the model counts as idle if it is free.
     """
@@ -89,7 +99,7 @@ def infer(
     sound = [row for row in rows if not _reject_unsound(row, shard, segmenter, answers)]
     pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
     try:
-        pictures = _pictures(sound, shard, settings, answers, pool)
+        pictures = _pictures(sound, shard, settings, answers, pool, earlier)
         asking = _Asking(pictures, segmenter, answers, batch_rows)
         with (turn or Turn()).taken(wanted) as idle:
             began = time.perf_counter()
@@ -136,30 +146,40 @@ def _references(row: Row) -> tuple[tuple[float, ...], ...]:
 
 
 def _pictures(
-    rows: Sequence[Row], shard: Shard, settings: SegmentSettings, answers: Answers, pool: ThreadPoolExecutor
-) -> Iterator[Picture]:
+    rows: Sequence[Row], shard: Shard, settings: SegmentSettings, answers: Answers, pool: ThreadPoolExecutor,
+    earlier: Mapping[str, Earlier],
+) -> Iterator[Picture]:  # fmt: skip
     """Distinct images in order of their first row, decoded in threads a little ahead of their use."""
     groups: dict[bytes | str, list[Row]] = {}
     for row in rows:
         key = hashlib.sha256(row.image_bytes).digest() if row.image_bytes is not None else str(row.image_uri)
         groups.setdefault(key, []).append(row)
 
-    def load(group: list[Row]) -> Picture | Iterable[Reject]:
-        first = group[0]
+    def load(group: list[Row]) -> list[Picture | Mask | Reject]:
         try:
-            data = bytes_of(first, shard, settings)
-            return Picture(image_id=hashlib.sha256(data).hexdigest()[:32], pixels=decode(data, settings), rows=tuple(group))
+            data = bytes_of(group[0], shard, settings)
+            image_id = hashlib.sha256(data).hexdigest()[:32]
+            found = [(row, earlier.get(row_key(row, image_id))) for row in group] if earlier else [(row, None) for row in group]
+            copied = [copy_of(row, answer) for row, answer in found if answer is not None]
+            rest = tuple(row for row, answer in found if answer is None)
+            return [*copied, *([Picture(image_id=image_id, pixels=decode(data, settings), rows=rest)] if rest else [])]
         except ImageError as error:
             return [Reject(row=row, code=error.code, detail=error.detail) for row in group]
 
-    def sound(loaded: Iterator[Picture | Iterable[Reject]]) -> Iterator[Picture]:
+    for loaded in ahead(pool, load, groups.values(), IMAGES_AHEAD):
         for found in loaded:
             if isinstance(found, Picture):
                 yield found
+            elif isinstance(found, Mask):
+                answers.masks.append(found)
+                answers.copied += 1
             else:
-                answers.rejects += found
+                answers.rejects.append(found)
 
-    return sound(ahead(pool, load, groups.values(), IMAGES_AHEAD))
+
+def copy_of(row: Row, answer: Earlier) -> Mask:
+    """The answer of an earlier run as that of a row that asks the same."""
+    return Mask(row=row, image_id=answer.image_id, height=answer.height, width=answer.width, segmentation=answer.segmentation)
 
 
 class _Asking:

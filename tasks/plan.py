@@ -12,10 +12,8 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +22,9 @@ from schemas.queries import InputError, check_columns
 from schemas.runs import Plan, RowRange, Shard
 from schemas.settings import RunSettings
 from tasks.read import values_of
+from tasks.reuse import earlier_answers
 from tasks.storage import Store, fingerprint, is_damaged_parquet
+from tasks.summarize import new_run_id
 
 FOOTERS_AT_ONCE = 16
 OUR_PARTS = r"(masks|rejects)/part-[0-9a-f]{32}\.parquet"  # as tasks.write names them
@@ -58,9 +58,9 @@ def make_plan(settings: RunSettings, model_revision: str) -> Plan:
     shards = tuple(shard for file in files for shard in _shards(file, settings, model_revision, duplicates.get(file.name, ())))
     receipts = Store.open(settings.output).names("receipts", ".json")
     done = frozenset(shard.shard_id for shard in shards) & receipts
-    # Microseconds: the newest run is found by name, also among runs of one second.
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid4().hex[:6]}"
-    return Plan(run_id=run_id, shards=shards, done=done, files=len(files), input_bytes=sum(file.size for file in files))
+    known = earlier_answers([shard for shard in shards if shard.shard_id not in done], shards, settings, receipts)
+    size = sum(file.size for file in files)
+    return Plan(run_id=new_run_id(), shards=shards, done=done, known=known, files=len(files), input_bytes=size)
 
 
 def input_files(settings: RunSettings) -> list[InputFile]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 
 from model.eval.referring import Answer, ReferringScores, score
 from schemas.queries import InputError
+from schemas.rejects import RejectCode
 from schemas.runs import masks_path, rejects_path
 from tasks.storage import Store
 from tasks.summarize import newest_run
@@ -38,6 +40,34 @@ def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
         for row in _rows(output, masks_path(shard_id), ["row_id", "status", "mask"]):
             answers[row["row_id"]] = Answer(row["status"], row["mask"])
     return score(_truth(truth_uri), answers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """Rows rejected for one reason, and a few of them: row id and detail."""
+
+    code: RejectCode
+    rows: int
+    examples: tuple[tuple[str, str], ...]
+
+
+def rejected(output_uri: str, examples: int) -> list[Rejected]:
+    """What the newest published run rejected, most frequent first, with up to so many examples of each reason.
+
+    Raises:
+        FileNotFoundError: nothing was published.
+    """
+    output = Store.open(output_uri)
+    run = newest_run(output)
+    shown: dict[str, list[tuple[str, str]]] = {code: [] for code in run.rejects}
+    for shard_id in run.shard_ids if examples else ():
+        if all(len(shown[code]) >= min(examples, count) for code, count in run.rejects.items()):
+            break
+        for row in _rows(output, rejects_path(shard_id), ["row_id", "code", "detail"]):
+            if len(shown[row["code"]]) < examples:
+                shown[row["code"]].append((row["row_id"], row["detail"]))
+    counts = sorted(run.rejects.items(), key=lambda item: -item[1])
+    return [Rejected(code=RejectCode(code), rows=count, examples=tuple(shown[code])) for code, count in counts]
 
 
 def _rows(store: Store, path: str, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from schemas.rejects import RejectCode
-from schemas.runs import Receipt, Shard, Timings, receipt_path
+from schemas.runs import Known, Receipt, Shard, Timings, receipt_path
 from schemas.settings import RunSettings
-from tasks.infer import Answers, Reject, infer
+from tasks.infer import Answers, Reject, copy_of, infer
 from tasks.read import Row, read_rows
+from tasks.reuse import answers_of, rejects_of
 from tasks.storage import Store
 from tasks.worker import SegmenterLike, model_turn, resident_segmenter
 from tasks.write import write_parts
 
+NOTHING = Known()
 KILLED = "every process that worked on this row alone died; the rows beside it did not harm it"
 
 
@@ -28,9 +30,8 @@ class RowsLostError(RuntimeError):
     """Rows of a shard that did not end as exactly one mask or reject: a fault of this program."""
 
 
-def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None, killers: tuple[int, ...] = ()) -> Receipt:
-    """Segment the rows of a shard and write masks, rejects and, last, the receipt. `killers` are rows that are known to end the process
-    (`try_rows`): they are rejected unseen.
+def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None, known: Known = NOTHING) -> Receipt:
+    """Segment the rows of a shard and write masks, rejects and, last, the receipt. What is `known` is not asked again.
 
     Running it again writes the same bytes under the same names, so that doing a shard twice does no harm. The model is
     the process's resident one unless given.
@@ -48,14 +49,17 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
         raise ModelChangedError(f"planned with model revision {shard.model_revision}, but the worker has {segmenter.revision}. Run again")
     rows, schema = read_rows(shard, settings.segment)
     read = time.perf_counter()
-    answers = infer(
-        [row for row in rows if row.row not in killers], shard, settings.segment, segmenter, settings.batch_rows, model_turn, began
-    )
-    answers.rejects += [Reject(row=row, code=RejectCode.WORKER_KILLED, detail=KILLED) for row in rows if row.row in killers]
+    output = Store.open(settings.output)
+    answers = _known_answers(rows, shard, output, known)
+    ended = {mask.row.row for mask in answers.masks} | {reject.row.row for reject in answers.rejects}
+    earlier = {answer.row_key: answer for answer in answers_of(output, known.earlier)}
+    asked = [row for row in rows if row.row not in ended]
+    answers += infer(asked, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began, earlier)
     answers.sort()
     _require_each_once(answers, rows, shard)
     inferred = time.perf_counter()
-    output = Store.open(settings.output)
+    if known.retried:  # from here on until the new receipt the shard is not done
+        output.remove(receipt_path(shard.shard_id))
     masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
     done = time.perf_counter()
     receipt = Receipt(
@@ -65,6 +69,7 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
         rejects=dict(sorted(Counter(reject.code.value for reject in answers.rejects).items())),
         masks_part=masks,
         rejects_part=rejects,
+        copied=answers.copied,
         timings=Timings(
             read=read - began, infer=answers.infer_seconds, idle=answers.idle_seconds, write=done - inferred, total=done - began
         ),
@@ -80,6 +85,17 @@ def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None
     rows, _ = read_rows(shard, settings.segment)
     segmenter = resident_segmenter(shard.model_revision, settings.segment)
     infer(rows[start:stop], shard, settings.segment, segmenter, settings.batch_rows, model_turn)
+
+
+def _known_answers(rows: Sequence[Row], shard: Shard, output: Store, known: Known) -> Answers:
+    """Of the rows that need not be asked about: those that kill, and where some are tried again, all others."""
+    answers = Answers(rejects=[Reject(row=rows[at], code=RejectCode.WORKER_KILLED, detail=KILLED) for at in known.killers])
+    if known.retried:
+        answers.masks = [copy_of(rows[answer.row], answer) for answer in answers_of(output, [shard.shard_id])]
+        answers.copied = len(answers.masks)
+        kept = (reject for reject in rejects_of(output, shard.shard_id) if reject["code"] not in known.retried)
+        answers.rejects += [Reject(row=rows[r["row"]], code=RejectCode(r["code"]), detail=r["detail"]) for r in kept]
+    return answers
 
 
 def _require_each_once(answers: Answers, rows: Sequence[Row], shard: Shard) -> None:

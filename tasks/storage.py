@@ -11,7 +11,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,16 @@ class Store:
                     return
                 if attempt == WRITE_ATTEMPTS:
                     raise
+
+    def remove(self, path: str) -> None:
+        """Remove an object. One that is not there is as good as removed."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.full(path))
+
+    def sizes(self, folder: str, suffix: str) -> dict[str, int]:
+        """Bytes of each file directly in a folder, by its name without the suffix."""
+        files = (info for info in self._list(folder, detail=True) if _is_file(info["name"], suffix))
+        return {_name(info["name"]).removesuffix(suffix): int(info["size"]) for info in files}
 
     def check_writable(self) -> None:
         """Write and remove a small file, so that a run is told before its work rather than after it. Raises OSError."""

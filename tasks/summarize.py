@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime
+from uuid import uuid4
 
 from schemas.runs import Plan, Receipt, RunSummary, receipt_path
 from schemas.settings import Frozen, RunSettings
@@ -20,6 +21,11 @@ class OutputStatus(Frozen):
     runs: tuple[RunSummary, ...]
     shards: int
     unpublished: int
+
+
+def new_run_id() -> str:
+    """Microseconds: the newest run is found by name, also among runs of one second."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid4().hex[:6]}"
 
 
 def summarize(plan: Plan, settings: RunSettings, *, rows_left: int = 0, started_at: datetime, finished_at: datetime) -> RunSummary:
@@ -60,8 +66,7 @@ def read_receipts(output: Store, shard_ids: Iterable[str]) -> list[Receipt]:
 
 def published_runs(output: Store) -> tuple[RunSummary, ...]:
     """Published runs, newest first."""
-    names = sorted(output.names("runs", ".json"), reverse=True)
-    return tuple(RunSummary.model_validate_json(output.read_bytes(f"runs/{name}.json")) for name in names)
+    return tuple(RunSummary.model_validate_json(output.read_bytes(f"runs/{name}.json")) for name in reversed(published_names(output)))
 
 
 def status(output_uri: str) -> OutputStatus:
@@ -73,9 +78,14 @@ def status(output_uri: str) -> OutputStatus:
     return OutputStatus(runs=runs, shards=len(receipts), unpublished=len(receipts - named))
 
 
+def published_names(output: Store) -> list[str]:
+    """Names of published runs, newest last."""
+    return sorted(output.names("runs", ".json"))
+
+
 def newest_run(output: Store) -> RunSummary:
     """The newest published run: its shards are what a reader reads. Raises FileNotFoundError if nothing was published."""
-    names = sorted(output.names("runs", ".json"))
+    names = published_names(output)
     if not names:
         raise FileNotFoundError(f"{output.root}: no published run there. Run `wordmask run` first, or check the path")
     return RunSummary.model_validate_json(output.read_bytes(f"runs/{names[-1]}.json"))

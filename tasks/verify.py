@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from schemas.runs import Plan, Shard, masks_path, rejects_path
+from schemas.runs import Plan, Receipt, Shard, masks_path, rejects_path
 from schemas.settings import Frozen, RunSettings
-from tasks.storage import Store, is_damaged_parquet
+from tasks.storage import Store, is_damaged_parquet, sha256
+from tasks.summarize import newest_run, read_receipts
+
+T = TypeVar("T")
 
 SHARDS_AT_ONCE = 8
 SHOWN = 20
@@ -44,9 +48,38 @@ def verify(plan: Plan, settings: RunSettings) -> VerifyReport:
             return [f"shard {shard.shard_id} ({shard.name}): has no receipt"]
         return list(_violations(shard, output))
 
+    return _report(check, plan.shards, plan.rows)
+
+
+def verify_output(output_uri: str) -> VerifyReport:
+    """Compare the newest published run with what lies in the output, to the last byte.
+
+    Raises:
+        FileNotFoundError: nothing was published.
+    """
+    output = Store.open(output_uri)
+    run = newest_run(output)
+
+    def check(shard_id: str) -> list[str]:
+        try:
+            (receipt,) = read_receipts(output, [shard_id])
+        except FileNotFoundError:
+            return [f"shard {shard_id}: has no receipt"]
+        return list(_violations(receipt.shard, output)) or list(_changes(receipt, output))
+
+    return _report(check, run.shard_ids, run.rows)
+
+
+def _report(check: Callable[[T], list[str]], items: Sequence[T], rows: int) -> VerifyReport:
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-        found = [violation for part in pool.map(check, plan.shards) for violation in part]
-    return VerifyReport(shards=len(plan.shards), rows=plan.rows, violations=tuple(found))
+        found = [violation for part in pool.map(check, items) for violation in part]
+    return VerifyReport(shards=len(items), rows=rows, violations=tuple(found))
+
+
+def _changes(receipt: Receipt, output: Store) -> Iterator[str]:
+    for part in (receipt.masks_part, receipt.rejects_part):
+        if sha256(output.read_bytes(part.path)) != part.sha256:
+            yield f"shard {receipt.shard.shard_id} ({receipt.shard.name}): {part.path} is not what was written"
 
 
 def require(report: VerifyReport) -> None:

@@ -13,6 +13,7 @@ from schemas.rejects import REJECTS
 from schemas.runs import Part, Shard, masks_path, rejects_path
 from schemas.settings import SegmentSettings
 from tasks.infer import Answers, Mask, Reject
+from tasks.reuse import row_key
 from tasks.storage import Store, sha256
 
 
@@ -42,7 +43,8 @@ def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
     found = mask.segmentation
     return {
         "row_id": mask.row.row_id, "row": mask.row.row, "instance": 0,
-        "image_id": mask.image_id, "image_uri": mask.row.image_uri, "height": mask.height, "width": mask.width, "query": mask.row.query,
+        "row_key": row_key(mask.row, mask.image_id), "image_id": mask.image_id, "image_uri": mask.row.image_uri,
+        "height": mask.height, "width": mask.width, "query": mask.row.query,
         "status": found.status, "mask": found.rle, "bbox": list(found.bbox), "area": found.area, "path": found.path,
         "coarse_path": found.coarse_path, "coarse_bbox": list(found.coarse_bbox),
         "path_problem": found.path_problem, "n_path_tokens": found.n_path_tokens,

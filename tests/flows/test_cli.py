@@ -47,7 +47,22 @@ def done(tmp_path_factory: pytest.TempPathFactory, own_api: dict[str, str]) -> P
 
 def test_help_is_there_for_every_command() -> None:
     assert "Words in, masks out" in wordmask("--help").stdout
-    for command in ("segment", "run", "plan", "status", "models", "evaluate", "scenes", "sheet", "import coco", "train scenes"):
+    for command in (
+        "segment",
+        "run",
+        "plan",
+        "status",
+        "models",
+        "evaluate",
+        "scenes",
+        "sheet",
+        "import coco",
+        "train scenes",
+        "verify",
+        "rejects",
+        "retry",
+        "gc",
+    ):
         assert "Example" in wordmask(*command.split(), "--help").stdout
 
 
@@ -125,6 +140,15 @@ def test_a_store_that_cannot_be_reached_is_one_message(monkeypatch: pytest.Monke
     assert "failed: " in wordmask("status", "s3://lake/out", code=1).stderr
 
 
+def test_an_output_can_be_audited(done: Path) -> None:
+    masks = done / "masks"
+    assert json.loads(wordmask("verify", masks, "--json").stdout)["holds"] is True
+    assert "24 rows in 1 shard: every row is accounted for, once" in wordmask("verify", masks).stdout
+    assert json.loads(wordmask("rejects", masks, "--json").stdout) == []
+    assert json.loads(wordmask("gc", masks, "--json").stdout)["paths"] == []
+    assert "would remove 0 files" in wordmask("gc", masks).stdout
+
+
 def test_evaluate_scores_the_default_model(done: Path) -> None:
     scores = json.loads(wordmask("evaluate", done / "masks", done / "scenes.parquet", "--json").stdout)
     assert scores["rows"] == scores["masks"] + scores["absent"] == 24
@@ -179,6 +203,9 @@ def test_costs_of_the_full_size_are_marked_as_an_estimate() -> None:
         ("evaluate nowhere truth.parquet", "no published run"),
         ("sheet nowhere sheet.png", "no published run"),
         ("scenes a.parquet --count 0", "--count"),
+        ("retry masks --code nonsense", "--code nonsense: must be one of"),
+        ("run nowhere.parquet out --budget 2", "--budget 2: must be a time such as 30m"),
+        ("verify nowhere", "no published run"),
         ("import coco nowhere.json --images . a.parquet", "nowhere.json"),
         ("import coco broken.png --images . a.parquet", "broken.png: not JSON"),
         ("evaluate masks broken.png", "broken.png: not a readable Parquet file"),

@@ -11,7 +11,8 @@ import pytest
 from distributed import LocalCluster
 from prefect.artifacts import Artifact
 
-from flows.segment import ShardsFailedError, segment, watcher
+from flows.segment import ShardsFailedError, retry, segment, watcher
+from schemas.rejects import RejectCode
 from schemas.runs import RunSummary
 from schemas.settings import RunSettings
 from tasks.storage import Store
@@ -133,6 +134,16 @@ def test_a_budget_ends_a_run_between_shards_and_the_next_one_goes_on(tmp_path: P
     assert (second.rows, second.rows_left) == (8, 0)
     assert second.shards_computed == 4 - first.shards_computed
     assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(8)})
+
+
+def test_rejected_rows_are_tried_again_alone(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, ["a", "explode", "", "d"], workers=1)
+    first = run(settings)
+    assert first.rejects == {"empty_query": 1, "model_error": 1}
+    again = retry(settings.output, (RejectCode.MODEL_ERROR,), workers=1, factory=FAKE)
+    assert (again.rows, again.masks, again.rejects, again.shards_computed) == (4, 2, first.rejects, 1)
+    assert again.run_id > first.run_id
+    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(4)})
 
 
 def test_a_standing_cluster(tmp_path: Path) -> None:
