@@ -238,7 +238,7 @@ def _run_flow(work: Callable[[], RunSummary], json: bool, verbose: bool) -> RunS
     configure(verbose)
     from flows.segment import watcher
 
-    start_own_api()
+    start_own_api(verbose)
     try:
         with progress(json) as watch:
             token = watcher.set(watch)
@@ -501,18 +501,18 @@ def scenes(
     seed: Annotated[int, typer.Option(min=0, max=99, help="Tables of different seeds share no scene.")] = 0,
     queries_per_image: Annotated[int, typer.Option(min=1, max=8, help="Expressions about each scene.")] = 1,
     split: Annotated[
-        Literal["shapes", "train", "val", "test", "test-style", "test-relation"],
-        typer.Option(help="Coloured shapes alone, or everyday things: of which seeds, artwork and kinds of expressions."),
-    ] = "shapes",
+        Literal["train", "val", "test", "test-style", "test-relation"],
+        typer.Option(help="Which seeds, artwork and kinds of expressions; the default model was trained on those of train."),
+    ] = "test",
     sprites: Annotated[
         Literal["fetched", "shipped"],
-        typer.Option(help="Things to draw: those of `wordmask train scenes --fetch`, or 36 shipped ones."),
-    ] = "fetched",
+        typer.Option(help="Things to draw: 36 shipped ones, or those of `wordmask train scenes --fetch`."),
+    ] = "shipped",
     json: Json = False,
 ) -> None:
-    """Draw synthetic scenes with expressions and ground truth, by default from seeds that the default model never saw.
+    """Draw synthetic scenes of everyday things with expressions and ground truth, by default from seeds that the default model never saw.
 
-    Where an expression names nothing in its scene (splits of everyday things have some), the truth is an empty mask.
+    Where an expression names nothing in its scene, the truth is an empty mask.
 
     Example: [bold]wordmask scenes scenes.parquet --count 500 --seed 1[/bold]
     """
@@ -574,7 +574,7 @@ def train_run(
     configure(verbose)
     from flows.train import TrainSettings, train
 
-    start_own_api()
+    start_own_api(verbose)
     table = train(
         TrainSettings(
             out=out_folder,

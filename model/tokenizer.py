@@ -7,7 +7,6 @@ with the same reserved ids and the integers 0-960 as single tokens, as the path 
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -71,24 +70,7 @@ class PathTokenizer:
         return ids | {token: i for i, token in self.path_token_of.items() if self.fast.decode([i]) == token}
 
 
-def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """The small model's tokenizer: whole words where known, else the longest known pieces, down to characters.
-
-    Ids: 0..20 reserved (0 is both BOS and EOS), then 0-960, path commands, the words, characters.
-    """
-    characters = string.ascii_lowercase + string.digits + string.punctuation
-    pieces = [f"<|{i}|>" for i in range(N_RESERVED)]
-    pieces += [str(n) for n in range(PATH_SCALE + 1)] + [*PATH_COMMANDS, MINUS, "segment"]
-    pieces += sorted(words) + list(characters) + [f"##{c}" for c in characters]
-    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN)
-
-
-def build_bpe_tokenizer(lines: Iterable[str], size: int = 2_048) -> PreTrainedTokenizerFast:
+def build_tokenizer(lines: Iterable[str], size: int = 2_048) -> PreTrainedTokenizerFast:
     """A tokenizer of `size` ids that learns its pieces of words from lines of text, by byte pair encoding.
 
     Ids: 0..20 reserved (0 is both BOS and EOS), then 0-960, path commands, bytes, learned pieces. Words never seen fall into

@@ -11,7 +11,7 @@ from PIL import Image
 from model import rle
 from model.train.canvas import Scene
 from model.train.expressions import Expression
-from model.train.questions import SHAPES, Questions
+from model.train.questions import Questions
 from model.train.splits import SPLITS
 from tasks.tables import write_table
 
@@ -25,8 +25,8 @@ def export_scenes(
     count: int,
     seed: int,
     queries_per_image: int = 1,
-    split: str = SHAPES,
-    sprites: Sprites = "fetched",
+    split: str = "test",
+    sprites: Sprites = "shipped",
     tell: Callable[[int], object] | None = None,
 ) -> int:
     """Write `count` rows, `queries_per_image` expressions to a scene; how many were written. `tell`: as in `write_table`.
@@ -52,7 +52,7 @@ def _rows(described: Iterator[tuple[int, Scene, list[Expression]]], count: int) 
 
 def _described(split: str, seed: int, queries: int, sprites: Sprites) -> Iterator[tuple[int, Scene, list[Expression]]]:
     """The scenes of a split from a seed on, each with what is said about it."""
-    questions = Questions(SHAPES, "test") if split == SHAPES else Questions(sprites, split)
+    questions = Questions(sprites, split)
     seeds = SPLITS[questions.split].seeds
     first = seeds.start + seed * SCENES_PER_SEED
     for scene_seed in range(first, min(first + SCENES_PER_SEED, seeds.stop)):

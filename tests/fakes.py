@@ -25,7 +25,7 @@ REVISION = "fake-1"
 class FakeSegmenter:
     """An ellipse whose place follows from the image and the words. Words with a meaning: "explode" raises, "absent" is
     absent, "die:PATH" kills the process unless the file PATH is there (it is made first, so the second try lives), "kill" kills it always,
-    "slowly" takes half a second."""
+    "slowly" takes half a second, "hog:PATH" takes a gigabyte unless the file PATH is there."""
 
     def __init__(self, model: str | None = None, **_settings: Any) -> None:
         # In a flow it stands in for a model that was planned with.
@@ -62,6 +62,10 @@ def _answer(image: np.ndarray, words: str) -> Segmentation:
         os.kill(os.getpid(), signal.SIGKILL)
     if words == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if words.startswith("hog:") and not Path(words[4:]).exists():
+        Path(words[4:]).touch()
+        hoard = np.ones(1 << 27)  # 8 bytes each
+        time.sleep(10 * hoard[0])
     if words == "slowly":
         time.sleep(0.5)
     height, width = image.shape[:2]

@@ -8,14 +8,6 @@ import numpy as np
 CLUTTER_STEP = 4  # pixels of the image to one of clutter
 
 
-def muted(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Muted texture, float32 (3, H, W) in 0..255: two close colours mixed by a pattern, dark enough for white to show."""
-    base = rng.uniform(35, 140)
-    first, second = ((base + rng.uniform(-22, 22, 3) + rng.uniform(-25, 25)).astype(np.float32) for _ in range(2))
-    mix_HW = _pattern(rng, height, width)
-    return first[:, None, None] + (second - first)[:, None, None] * mix_HW
-
-
 def _pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Gradient, stripes, checker, blobs or grain, float32 (H, W) in 0..1, as coarse as the image is large."""
     scale = min(height, width) / 120

@@ -26,9 +26,8 @@ from model.train.colours import COLOUR_NAMES
 from model.train.expressions import Expression
 from model.train.nouns import NOUNS
 from model.train.questions import Questions
-from model.train.scenes import TRAIN_SEEDS
+from model.train.scenes import SIZE_NAMES, TRAIN_SEEDS
 from model.train.shapes import SHAPES
-from model.train.sprite_scenes import SIZE_NAMES
 from model.train.targets import patch_owners, patch_shares, path_target
 from model.train.templates import SYNONYMS
 

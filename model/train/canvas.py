@@ -9,6 +9,7 @@ import numpy as np
 
 MIN_VISIBLE = 0.6  # of an object's own area
 MIN_GAP = 0.06  # of the side: centres closer than this along an axis have no order
+NOISE = (1.0, 5.0)  # least, most deviation of the grain, of 255
 MARGIN = 2  # pixels: least distance to the border of the image, and between objects that look alike
 
 
@@ -95,7 +96,7 @@ def visible(instance_HW: np.ndarray, index: int) -> tuple[np.ndarray, tuple[int,
     return mask, (x, y, x + w, y + h)
 
 
-def finish(image_3HW: np.ndarray, rng: np.random.Generator, most_noise: float) -> np.ndarray:
+def finish(image_3HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The canvas with grain over all of it, as uint8 (H, W, 3)."""
-    image_3HW += rng.standard_normal(image_3HW.shape[1:], dtype=np.float32) * np.float32(rng.uniform(1, most_noise))
+    image_3HW += rng.standard_normal(image_3HW.shape[1:], dtype=np.float32) * np.float32(rng.uniform(*NOISE))
     return cv2.merge(list(np.clip(image_3HW, 0, 255).astype(np.uint8)))

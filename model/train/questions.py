@@ -8,19 +8,18 @@ from typing import Any
 
 from model.train.canvas import Scene
 from model.train.expressions import Expression, refer
-from model.train.scenes import make_scene, pick_expressions
+from model.train.scenes import make_scene
 from model.train.splits import SPLITS
 from model.train.sprites import SpriteLibrary, load, load_shipped
 
-SHAPES = "shapes"
 SIDE = 120  # pixels: what `make_scene` draws by itself is up to so high or wide
-SOURCES = ("fetched", "shipped", SHAPES)
+SOURCES = ("fetched", "shipped")
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Draws scenes and questions. `source`: sprites that were "fetched" or "shipped", or "shapes" alone, which the first default model
-    knew; then nothing is absent. `side`: the crop size of the model that is asked, which scenes are about as large as."""
+    """Draws scenes and questions. `source`: sprites that were "fetched", or those that are "shipped". `side`: the crop size of the
+    model that is asked, which scenes are about as large as."""
 
     source: str
     split: str = "train"
@@ -31,10 +30,8 @@ class Questions:
             raise ValueError(f"source = {self.source!r}: must be one of {', '.join(SOURCES)}")
 
     @cached_property
-    def sprites(self) -> SpriteLibrary | None:
+    def sprites(self) -> SpriteLibrary:
         """The sprites of the split's styles. FileNotFoundError, with what to do, if they were not fetched yet."""
-        if self.source == SHAPES:
-            return None
         return (load() if self.source == "fetched" else load_shipped()).only(SPLITS[self.split].styles)
 
     def scene(self, seed: int, **options: Any) -> Scene:
@@ -45,6 +42,4 @@ class Questions:
 
     def about(self, scene: Scene, seed: int, count: int) -> list[Expression]:
         """Up to `count` expressions."""
-        if self.sprites is None:
-            return pick_expressions(scene, seed, count)
         return refer(scene, seed, count, nouns=self.sprites.nouns, templates=SPLITS[self.split].templates)

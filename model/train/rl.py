@@ -7,7 +7,7 @@ mask itself. The algorithm, the reward and their numbers are not in it. What is 
   network. Advantages are differences from the group's mean over the standard deviation of the whole step's differences, not of the
   group's own: that would make much of groups that all but agree.
 - Everything drawn is sampled and learned: whether the thing is there, the box and the path. Half of what a path alone gets wrong is where
-  its box lies. Shapes alone (`--scenes shapes`) have nothing absent to ask for, as in the supervised stage.
+  its box lies.
 - Of a group only those rollouts are learned from that are much better or worse than the rest: drawing costs less than learning.
 - Ratios are clipped (PPO) and the mean runs over choices, so that long paths count for more. Log-probabilities are those of the sampler,
   at its temperature and under the path grammar, recomputed in a teacher-forced pass before the first update.

@@ -1,80 +1,81 @@
-"""Scenes, and the expressions that single out one of their objects.
+"""Scenes of things with names: sprites and a few plain shapes, some of them more than once and not alike.
 
-Everything is a function of a seed. Masks are exact: an object's mask is where it covers more than half a pixel and
-nothing in front of it does. Without sprites, objects are coloured shapes, and colours, shapes and backgrounds vary only as
-far as every name stays beyond doubt: the shipped default model is trained on these, so they stay as they are to the last
-byte. With sprites see `model/train/sprite_scenes.py`, and `model/train/expressions.py` for what is said about them.
+Everything is a function of a seed. Masks are exact: an object's mask is where it covers more than half a pixel and nothing in front
+of it does. Objects may hide one another a little. No two in a scene could be called by one word unless they have the same name. What is
+said about them: `model/train/expressions.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+import cv2
 import numpy as np
 
-from model.train.backgrounds import muted
-from model.train.canvas import MIN_GAP, Piece, Scene, SceneObject, finish, leaves_visible, visible
-from model.train.expressions import Expression
-from model.train.groups import SIDES
+from model.train.backgrounds import varied
+from model.train.canvas import MARGIN, Piece, Scene, SceneObject, finish, leaves_visible, visible
+from model.train.colours import colours_of
+from model.train.nouns import alike
 from model.train.shapes import COLOURS, SHAPES, cut_shape, shape_rgb
-from model.train.sprite_scenes import draw_sprite_scene
 from model.train.sprites import SpriteLibrary
-from model.train.templates import ORDINALS
 
-SIZES = {"small": (0.15, 0.22), "large": (0.32, 0.44)}  # diameter, unit of the short side
 TRAIN_SEEDS, VAL_SEEDS, TEST_SEEDS = range(10**8), range(10**8, 2 * 10**8), range(2 * 10**8, 3 * 10**8)
-# "last", "in" and "one" are in no expression yet. They stay: the ids of every later word, so trained weights, hang on them.
-VOCABULARY = tuple(sorted({
-    *SHAPES, *COLOURS, *SIZES, *ORDINALS, *SIDES, "leftmost", "rightmost", "topmost", "bottommost", "last",
-    "the", "on", "at", "from", "in", "object", "shape", "one",
-}))  # fmt: skip
 MIN_SIDE = 32  # pixels: below it a small object is too few pixels to have a shape
 MAX_ASPECT = 1.4  # of a drawn size
-ATTEMPTS = 12  # to place an object, before it is left out
-SHAPE_OBJECTS = (2, 6)  # fewest, most of a scene without sprites
-SPRITE_OBJECTS = (1, 7)  # and with them
+OBJECTS = (1, 7)  # fewest, most
+SHAPE_SHARE = 0.2  # of objects that are plain shapes
+TWIN_SHARE = 0.5  # of objects that have the name of one before them, so that they must be told apart otherwise
+EXTENT = (0.2, 0.58)  # longer side of an object, unit of the image's short side
+EXTREMES = (0.6, 0.6)  # of the beta distribution of sizes, on a logarithmic scale: more small and large ones than middling
+CROWD = 4  # objects; where there are more, none is larger than CROWD_EXTENT
+CROWD_EXTENT = 0.4
+SIZE_NAMES = {"small": 0.26, "medium": 0.38}  # longer side up to this, unit of the short side; "large" beyond
+TURN = 25  # degrees either way
+RECOLOURED = {False: 0.1, True: 0.4}  # share of objects painted in another hue, by whether they are twins
+CONTRAST = 30  # of 255, in some channel: least difference in mean colour from the background
+OBJECT_CONTRAST = 45  # and from an object that it touches
+CASTS = 3  # to find something that can be placed, before an object is left out
+PLACES = 10  # to try for each
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Piece(Piece):
-    colour: str
-    size_name: str
+class Cutout(Piece):
+    """A piece with its paint: float32 (3, h, w) in 0..255, alpha multiplied in."""
+
+    paint_3hw: np.ndarray
+    style: str | None
+
+    @property
+    def mean_3(self) -> np.ndarray:
+        return self.paint_3hw.sum(axis=(1, 2)) / max(float(self.alpha_hw.sum()), 1e-6)
 
 
 def make_scene(
-    seed: int, *, height: int | None = None, width: int | None = None, n_objects: tuple[int, int] | None = None,
-    sprites: SpriteLibrary | None = None,
-) -> Scene:  # fmt: skip
+    seed: int, *, sprites: SpriteLibrary, height: int | None = None, width: int | None = None, n_objects: tuple[int, int] = OBJECTS
+) -> Scene:
     """The scene of a seed, of `n_objects` (fewest, most) objects, fewer only where there is no room left for one.
 
-    Without `sprites` all of them are shapes, with them most are sprites. Without a size: short side 112-120 pixels, long
-    side up to 1.4 times that; of one side alone, the other follows it by up to 1.4. Without `n_objects`: 2 to 6 shapes, or
-    1 to 7 objects. ValueError for a side under 32 pixels, or counts that are negative or the wrong way round.
+    Without a size: short side 112-120 pixels, long side up to 1.4 times that; of one side alone, the other follows it by up to 1.4.
+    ValueError for a side under 32 pixels, or counts that are negative or the wrong way round.
     """
-    n_objects = n_objects or (SHAPE_OBJECTS if sprites is None else SPRITE_OBJECTS)
     _check(height, width, n_objects)
-    rng = np.random.default_rng((seed, 7 if sprites is None else 17))
+    rng = np.random.default_rng((seed, 17))
     height, width = _draw_size(rng, height, width)
-    if sprites is None:
-        return _draw_shape_scene(rng, height, width, n_objects)
-    return draw_sprite_scene(rng, height, width, n_objects, sprites)
-
-
-def _draw_shape_scene(rng: np.random.Generator, height: int, width: int, n_objects: tuple[int, int]) -> Scene:
-    image_3HW = muted(rng, height, width)
+    image_3HW = varied(rng, height, width)
     instance_HW = np.full((height, width), -1, np.int16)
-    pool = _pool(rng)
-    pieces: list[_Piece] = []
-    for _ in range(int(rng.integers(n_objects[0], n_objects[1] + 1))):
-        piece = _place(rng, pool, instance_HW, pieces)
+    shadow = _Shadow.draw(rng)
+    pieces: list[Cutout] = []
+    count = int(rng.integers(n_objects[0], n_objects[1] + 1))
+    for _ in range(count):
+        piece = _place(rng, image_3HW, instance_HW, pieces, sprites, CROWD_EXTENT if count > CROWD else EXTENT[1])
         if piece is not None:
-            _paint(rng, image_3HW, piece)
+            shadow.cast(image_3HW, piece)
+            window = piece.window(image_3HW)
+            window += piece.paint_3hw - window * piece.alpha_hw
             piece.window(instance_HW)[piece.cover_hw] = len(pieces)
             pieces.append(piece)
-    pixels = finish(image_3HW, rng, 7)
-    objects = tuple(_visible(instance_HW, index, piece) for index, piece in enumerate(pieces))
+    pixels = finish(image_3HW, rng)
+    objects = tuple(_seen(pixels, instance_HW, index, piece) for index, piece in enumerate(pieces))
     return Scene(image_HW3=pixels, objects=objects, instance_HW=instance_HW)
 
 
@@ -97,130 +98,135 @@ def _draw_size(rng: np.random.Generator, height: int | None, width: int | None) 
     return (int(short * ratio), short) if portrait else (short, int(short * ratio))
 
 
-def _pool(rng: np.random.Generator) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    """What objects are drawn from. Half the scenes have few shapes or few colours, so that they must be told apart otherwise."""
-    shapes: Sequence[str] = SHAPES
-    colours: Sequence[str] = COLOURS
-    kind = rng.random()
-    if kind < 0.3:
-        shapes = [str(s) for s in rng.choice(SHAPES, int(rng.integers(1, 3)), replace=False)]
-    elif kind < 0.5:
-        colours = [str(c) for c in rng.choice(COLOURS, int(rng.integers(1, 3)), replace=False)]
-    return shapes, colours, tuple(SIZES)
+@dataclass(frozen=True, kw_only=True)
+class _Shadow:
+    """The light of a scene: how dark its shadows are, how soft, and where they fall, in unit of an object's longer side."""
+
+    depth: float
+    softness: float
+    offset: tuple[float, float]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> _Shadow:
+        depth = float(rng.uniform(0.1, 0.5)) if rng.random() < 0.7 else 0.0
+        return cls(
+            depth=depth, softness=float(rng.uniform(0.02, 0.06)), offset=(float(rng.uniform(-0.1, 0.1)), float(rng.uniform(0.02, 0.1)))
+        )
+
+    def cast(self, image_3HW: np.ndarray, piece: Piece) -> None:
+        """Darken the canvas where the piece's shadow falls."""
+        if not self.depth:
+            return
+        h, w = piece.alpha_hw.shape
+        side = max(h, w)
+        dx, dy = (round(share * side) for share in self.offset)
+        pad = abs(dx) + dy + round(3 * self.softness * side)
+        dark = cv2.copyMakeBorder(piece.alpha_hw, pad + dy, pad - dy, pad + dx, pad - dx, cv2.BORDER_CONSTANT)
+        dark = cv2.GaussianBlur(dark, (0, 0), max(0.6, self.softness * side))
+        top, left = piece.y - pad, piece.x - pad
+        y0, x0 = max(0, top), max(0, left)
+        window = image_3HW[:, y0 : top + h + 2 * pad, x0 : left + w + 2 * pad]
+        window *= 1 - np.float32(self.depth) * dark[y0 - top :, x0 - left :][: window.shape[1], : window.shape[2]]
 
 
-def _place(rng: np.random.Generator, pool: Sequence[Sequence[str]], instance_HW: np.ndarray, behind: list[_Piece]) -> _Piece | None:
-    """An object of the pool where it may lie in front of those that are there, or None when no attempt found a place."""
-    for _ in range(ATTEMPTS):
-        shape, colour, size_name = (options[rng.integers(len(options))] for options in pool)
-        piece = _cut(rng, shape, colour, size_name, instance_HW.shape)
-        if _fits(piece, instance_HW, behind):
-            return piece
+def _place(
+    rng: np.random.Generator, image_3HW: np.ndarray, instance_HW: np.ndarray, behind: list[Cutout], sprites: SpriteLibrary, most: float
+) -> Cutout | None:
+    """Something where it may lie in front of those that are there, or None when no attempt found a place."""
+    for _ in range(CASTS):
+        name, twin = _name(rng, behind, sprites)
+        extent = min(instance_HW.shape) * EXTENT[0] * (most / EXTENT[0]) ** float(rng.beta(*EXTREMES))
+        piece = _cut_sprite(rng, name, twin, extent, sprites) if name in sprites.numbers_of else _cut_plain(rng, name, extent)
+        for _ in range(PLACES):
+            moved = _somewhere(rng, piece, instance_HW.shape)
+            if _fits(moved, image_3HW, instance_HW, behind):
+                return moved
     return None
 
 
-def _cut(rng: np.random.Generator, shape: str, colour: str, size_name: str, size: tuple[int, ...]) -> _Piece:
-    """An object somewhere in an image of `size` (height, width), at least MARGIN pixels from its border."""
-    radius = min(size) * rng.uniform(*SIZES[size_name]) / 2
-    alpha, y, x = cut_shape(rng, shape, radius, size)
-    return _Piece(name=shape, colour=colour, size_name=size_name, alpha_hw=alpha, y=y, x=x)
+def _name(rng: np.random.Generator, behind: list[Cutout], sprites: SpriteLibrary) -> tuple[str, bool]:
+    """What to draw next, and whether the scene has one already."""
+    names = [piece.name for piece in behind]
+    if names and rng.random() < TWIN_SHARE:
+        return names[rng.integers(len(names))], True
+    while True:
+        options = SHAPES if rng.random() < SHAPE_SHARE else sprites.nouns
+        name = options[rng.integers(len(options))]
+        if not any(alike(name, other) for other in names):
+            return name, name in names
 
 
-def _fits(piece: _Piece, instance_HW: np.ndarray, behind: list[_Piece]) -> bool:
-    """Whether every object behind stays visible enough, and none near has the same colour: their border could not be seen."""
+def _cut_sprite(rng: np.random.Generator, name: str, twin: bool, extent: float, sprites: SpriteLibrary) -> Cutout:
+    """One of the noun's sprites, turned, perhaps flipped, in colours a little or much off its own."""
+    numbers = sprites.numbers_of[name]
+    number = numbers[rng.integers(len(numbers))]
+    pixels = sprites.pixels_NSS4[number]
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    pixels = _jitter(rng, pixels, rng.random() < RECOLOURED[twin])
+    patch = _turn(pixels, float(rng.uniform(-TURN, TURN)), extent)
+    alpha = patch[..., 3] / np.float32(255)
+    paint = np.ascontiguousarray(patch[..., :3].transpose(2, 0, 1), dtype=np.float32)
+    return Cutout(name=name, alpha_hw=alpha, y=0, x=0, paint_3hw=paint, style=sprites.style_of(number))
+
+
+def _jitter(rng: np.random.Generator, pixels_SS4: np.ndarray, recoloured: bool) -> np.ndarray:
+    """Other saturation and brightness and a nearby hue, or any; alpha multiplied in, uint8."""
+    hue = rng.uniform(20, 160) if recoloured else rng.uniform(-3, 3)  # OpenCV's half degrees
+    level = np.arange(256, dtype=np.float32)
+    saturation, value = (np.minimum(level * np.float32(rng.uniform(0.85, most)), 255) for most in (1.15, 1.1))
+    table = np.stack([(level + np.float32(hue)) % 180, saturation, value], axis=-1).astype(np.uint8)
+    rgba = np.ascontiguousarray(pixels_SS4)
+    hsv = cv2.LUT(cv2.cvtColor(rgba[..., :3], cv2.COLOR_RGB2HSV), table[None])
+    alpha = rgba[..., 3]
+    rgb = cv2.multiply(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), cv2.merge([alpha] * 3), scale=1 / 255)
+    return np.dstack([rgb, alpha])
+
+
+def _turn(pixels_SS4: np.ndarray, degrees: float, extent: float) -> np.ndarray:
+    """The sprite turned, cut out, and resized so that its longer side is `extent` pixels, uint8 (h, w, 4)."""
+    side = pixels_SS4.shape[0]
+    wide = int(side * 1.45)
+    turn = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), degrees, 1.0)
+    turn[:, 2] += (wide - side) / 2
+    turned = cv2.warpAffine(pixels_SS4, turn, (wide, wide), flags=cv2.INTER_LINEAR)
+    x, y, w, h = cv2.boundingRect(turned[..., 3])
+    scale = extent / max(w, h)
+    size = max(1, round(w * scale)), max(1, round(h * scale))
+    return cv2.resize(turned[y : y + h, x : x + w], size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def _cut_plain(rng: np.random.Generator, name: str, extent: float) -> Cutout:
+    """A plain shape in a plain colour, a little darker towards its foot."""
+    side = round(1.6 * extent) + 2 * MARGIN
+    alpha, _, _ = cut_shape(rng, name, extent / 2.3, (side, side))  # the widest outline is 2.3 radii
+    shade = np.linspace(1.0, rng.uniform(0.88, 1.0), alpha.shape[0], dtype=np.float32)
+    colour = shape_rgb(rng, COLOURS[rng.integers(len(COLOURS))])
+    return Cutout(name=name, alpha_hw=alpha, y=0, x=0, paint_3hw=colour[:, None, None] * (alpha * shade[:, None]), style=None)
+
+
+def _somewhere(rng: np.random.Generator, piece: Cutout, size: tuple[int, ...]) -> Cutout:
+    """The piece anywhere in an image of `size` (height, width), at least MARGIN pixels from its border."""
+    room = np.array(size) - 2 * MARGIN - piece.alpha_hw.shape
+    y, x = (int(rng.integers(0, max(1, space + 1))) + MARGIN for space in room)
+    return Cutout(name=piece.name, alpha_hw=piece.alpha_hw, y=y, x=x, paint_3hw=piece.paint_3hw, style=piece.style)
+
+
+def _fits(piece: Cutout, image_3HW: np.ndarray, instance_HW: np.ndarray, behind: list[Cutout]) -> bool:
+    """Whether all behind stay visible enough, and the border to whatever is near can be seen."""
     near = {index: behind[index] for index in piece.near(instance_HW)}
-    if any(other.colour == piece.colour for other in near.values()):
+    mean = piece.mean_3
+    if any(other.name == piece.name or np.abs(other.mean_3 - mean).max() < OBJECT_CONTRAST for other in near.values()):
         return False
-    return leaves_visible(piece, instance_HW, near)
+    ground = piece.window(image_3HW)[:, ::2, ::2].mean(axis=(1, 2))
+    return bool(np.abs(ground - mean).max() >= CONTRAST) and leaves_visible(piece, instance_HW, near)
 
 
-def _paint(rng: np.random.Generator, image_3HW: np.ndarray, piece: _Piece) -> None:
-    """Blend the object in by its coverage, a little darker towards its foot."""
-    shade = np.linspace(1.0, rng.uniform(0.88, 1.0), piece.alpha_hw.shape[0], dtype=np.float32)
-    window = piece.window(image_3HW)
-    window += piece.alpha_hw * (shape_rgb(rng, piece.colour)[:, None, None] * shade[:, None] - window)
-
-
-def _visible(instance_HW: np.ndarray, index: int, piece: _Piece) -> SceneObject:
+def _seen(pixels_HW3: np.ndarray, instance_HW: np.ndarray, index: int, piece: Cutout) -> SceneObject:
     mask, box = visible(instance_HW, index)
-    return SceneObject(name=piece.name, colour=piece.colour, size_name=piece.size_name, mask_HW=mask, box=box)
-
-
-def expressions(scene: Scene, seed: int) -> list[Expression]:
-    """Every expression of every kind that names exactly one object, in an order drawn from the seed."""
-    rng = np.random.default_rng((seed, 11))
-    found = [*_attributes(scene, rng), *_positions(scene)]
-    return [found[index] for index in rng.permutation(len(found))]
-
-
-def pick_expressions(scene: Scene, seed: int, count: int) -> list[Expression]:
-    """Up to `count` different expressions, drawn so that kinds stand about 45 : 35 : 20 and targets are balanced."""
-    rng = np.random.default_rng((seed, 13))
-    left = expressions(scene, seed)
-    asked = dict.fromkeys(range(len(scene.objects)), 0)
-    picked: list[Expression] = []
-    while left and len(picked) < count:
-        kind = rng.choice(["attribute", "position", "ordinal"], p=[0.45, 0.35, 0.2])
-        candidates = [e for e in left if e.kind == kind] or left
-        fewest = min(asked[e.target] for e in candidates)
-        chosen = next(e for e in candidates if asked[e.target] == fewest)
-        left.remove(chosen)
-        asked[chosen.target] += 1
-        picked.append(chosen)
-    return picked
-
-
-def _descriptions(thing: SceneObject) -> Iterator[tuple[str, Callable[[SceneObject], bool]]]:
-    """Noun phrases that fit the object, each with the test that any object must pass to fit it too."""
-    s, c, z = thing.shape, thing.colour, thing.size_name
-    yield f"{c} {s}", lambda o: (o.colour, o.shape) == (c, s)
-    yield s, lambda o: o.shape == s
-    yield f"{c} object", lambda o: o.colour == c
-    yield f"{c} shape", lambda o: o.colour == c
-    yield f"{z} {s}", lambda o: (o.size_name, o.shape) == (z, s)
-    yield f"{z} {c} {s}", lambda o: (o.size_name, o.colour, o.shape) == (z, c, s)
-    yield f"{z} {c} object", lambda o: (o.size_name, o.colour) == (z, c)
-    yield f"{z} object", lambda o: o.size_name == z
-
-
-def _attributes(scene: Scene, rng: np.random.Generator) -> Iterator[Expression]:
-    for target, thing in enumerate(scene.objects):
-        for phrase, fits in _descriptions(thing):
-            if sum(map(fits, scene.objects)) == 1:
-                article = "the " if rng.random() < 2 / 3 else ""
-                yield Expression(text=article + phrase, target=target, kind="attribute")
-
-
-def _positions(scene: Scene) -> Iterator[Expression]:
-    """Extremes and ordinals among the objects that share a description, where centres are far enough apart."""
-    seen: set[str] = set()
-    everything: Callable[[SceneObject], bool] = lambda _o: True  # noqa: E731
-    for thing in scene.objects:
-        for phrase, fits in [*_descriptions(thing), ("object", everything)]:
-            group = [index for index, o in enumerate(scene.objects) if fits(o)]
-            if phrase in seen or len(group) < 2:
-                continue
-            seen.add(phrase)
-            yield from _ordered(scene, phrase, group)
-
-
-def _ordered(scene: Scene, phrase: str, group: list[int]) -> Iterator[Expression]:
-    for side, (axis, sign) in SIDES.items():
-        extent = scene.image_HW3.shape[1 - axis]
-        place = {index: sign * scene.objects[index].centre[axis] / extent for index in group}
-        order = sorted(group, key=place.__getitem__)
-        gaps = [place[b] - place[a] for a, b in pairwise(order)]
-        if gaps[0] >= MIN_GAP:
-            for text in _extreme(side, phrase):
-                yield Expression(text=text, target=order[0], kind="position")
-        if len(order) >= 3 and min(gaps) >= MIN_GAP:
-            for rank, target in enumerate(order[: len(ORDINALS)]):
-                yield Expression(text=f"the {ORDINALS[rank]} {phrase} from the {side}", target=target, kind="ordinal")
-        elif len(order) == 2 and gaps[0] >= MIN_GAP:
-            yield Expression(text=f"the second {phrase} from the {side}", target=order[1], kind="ordinal")
-
-
-def _extreme(side: str, phrase: str) -> tuple[str, ...]:
-    if side in ("left", "right"):
-        return f"the {side}most {phrase}", f"the {phrase} on the {side}"
-    return f"the {side} {phrase}", f"the {phrase} at the {side}", f"the {side}most {phrase}"
+    x0, y0, x1, y1 = box
+    inside = mask[y0:y1, x0:x1] > 0
+    colour, could_be = colours_of(pixels_HW3[y0:y1, x0:x1][inside])
+    extent = max(x1 - x0, y1 - y0) / min(instance_HW.shape)
+    size_name = next((name for name, most in SIZE_NAMES.items() if extent <= most), "large")
+    return SceneObject(name=piece.name, colour=colour, size_name=size_name, mask_HW=mask, box=box, style=piece.style, could_be=could_be)

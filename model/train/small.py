@@ -13,7 +13,7 @@ from model.config import MoondreamSegmentationConfig
 from model.moondream import MoondreamSegmentation
 from model.path_tokens import PATH_SCALE
 from model.registry import TOKENIZER_FILE, resolve_model
-from model.tokenizer import PathTokenizer, build_bpe_tokenizer
+from model.tokenizer import PathTokenizer, build_tokenizer
 from model.train.corpus import grammar_lines
 from model.train.lora import adapt, load_learned, merge
 from model.weights import load_model, load_tokenizer
@@ -32,7 +32,7 @@ SMALL_REFINER = {"enc_dim": 192, "embed_dim": 64}
 
 def small_tokenizer() -> PathTokenizer:
     """The small model's tokenizer, with the words of the scenes."""
-    return PathTokenizer(build_bpe_tokenizer(grammar_lines()))
+    return PathTokenizer(build_tokenizer(grammar_lines()))
 
 
 def small_config(tokenizer: PathTokenizer) -> MoondreamSegmentationConfig:

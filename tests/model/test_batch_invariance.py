@@ -21,18 +21,20 @@ from model.path_tokens import PATH_SCALE
 from model.prompt import build_prompt, embed_prompts
 from model.segmenter import Query, Segmentation, Segmenter
 from model.text import causal_mask
-from model.train.scenes import TEST_SEEDS, make_scene, pick_expressions
+from model.train.questions import Questions
+from model.train.scenes import TEST_SEEDS
 
 SCENES, BATCHES, ALIKE = 500, (1, 7, 32), 0.998
 TIE = 1e-4  # logits are some 10 large, and their last float32 digit is 1e-6
+QUESTIONS = Questions("shipped", "test")
 Row = tuple[np.ndarray, str]
 
 
 def scenes(start: int, stop: int) -> list[Row]:
     made = []
     for number in range(start, stop):
-        scene = make_scene(TEST_SEEDS.start + 5_000 + number)
-        (expression,) = pick_expressions(scene, number, 1)
+        scene = QUESTIONS.scene(TEST_SEEDS.start + 5_000 + number)
+        (expression,) = QUESTIONS.about(scene, number, 1)
         made.append((scene.image_HW3, expression.text))
     return made
 

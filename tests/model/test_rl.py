@@ -20,7 +20,7 @@ from model.weights import load_model
 from tests.model.test_training import assert_equal, stop_at, weights
 
 SMALL = RlSettings(
-    scenes="shapes",
+    scenes="shipped",
     steps=3,
     questions=2,
     rollouts=4,

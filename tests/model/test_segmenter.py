@@ -22,7 +22,8 @@ from model.path_tokens import parse_path
 from model.rasterize import rasterize, rasterize_pixels
 from model.refiner_crops import cut, paste
 from model.segmenter import Query, Segmenter
-from model.train.scenes import TEST_SEEDS, make_scene, pick_expressions
+from model.train.questions import Questions
+from model.train.scenes import TEST_SEEDS
 from model.vision import gelu_tanh
 
 
@@ -31,9 +32,12 @@ def segmenter() -> Segmenter:
     return Segmenter.from_pretrained("demo", device="cpu")
 
 
+SCENES = Questions("shipped", "test")
+
+
 @pytest.fixture(scope="module")
 def scene() -> np.ndarray:
-    return make_scene(TEST_SEEDS.start).image_HW3
+    return SCENES.scene(TEST_SEEDS.start).image_HW3
 
 
 def test_result_is_the_moondream_clients(segmenter: Segmenter, scene: np.ndarray) -> None:
@@ -52,8 +56,8 @@ def test_result_is_the_moondream_clients(segmenter: Segmenter, scene: np.ndarray
 
 
 def test_a_batch_answers_in_order_and_encodes_each_image_once(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes = [make_scene(TEST_SEEDS.start + i) for i in range(3)]
-    asked = [(i, e) for i, s in enumerate(scenes) for e in pick_expressions(s, i, 2)]
+    scenes = [SCENES.scene(TEST_SEEDS.start + i) for i in range(3)]
+    asked = [(i, e) for i, s in enumerate(scenes) for e in SCENES.about(s, i, 2)]
     encoded: list[int] = []
     project = segmenter.model.model.vision.project
     monkeypatch.setattr(
@@ -219,8 +223,8 @@ def test_a_box_outside_the_image_has_no_crop() -> None:
 
 
 def test_a_stream_gives_each_tag_one_answer_and_takes_images_as_it_goes(segmenter: Segmenter) -> None:
-    scenes = [make_scene(TEST_SEEDS.start + i) for i in range(5)]
-    queries = [[((i, e.text), Query(object=e.text)) for e in pick_expressions(s, i, 2)] for i, s in enumerate(scenes)]
+    scenes = [SCENES.scene(TEST_SEEDS.start + i) for i in range(5)]
+    queries = [[((i, e.text), Query(object=e.text)) for e in SCENES.about(s, i, 2)] for i, s in enumerate(scenes)]
     found = dict(segmenter.stream(((s.image_HW3, asked) for s, asked in zip(scenes, queries, strict=True)), rows=3))
     assert sorted(found) == sorted(tag for asked in queries for tag, _ in asked)
     for (i, words), answer in found.items():
@@ -231,7 +235,7 @@ def test_a_stream_gives_each_tag_one_answer_and_takes_images_as_it_goes(segmente
 @pytest.mark.parametrize("broken", ["rasterize", "clean"])
 def test_what_goes_wrong_beside_the_model_is_its_rows_alone(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """Before the refiner, and after it."""
-    scenes = [make_scene(TEST_SEEDS.start + i).image_HW3 for i in range(3)]
+    scenes = [SCENES.scene(TEST_SEEDS.start + i).image_HW3 for i in range(3)]
     work, calls = getattr(segmenter_module, broken), Counter[str]()
 
     def once(*args: Any) -> Any:

@@ -6,24 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.tokenizer import MINUS, N_RESERVED, PATH_COMMANDS, PATH_SCALE, PathTokenizer, build_bpe_tokenizer, build_tokenizer
+from model.tokenizer import MINUS, N_RESERVED, PATH_COMMANDS, PATH_SCALE, PathTokenizer, build_tokenizer
 from model.train.corpus import grammar_lines
 from model.train.expressions import every_expression
 from model.train.nouns import NOUNS
 from model.train.scenes import make_scene
 from model.train.sprites import load_shipped
 
-WORDS = ["circle", "red", "second", "left"]
-TOKENIZER = PathTokenizer(build_tokenizer(WORDS))
-LEARNED = PathTokenizer(build_bpe_tokenizer(grammar_lines()))
+TOKENIZER = PathTokenizer(build_tokenizer(grammar_lines()))
 PATH_TOKENS = st.sampled_from([*PATH_COMMANDS, MINUS, *map(str, range(PATH_SCALE + 1))])
 
 
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, LEARNED], ids=["words", "learned"])
 @given(tokens=st.lists(PATH_TOKENS, max_size=40))
-def test_path_tokens_come_back_from_their_ids(tokenizer, tokens):
-    ids = tokenizer.path_ids(tokens)
-    assert tokenizer.path_tokens(ids) == tokens
+def test_path_tokens_come_back_from_their_ids(tokens):
+    ids = TOKENIZER.path_ids(tokens)
+    assert TOKENIZER.path_tokens(ids) == tokens
     assert all(i >= N_RESERVED for i in ids)
 
 
@@ -40,28 +37,7 @@ def test_what_no_path_holds_has_no_id(token):
 
 def test_ids_that_are_no_path_tokens_keep_their_text():
     (word,) = TOKENIZER.encode("circle")
-    assert TOKENIZER.path_tokens([word, 0, 10**6]) == ["circle", "<|0|>", "<1000000>"]
-
-
-def test_known_words_are_one_id_each():
-    assert len(TOKENIZER.encode("second red circle left")) == 4
-
-
-@pytest.mark.parametrize("text", ["RED Circle", " red   circle ", "réd cîrcle"])
-def test_case_spaces_and_accents_do_not_matter(text):
-    assert TOKENIZER.encode(text) == TOKENIZER.encode("red circle")
-
-
-def test_unknown_words_fall_into_characters_and_never_onto_reserved_ids():
-    ids = TOKENIZER.encode("zebra")
-    assert len(ids) == 5
-    assert all(i >= N_RESERVED for i in ids)
-
-
-@given(st.text(max_size=30))
-def test_any_text_can_be_encoded_without_special_tokens(text):
-    reserved = set(range(N_RESERVED)) - {4}  # 4 stands for what has no character of its own
-    assert not reserved & set(TOKENIZER.encode(text.replace("<|", "")))
+    assert TOKENIZER.path_tokens([word, 0, 10**6]) == ["Ġcircle", "<|0|>", "<1000000>"]
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t"])
@@ -81,55 +57,40 @@ def test_a_missing_file_is_named(tmp_path):
         PathTokenizer.from_file(tmp_path / "absent.json")
 
 
-def test_a_learned_tokenizer_has_the_ids_of_the_other():
-    """Reserved ids, numbers, commands and the word of the prompt are where today's tokenizer has them."""
-    everything = [*map(str, range(PATH_SCALE + 1)), *PATH_COMMANDS, MINUS]
-    assert LEARNED.path_ids(everything) == TOKENIZER.path_ids(everything)
-    assert LEARNED.fast.convert_ids_to_tokens(range(N_RESERVED)) == TOKENIZER.fast.convert_ids_to_tokens(range(N_RESERVED))
-    assert LEARNED.fast.convert_tokens_to_ids("segment") == TOKENIZER.fast.convert_tokens_to_ids("segment")
-    assert len(LEARNED.fast) == 2048
+def test_reserved_ids_numbers_and_commands_come_first():
+    assert TOKENIZER.fast.convert_ids_to_tokens(range(N_RESERVED)) == [f"<|{i}|>" for i in range(N_RESERVED)]
+    assert TOKENIZER.path_ids(map(str, range(PATH_SCALE + 1))) == list(range(N_RESERVED, N_RESERVED + PATH_SCALE + 1))
+    assert len(TOKENIZER.fast) == 2048
 
 
 def test_learning_is_deterministic():
-    again = build_bpe_tokenizer(grammar_lines())
-    assert again.backend_tokenizer.to_str() == LEARNED.fast.backend_tokenizer.to_str()
+    again = build_tokenizer(grammar_lines())
+    assert again.backend_tokenizer.to_str() == TOKENIZER.fast.backend_tokenizer.to_str()
 
 
 @given(st.text(max_size=30))
-def test_any_text_comes_back_from_a_learned_tokenizer(text):
+def test_any_text_comes_back(text):
     """But for case, accents and spaces, and no id is a reserved one."""
-    ids = LEARNED.encode(text)
+    ids = TOKENIZER.encode(text)
     assert all(i >= N_RESERVED for i in ids)
-    assert LEARNED.fast.decode(ids).strip() == LEARNED.fast.backend_tokenizer.normalizer.normalize_str(text).strip()
+    assert TOKENIZER.fast.decode(ids).strip() == TOKENIZER.fast.backend_tokenizer.normalizer.normalize_str(text).strip()
 
 
 @pytest.mark.parametrize("text", ["RED Circle", " red   circle ", "réd cîrcle", "red\ncircle"])
-def test_case_spaces_and_accents_do_not_matter_to_a_learned_tokenizer(text):
-    assert LEARNED.encode(text) == LEARNED.encode("red circle")
-
-
-@pytest.mark.parametrize("text", ["", "   ", "\n\t"])
-def test_text_without_words_has_no_learned_ids(text):
-    assert LEARNED.encode(text) == []
+def test_case_spaces_and_accents_do_not_matter(text):
+    assert TOKENIZER.encode(text) == TOKENIZER.encode("red circle")
 
 
 def test_expressions_are_short_and_made_of_learned_pieces():
     sprites = load_shipped()
     texts = [e.text for seed in range(10) for e in every_expression(make_scene(seed, sprites=sprites), nouns=sprites.nouns)]
-    assert sum(len(LEARNED.encode(text)) for text in texts) < 1.35 * sum(len(text.split()) for text in texts)
-    assert sum(len(LEARNED.encode(noun)) for noun in NOUNS) < 2.1 * len(NOUNS)
-    assert len(LEARNED.encode("the leftmost red dog")) == 4
+    assert sum(len(TOKENIZER.encode(text)) for text in texts) < 1.35 * sum(len(text.split()) for text in texts)
+    assert sum(len(TOKENIZER.encode(noun)) for noun in NOUNS) < 2.1 * len(NOUNS)
+    assert len(TOKENIZER.encode("the leftmost red dog")) == 4
     for text in texts[::50]:
-        assert LEARNED.fast.decode(LEARNED.encode(text)).strip() == text
-
-
-def test_a_learned_tokenizer_that_is_saved_is_the_same(tmp_path):
-    LEARNED.fast.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    found = PathTokenizer.from_file(tmp_path / "tokenizer.json")
-    assert found.encode("the second red zebra, 12") == LEARNED.encode("the second red zebra, 12")
-    assert found.path_ids(["M", "0", "960", "z"]) == LEARNED.path_ids(["M", "0", "960", "z"])
+        assert TOKENIZER.fast.decode(TOKENIZER.encode(text)).strip() == text
 
 
 def test_a_tokenizer_too_small_to_learn_is_refused():
     with pytest.raises(ValueError, match=r"a tokenizer of 1000 ids has no room for learned pieces: 12\d\d are taken"):
-        build_bpe_tokenizer(grammar_lines(), size=1000)
+        build_tokenizer(grammar_lines(), size=1000)
