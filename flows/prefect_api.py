@@ -20,19 +20,22 @@ def configure(verbose: bool) -> None:
     }  # fmt: skip
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if not verbose:
-        for name in ("distributed", "prefect", "asyncio", "tornado"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def start_own_api() -> None:
+def start_own_api(verbose: bool) -> None:
     """Start Prefect's temporary server, unless PREFECT_API_URL or a profile names another.
+
+    Called when all is imported: libraries set their loggers' levels as they are, and here they are silenced.
 
     If Ctrl-C stopped the server too, Prefect would wait in vain to tell it of the interruption. It ends with this process.
     """
+    import distributed  # noqa: F401
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import get_current_settings
 
+    if not verbose:
+        for name in ("distributed", "prefect", "asyncio", "tornado"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     if get_current_settings().api.url is None:
         with held_back():
             SubprocessASGIServer().start()
