@@ -1,0 +1,149 @@
+"""A proxy in front of an S3 server that does to chosen requests what networks, stores and machines do to them."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import psutil
+
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authenticate", "proxy-authorization"}
+SLOW_SECONDS = 3.0
+
+
+@dataclass(kw_only=True)
+class Fault:
+    """What happens to the first `times` requests that match `request` ("PUT /lake/out/masks/.*"), after `skip` of them went through.
+
+    `kind`: "slow_down" (503), "expired" (403), "reset_before" (no byte is answered and the store never sees it), "reset_during" (the
+    connection breaks within the reply's body), "lost_reply" (the store does it, the answer is lost), "slow" (it takes `SLOW_SECONDS`),
+    "truncated" (the body ends early and says so nowhere), "call" (`call(pid)` is called with the process that asks, before the store sees
+    it; if it gives True that counts as one of the times).
+    """
+
+    request: str
+    kind: str
+    times: int = 1
+    skip: int = 0
+    call: Callable[[int | None], bool] | None = None
+    happened: int = field(default=0, init=False)
+
+
+class FaultProxy:
+    """Listens on a port of its own; `faults` may change while it runs."""
+
+    def __init__(self, upstream: str) -> None:
+        host, _, port = upstream.removeprefix("http://").partition(":")
+        self.faults: list[Fault] = []
+        self.requests: list[str] = []
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except (ConnectionError, TimeoutError):  # the other side was killed, as it is here
+                    self.close_connection = True
+
+            def _forward(self) -> None:
+                proxy._serve(self, host, int(port))
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _serve(self, handler: BaseHTTPRequestHandler, host: str, port: int) -> None:
+        line = f"{handler.command} {handler.path}"
+        fault = self._fault_of(line)
+        if fault is not None and fault.kind == "call":
+            assert fault.call is not None
+            if fault.call(_pid_of(handler.client_address[1])):
+                fault.happened += 1
+            fault = None
+        kind = fault.kind if fault else ""
+        if kind == "reset_before":
+            return _reset(handler)
+        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        if kind in ("slow_down", "expired"):
+            return _refuse(handler, *{"slow_down": (503, "SlowDown"), "expired": (403, "ExpiredToken")}[kind])
+        upstream = http.client.HTTPConnection(host, port, timeout=60)
+        headers = {name: value for name, value in handler.headers.items() if name.lower() not in HOP_BY_HOP}
+        upstream.request(handler.command, handler.path, body, headers)
+        reply = upstream.getresponse()
+        data = reply.read()
+        upstream.close()
+        if kind == "lost_reply":
+            return _reset(handler)
+        if kind == "slow":
+            time.sleep(SLOW_SECONDS)
+        half = len(data) // 2
+        handler.send_response(reply.status)
+        length = str(half) if kind == "truncated" else reply.headers.get("Content-Length", str(len(data)))
+        for name, value in reply.headers.items():
+            if name.lower() not in HOP_BY_HOP | {"content-length"}:
+                handler.send_header(name, value)
+        handler.send_header("Content-Length", length)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(data[:half] if kind in ("reset_during", "truncated") else data)
+        if kind == "reset_during":
+            return _reset(handler)
+        return None
+
+    def _fault_of(self, line: str) -> Fault | None:
+        with self._lock:
+            self.requests.append(line)
+            for fault in self.faults:
+                if fault.happened < fault.times and re.fullmatch(fault.request, line):
+                    if fault.skip:
+                        fault.skip -= 1
+                        return None
+                    fault.happened += fault.kind != "call"
+                    return fault
+        return None
+
+
+def _refuse(handler: BaseHTTPRequestHandler, status: int, code: str) -> None:
+    text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as the fault says</Message></Error>".encode()
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/xml")
+    handler.send_header("Content-Length", str(len(text)))
+    handler.end_headers()
+    if handler.command != "HEAD":
+        handler.wfile.write(text)
+
+
+def _reset(handler: BaseHTTPRequestHandler) -> None:
+    """Close with a TCP reset."""
+    handler.wfile.flush()
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+    handler.close_connection = True
+
+
+def _pid_of(port: int) -> int | None:
+    """The process of this machine whose connection comes from a port."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.laddr and connection.laddr.port == port and connection.pid:
+            return int(connection.pid)
+    return None
