@@ -68,15 +68,15 @@ class Phase:
 class SftSettings:
     seed: int = 0
     phases: tuple[Phase, ...] = (
-        Phase(name="vision", steps=6000, images=32, queries=1, n_objects=(2, 7), learning_rate=1e-3),
-        Phase(name="box", steps=6000, images=8, queries=5, n_objects=(2, 7), learning_rate=1e-3),
-        Phase(name="path", steps=10000, images=8, queries=5, n_objects=(2, 7), learning_rate=7e-4, large_share=0.12),
+        Phase(name="vision", steps=3000, images=32, queries=1, n_objects=(2, 7), learning_rate=1e-3),
+        Phase(name="box", steps=2500, images=8, queries=5, n_objects=(2, 7), learning_rate=1e-3),
+        Phase(name="path", steps=6000, images=8, queries=5, n_objects=(2, 7), learning_rate=7e-4, large_share=0.12),
     )
     warmup: int = 200
     weight_decay: float = 0.02
     checkpoint_every: int = 250
     workers: int = 1
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
     scenes: str = "fetched"  # a source of `Questions`
     freeze_vision: bool = False  # a refiner head trained on the encoder stays valid then
     model: str | None = None  # to adapt, instead of the small one
