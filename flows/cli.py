@@ -66,7 +66,8 @@ Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="A row's mask depends on that row alone, to the last digit, whatever is beside it. Slower.")
 ]
 PathStyle = Annotated[
-    Literal["exact", "smooth"], typer.Option(help="Outlines of masks: pixel for pixel, or curves (needs `pip install 'wordmask[smooth]'`).")
+    Literal["exact", "smooth"],
+    typer.Option(help="Outlines of masks: pixel for pixel, or curves (needs `pip install 'wordmask\\[smooth]'`)."),
 ]
 Input = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet file, folder, glob, or URI of one (s3://...).", show_default=False)]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URI for masks, rejects, receipts and runs.", show_default=False)]
@@ -118,7 +119,7 @@ def segment(
 ) -> None:  # fmt: skip
     """Segment one image.
 
-    Example: [bold]wordmask segment scene.png "the red circle" --overlay out.png[/bold]
+    Example: [bold]wordmask segment scene.png "the dog left of the red car" --overlay out.png[/bold]
     """
     refs = tuple(_numbers("--point", text, 2) for text in point or ()) + tuple(_numbers("--box", text, 4) for text in box or ())
     pixels = _read_image(image)
@@ -534,7 +535,7 @@ def train_scenes(
     """Say what there is to draw training scenes from: how many things, in whose artwork, under which licences.
 
     With --fetch, get it first: 7 MB of npm packages, pinned by checksum, from whichever registry your npm is set to. Needs npm
-    and `pip install 'wordmask[scenes]'`.
+    and `pip install 'wordmask\\[scenes]'`.
 
     Example: [bold]wordmask train scenes --fetch[/bold]
     """
