@@ -209,6 +209,8 @@ def train(sft: Path, out: Path, settings: RefinerSettings, tell: Tell = tell_nob
         first = saved["step"]
         model.head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
+    if first >= settings.steps:
+        return
     pool = rollout_pool(model, decoder.tokenizer, settings)
     dataset = RefinerSamples(settings, range(first, settings.steps), model.config.vision.crop_size)
     # Spawned, not forked: OpenCV's threads, which drew the pool, do not survive a fork.

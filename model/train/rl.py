@@ -56,7 +56,7 @@ class RlSettings:
 
     seed: int = 0
     scenes: str = "fetched"  # a source of `Questions`
-    steps: int = 400
+    steps: int = 200
     questions: int = 8
     rollouts: int = 16
     learned: int = 8
