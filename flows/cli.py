@@ -461,9 +461,15 @@ def models(
             ("parameters", f"{card.parameters:,}"),
             ("size", f"{card.size_bytes / 1e6:,.1f} MB"),
         ]
-        rows += [(name, f"{value:.3f}" if isinstance(value, float) else str(value)) for name, value in card.results.items()]
+        rows += [(name, _measured(value)) for name, value in card.results.items()]
         rows += [("source", card.results_source)]
         out.print(two_columns(card.name, rows))
+
+
+def _measured(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_measured(part)}" for name, part in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else f"{value}"
 
 
 @app.command()

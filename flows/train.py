@@ -141,10 +141,10 @@ def write_card(model: Path, table: list[dict[str, Any]]) -> None:
     """The table into the model's card, and as an artifact."""
     file = model / CARD_FILE
     results = {
-        f"{row['split']}, {row['stage']}, {row['iterations']} refinements: {measure}": row[measure]
+        f"{row['split']}, {row['stage']}, {row['iterations']} refinements": {
+            measure: row[measure] for measure in MEASURES if row[measure] is not None
+        }
         for row in table
-        for measure in MEASURES
-        if row[measure] is not None
     }
     file.write_text(json.dumps(json.loads(file.read_text()) | {"results": results}, indent=1) + "\n")
     create_table_artifact(table, key="training", description="what each stage adds, on scenes that none has seen")

@@ -77,7 +77,7 @@ class ModelSource:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model knows and how well, for people. `results` maps a measure with its unit to its value."""
+    """What a model knows and how well, for people. `results` maps a measure with its unit to its value, or a test to its measures."""
 
     name: str
     description: str
