@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import warnings
 from typing import Any
 
@@ -104,7 +105,7 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
         raise
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
-        raise ImageError(code, f"{image.format}, {width} x {height}: {error}") from None
+        raise ImageError(code, f"{image.format}, {width} x {height}: {_said(error)}") from None
     return np.asarray(_as_rgb(_upright(image)))
 
 
@@ -117,12 +118,23 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, str(error)) from None
     except UnidentifiedImageError:
-        raise ImageError(
-            RejectCode.IMAGE_UNREADABLE, f"no known image format; {len(data)} bytes that start with {data[:8].hex(' ')}"
-        ) from None
+        raise ImageError(RejectCode.IMAGE_UNREADABLE, f"no known image format; {len(data)} bytes{_looks_like(data)}") from None
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
-        raise ImageError(code, f"{type(error).__name__}: {error}") from None
+        raise ImageError(code, f"{type(error).__name__}: {_said(error)}") from None
+
+
+def _looks_like(data: bytes) -> str:
+    """What is often sent for an image. The bytes themselves are not shown: a detail is read by more people than the image."""
+    kinds = {b"%PDF": "PDF", b"PK": "a ZIP archive", b"\x1f\x8b": "gzip", b"<": "markup, as of SVG or a web page", b"{": "JSON"}
+    found = next((kind for start, kind in kinds.items() if data[:64].lstrip().startswith(start)), None)
+    found = "HEIC or a video" if data[4:8] == b"ftyp" else found
+    return f" that look like {found}" if found else ""
+
+
+def _said(error: Exception) -> str:
+    """Without the bytes that Pillow quotes."""
+    return re.sub(r"""\bb('|").*?(?<!\\)\1""", "bytes", str(error))
 
 
 def _is_truncation(error: Exception) -> bool:

@@ -24,7 +24,9 @@ from model.answers import Query, QueryError, Segmentation
 from schemas.rejects import RejectCode
 from schemas.runs import Shard
 from schemas.settings import SegmentSettings
+from tasks import metrics
 from tasks.images import bytes_of, decode
+from tasks.logs import clean
 from tasks.read import Row
 from tasks.reuse import Earlier, row_key
 from tasks.storage import STORE_ERRORS
@@ -158,6 +160,7 @@ def _pictures(
     def load(group: list[Row]) -> list[Picture | Mask | Reject]:
         try:
             data = bytes_of(group[0], shard, settings)
+            metrics.READ.inc(len(data))
             image_id = hashlib.sha256(data).hexdigest()[:32]
             found = [(row, earlier.get(row_key(row, image_id))) for row in group] if earlier else [(row, None) for row in group]
             copied = [copy_of(row, answer) for row, answer in found if answer is not None]
@@ -266,7 +269,8 @@ class _Asking:
         if not _can_go_on(error, 1):
             self._ends_shard = True
             raise error
-        self._answers.rejects.append(Reject(row=row, code=RejectCode.MODEL_ERROR, detail=f"{type(error).__name__}: {error}"))
+        detail = clean(f"{type(error).__name__}: {error}", [row.query])
+        self._answers.rejects.append(Reject(row=row, code=RejectCode.MODEL_ERROR, detail=detail))
 
 
 def _pictures_of(asked: Iterable[tuple[Picture, Row]]) -> list[Picture]:
