@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import io
-import re
 import warnings
 from typing import Any
 
@@ -20,6 +19,7 @@ from schemas.rejects import RejectCode
 from schemas.runs import Shard
 from schemas.settings import SegmentSettings
 from tasks.https import fetch_https
+from tasks.logs import clean
 from tasks.read import Row
 from tasks.storage import Store
 from tasks.uris import ImageError, resolve
@@ -105,7 +105,7 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
         raise
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
-        raise ImageError(code, f"{image.format}, {width} x {height}: {_said(error)}") from None
+        raise ImageError(code, f"{image.format}, {width} x {height}: {clean(str(error))}") from None
     return np.asarray(_as_rgb(_upright(image)))
 
 
@@ -121,7 +121,7 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError(RejectCode.IMAGE_UNREADABLE, f"no known image format; {len(data)} bytes{_looks_like(data)}") from None
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
-        raise ImageError(code, f"{type(error).__name__}: {_said(error)}") from None
+        raise ImageError(code, f"{type(error).__name__}: {clean(str(error))}") from None
 
 
 def _looks_like(data: bytes) -> str:
@@ -130,11 +130,6 @@ def _looks_like(data: bytes) -> str:
     found = next((kind for start, kind in kinds.items() if data[:64].lstrip().startswith(start)), None)
     found = "HEIC or a video" if data[4:8] == b"ftyp" else found
     return f" that look like {found}" if found else ""
-
-
-def _said(error: Exception) -> str:
-    """Without the bytes that Pillow quotes."""
-    return re.sub(r"""\bb('|").*?(?<!\\)\1""", "bytes", str(error))
 
 
 def _is_truncation(error: Exception) -> bool:

@@ -23,6 +23,7 @@ from schemas.redaction import HIDDEN, redacted
 
 LOG_JSON, LOG_QUERIES = "WORDMASK_LOG_JSON", "WORDMASK_LOG_QUERIES"
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|API_KEY|CREDENTIAL|AUTH_STRING", re.IGNORECASE)  # variables whose values are never shown
+BYTES = re.compile(r"""\bb('|").*?(?<!\\)\1""")  # as Python prints them
 LEAST_SECRET = 8  # characters; shorter values stand in other words
 MOST = 2000  # characters of what is said of a row: an error that quotes an image would fill the log
 
@@ -69,8 +70,9 @@ def discreet(queries: Iterable[str | None] | None = None) -> Iterator[None]:
         raise
 
 
-def clean(text: str, queries: Iterable[str | None]) -> str:
-    """What is said of rows with these queries, without the queries and credentials, and not longer than a message is."""
+def clean(text: str, queries: Iterable[str | None] = ()) -> str:
+    """What is said of rows with these queries, without the queries, bytes and credentials, and not longer than a message is."""
+    text = BYTES.sub("bytes", text)
     for query in sorted({query.strip() for query in queries if query and query.strip()}, key=len, reverse=True):
         for form in {query, repr(query)[1:-1]}:
             text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", HIDDEN, text)
