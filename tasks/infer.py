@@ -195,7 +195,7 @@ class _Asking:
     def __init__(self, pictures: Iterator[Picture], segmenter: SegmenterLike, answers: Answers, batch_rows: int) -> None:
         self._pictures, self._segmenter, self._answers, self._batch_rows = pictures, segmenter, answers, batch_rows
         self._unanswered: dict[int, tuple[Picture, Row]] = {}  # given to the model; a row leaves when the model has answered it
-        self._finishing: deque[tuple[Picture, Row, Future[Segmentation]]] = deque()
+        self._finishing: deque[tuple[Row, str, tuple[int, int], Future[Segmentation]]] = deque()  # without the pixels, which are large
         self._ends_shard = False  # what went wrong is not the fault of the rows that the model has
         self.waited = 0.0
 
@@ -224,14 +224,13 @@ class _Asking:
     def collect(self, leave: int = 0) -> None:
         """Wait for finished masks, until only so many are not."""
         while len(self._finishing) > leave:
-            picture, row, future = self._finishing.popleft()
-            height, width = picture.pixels.shape[:2]
+            row, image_id, (height, width), future = self._finishing.popleft()
             try:
                 found = future.result()
             except Exception as error:
                 self._reject(row, error)
             else:
-                self._answers.masks.append(Mask(row=row, image_id=picture.image_id, height=height, width=width, segmentation=found))
+                self._answers.masks.append(Mask(row=row, image_id=image_id, height=height, width=width, segmentation=found))
 
     def _next_pictures(self) -> Iterator[Picture]:
         while True:
@@ -254,7 +253,8 @@ class _Asking:
                 yield picture.pixels, [(row.row, Query(object=str(row.query), spatial_refs=_references(row))) for row in picture.rows]
 
         for number, future in self._segmenter.stream(asked(), rows=batch_rows):
-            self._finishing.append((*self._unanswered.pop(number), future))
+            picture, row = self._unanswered.pop(number)
+            self._finishing.append((row, picture.image_id, picture.pixels.shape[:2], future))
             self.collect(leave=MASKS_BEHIND)
 
     def _ask_alone(self, picture: Picture, row: Row) -> None:
