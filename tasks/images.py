@@ -101,8 +101,11 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail)
     try:
         image.load()
-    except MemoryError:  # the machine's fault, not the image's: its size was checked
-        raise
+    except MemoryError:
+        if not _fits(width, height):
+            raise
+        detail = f"{image.format}, {width} x {height}: its headers ask for more memory than so many pixels need"
+        raise ImageError(RejectCode.IMAGE_UNREADABLE, detail) from None
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
         raise ImageError(code, f"{image.format}, {width} x {height}: {clean(str(error))}") from None
@@ -122,6 +125,16 @@ def _open(data: bytes) -> Image.Image:
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
         raise ImageError(code, f"{type(error).__name__}: {clean(str(error))}") from None
+
+
+def _fits(width: int, height: int) -> bool:
+    """Whether the machine has the memory that such an image needs. If so, what ran out of memory was not its fault but the image's, as
+    Pillow says the same of absurd headers."""
+    try:
+        np.empty((height, width, 8), np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
 def _looks_like(data: bytes) -> str:

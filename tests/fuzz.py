@@ -6,6 +6,13 @@ N images of twelve formats with bytes changed, cut, doubled and spliced (half of
 them bombs of pixels; N rows with what strangers write into tables, of every column type that is taken, and of some that are refused as a
 whole. The queries are checked by the shipped model, whose answers a fake gives at once. Every output is verified. Exit code 1 if a table
 ended otherwise, a row took longer than `MOST_SECONDS`, or the process came to hold more than `MOST_BYTES`.
+
+Measured on 2 shared, busy cores of an AVX2 machine, Pillow 13.0, 25 November 2026, seed 0, 2,000 of each:
+images: 233 s, 526 masks, 1,474 rejects (image_unreadable 1,219, image_truncated 249, image_too_large 6); slowest 4.3 s of processor time, a
+PNG of 74 bytes that says 99,999,999 x 1 pixels. rows: 114 s, 171 masks, 1,829 rejects of 14 codes; slowest 0.1 s.
+Missed: the process held 4,180 MB, more than 3,000. Up to 16 images are decoded ahead (`tasks.infer.IMAGES_AHEAD`) however large, and
+one just within the limit of pixels is 300 MB; a lower --max-image-pixels is what bounds it.
+Found with seed 1, and mended: a header that asked Pillow for absurd memory ended its shard with MemoryError.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -403,7 +410,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # Pillow's about what is broken
     found = fuzz(told.count, told.seed)
     if told.json:
-        print(json.dumps({name: asdict(each) for name, each in found.items()}, indent=1))
+        print(json.dumps({name: vars(each) for name, each in found.items()}, indent=1))
     else:
         for name, each in found.items():
             print(
