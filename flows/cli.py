@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands that need them, so that `--help
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +29,7 @@ from flows.console import (
     two_columns,
 )
 from flows.prefect_api import configure, start_own_api
+from tasks.logs import LOG_JSON, LOG_QUERIES, discreet, is_asked, logger, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +82,11 @@ MaxPixels = Annotated[int, typer.Option("--max-image-pixels", min=1, help="Large
 MaxBytes = Annotated[int, typer.Option("--max-image-bytes", min=1, help="Larger image files are rejected.")]
 Https = Annotated[bool, typer.Option("--allow-https", help="Fetch images from https:// URIs, of public servers.")]
 Price = Annotated[float | None, typer.Option(min=0.0001, help="What all workers together cost an hour, in dollars.")]
+LogJson = Annotated[bool, typer.Option("--log-json", envvar=LOG_JSON, help="Log to the error stream, a JSON document a line.")]
+LogQueries = Annotated[bool, typer.Option("--log-queries", envvar=LOG_QUERIES, help="Let logs and errors quote the rows' expressions.")]
+MetricsDir = Annotated[
+    str | None, typer.Option(envvar="WORDMASK_METRICS_DIR", help="Folder for each worker's metrics, as Prometheus text files.")
+]
 Roots = Annotated[
     list[str] | None,
     typer.Option("--allow-root", help="Folder or URI below which images may lie, besides the input's own. May be given again."),
@@ -195,6 +202,7 @@ def run(
     price_per_hour: Price = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another run on this output to end.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
+    log_json: LogJson = False, log_queries: LogQueries = False, metrics_dir: MetricsDir = None,
 ) -> None:  # fmt: skip
     """Segment a whole table. Run it again to take up what is left.
 
@@ -216,6 +224,7 @@ def run(
         budget_seconds=None if budget is None else seconds_of_budget(budget, price_per_hour),
     )  # fmt: skip
     _check_local_input(settings)
+    _watch(log_json, log_queries, metrics_dir)
 
     def work() -> RunSummary:
         from flows.segment import segment as segment_flow
@@ -232,6 +241,12 @@ def _check_local_input(settings: RunSettings) -> None:
 
     if Store.open(settings.input).is_local:
         input_files(settings)
+
+
+def _watch(log_json: bool, log_queries: bool, metrics_dir: str | None) -> None:
+    """Tell this process and the workers that it starts, which inherit its environment, what of the run is to be seen."""
+    told = {LOG_JSON: "1" if log_json else "", LOG_QUERIES: "1" if log_queries else "", "WORDMASK_METRICS_DIR": metrics_dir or ""}
+    os.environ.update(told)
 
 
 def _run_flow(work: Callable[[], RunSummary], json: bool, verbose: bool) -> RunSummary:
@@ -269,6 +284,7 @@ def retry(
     scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Use a standing Dask cluster.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another run on this output to end.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
+    log_json: LogJson = False, log_queries: LogQueries = False, metrics_dir: MetricsDir = None,
 ) -> None:  # fmt: skip
     """Try rejected rows of some codes again, with the model and settings of the newest run. Only those rows are computed.
 
@@ -279,6 +295,7 @@ def retry(
     known = {each.value for each in RejectCode}
     if unknown := [each for each in code if each not in known]:
         raise ValueError(f"--code {unknown[0]}: must be one of {', '.join(sorted(known))}")
+    _watch(log_json, log_queries, metrics_dir)
 
     def work() -> RunSummary:
         from flows.segment import retry as retry_flow
@@ -654,7 +671,8 @@ def sheet(
 def main() -> None:
     """Entry point: errors become one message on standard error. Exit code 2: the call or the input; 1: the run."""
     try:
-        app()
+        with discreet():
+            app()
     except Exception as error:
         sys.exit(_explain(error))
 
@@ -677,6 +695,10 @@ def _explain(error: Exception) -> int:
 
 
 def _complain(kind: str, message: str) -> None:
+    message = without_credentials(message)
+    if is_asked(LOG_JSON):
+        logger.error(message, extra={"kind": kind})
+        return
     err.print(Text.assemble((f"{kind}: ", "bold red"), message), soft_wrap=True)
 
 

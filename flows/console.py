@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
+from tasks.logs import LOG_JSON, is_asked
+
 if TYPE_CHECKING:
     from flows.segment import Tally
     from model.costs import Costs
@@ -132,8 +134,10 @@ def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
 @contextmanager
 def progress(json: bool) -> Iterator[Watch | None]:
     """Yields what a run tells its progress to, on the error stream so that output can be piped: a bar on a terminal, a
-    line now and then in a log, nothing beside JSON."""
-    if err.is_terminal:
+    line now and then in a log, nothing beside JSON of either kind."""
+    if is_asked(LOG_JSON):
+        yield None
+    elif err.is_terminal:
         with _bar() as watch:
             yield watch
     else:

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker, as_completed
@@ -14,6 +15,8 @@ from distributed import Client, Future, KilledWorker, as_completed
 from flows.cluster import SHARDS_PER_WORKER, shard_resources, workers_of
 from schemas.runs import Known, Receipt, Shard
 from schemas.settings import RunSettings
+from tasks import metrics
+from tasks.logs import logger, without_credentials
 from tasks.poison import isolate
 from tasks.shard import NOTHING, process_shard, try_rows
 from tasks.storage import STORE_ERRORS
@@ -31,7 +34,7 @@ class Outcome:
 
 def run_shards(
     client: Client, shards: Sequence[Shard], settings: RunSettings, on_receipt: Callable[[Receipt], object],
-    known: Mapping[str, Known] = MappingProxyType({}),
+    known: Mapping[str, Known] = MappingProxyType({}), run_id: str = "",
 ) -> Outcome:  # fmt: skip
     """Keep a bounded window of shards in flight until all are done, given up or, at the end of the budget, left.
 
@@ -52,7 +55,7 @@ def run_shards(
         what = known.get(shard.shard_id, NOTHING).model_copy(update={"killers": killers})
         attempts[shard.shard_id] += 1
         key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
-        return client.submit(process_shard, shard, settings, known=what, key=key, resources=resources, pure=False)
+        return client.submit(process_shard, shard, settings, known=what, run_id=run_id, key=key, resources=resources, pure=False)
 
     def submit_more() -> None:
         window = SHARDS_PER_WORKER * max(1, len(workers_of(client)))
@@ -61,9 +64,18 @@ def run_shards(
             future = submit(shard)
             in_flight[future.key] = shard
             completed.add(future)
+        metrics.WAITING.set(len(waiting))
+        metrics.save("run")
+
+    def try_again(shard: Shard, error: Exception, among: list[Shard] | deque[Shard]) -> None:
+        among.append(shard)
+        metrics.RETRIES.labels(type(error).__name__).inc()
+        logger.warning("shard tried again", extra=_about(shard) | {"reason": f"{type(error).__name__}: {error}"})
 
     def give_up(shard: Shard, error: Exception) -> None:
-        outcome.failures.append((shard, f"{type(error).__name__}: {error} (attempt {attempts[shard.shard_id]})"))
+        reason = without_credentials(f"{type(error).__name__}: {error} (attempt {attempts[shard.shard_id]})")
+        outcome.failures.append((shard, reason))
+        logger.error("shard given up", extra=_about(shard) | {"reason": reason})
 
     submit_more()
     while in_flight:
@@ -76,9 +88,9 @@ def run_shards(
             budget.took(result.timings.total)
             on_receipt(result)
         elif may_retry and deaths[shard.shard_id] >= DEATHS:
-            suspects.append(shard)
+            try_again(shard, result, suspects)
         elif may_retry and isinstance(result, (KilledWorker, *STORE_ERRORS)):
-            waiting.append(shard)
+            try_again(shard, result, waiting)
         else:
             give_up(shard, result)
         submit_more()
@@ -90,6 +102,10 @@ def run_shards(
         else:
             give_up(shard, result)
     return outcome
+
+
+def _about(shard: Shard) -> dict[str, Any]:
+    return {"shard_id": shard.shard_id, "file": shard.name, "first_row": shard.first_row}
 
 
 def _killers(client: Client, shard: Shard, settings: RunSettings, resources: dict[str, float]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import logging
 import os
 
 from flows.interrupts import held_back
+from tasks import logs
 
 
 def configure(verbose: bool) -> None:
@@ -16,10 +17,11 @@ def configure(verbose: bool) -> None:
     defaults = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING" if verbose else "CRITICAL",
-        "PREFECT_CLI_COLORS": "false",
+        "PREFECT_CLI_COLORS": "false", **({"PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json"} if logs.is_asked(logs.LOG_JSON) else {}),
     }  # fmt: skip
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    logs.set_up()
 
 
 def start_own_api(verbose: bool) -> None:
@@ -34,7 +36,8 @@ def start_own_api(verbose: bool) -> None:
     from prefect.settings import get_current_settings
 
     if not verbose:
-        for name in ("distributed", "prefect", "asyncio", "tornado"):
+        ours = () if logs.is_asked(logs.LOG_JSON) else (logs.logger.name,)
+        for name in ("distributed", "prefect", "asyncio", "tornado", *ours):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     if get_current_settings().api.url is None:
         with held_back():

@@ -19,7 +19,9 @@ from model.registry import resolve_model
 from schemas.rejects import RejectCode
 from schemas.runs import Plan, Receipt, RunSummary
 from schemas.settings import RunSettings
+from tasks import logs
 from tasks.lease import held
+from tasks.logs import logger
 from tasks.plan import make_plan
 from tasks.reuse import retry_plan
 from tasks.storage import Store
@@ -96,17 +98,23 @@ def retry(output: str, codes: tuple[RejectCode, ...], workers: int | None = None
 
 
 def _carry_out(plan: Plan, settings: RunSettings, factory: str, started: datetime) -> RunSummary:
-    with held(settings.output, plan.run_id, wait=settings.wait):
+    logs.set_up()
+    with logs.about(run_id=plan.run_id), held(settings.output, plan.run_id, wait=settings.wait):
+        pending = sum(shard.rows for shard in plan.pending)
+        logger.info("planned", extra={"rows": plan.rows, "rows_done": plan.rows - pending, "shards_pending": len(plan.pending)})
         reached = dispatch(plan, settings, factory) if plan.pending else plan
         verify_run(reached, settings)
         summary = summarize(reached, settings, rows_left=plan.rows - reached.rows, started_at=started, finished_at=datetime.now(UTC))
         if not summary.rows_left:
             publish(summary, settings)
+        counts = {"rows": summary.rows, "rows_left": summary.rows_left, "masks": summary.masks, "rejects": summary.rejects}
+        logger.info("finished", extra=counts | {"seconds": summary.seconds})
     _publish_artifacts(summary)
     return summary
 
 
 @task(name="plan", cache_policy=NO_CACHE)
+@logs.discreet()
 def plan_run(settings: RunSettings) -> Plan:
     revision = resolve_model(settings.model.model, refiner=settings.model.refiner, revision=settings.model.revision).revision
     plan = make_plan(settings, revision)
@@ -116,6 +124,7 @@ def plan_run(settings: RunSettings) -> Plan:
 
 
 @task(name="dispatch", cache_policy=NO_CACHE)
+@logs.discreet()
 def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Plan:
     """Send the pending shards to workers and see each of them done. The plan of what the budget allowed.
 
@@ -133,7 +142,7 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Pla
             tally.add(receipt)
             tell(tally)
 
-        outcome = run_shards(client, plan.pending, settings, done, plan.known)
+        outcome = run_shards(client, plan.pending, settings, done, plan.known, plan.run_id)
     if failures := outcome.failures:
         lines = [f"{shard.name} rows {shard.first_row}-{shard.first_row + shard.rows - 1}: {reason}" for shard, reason in failures[:SHOWN]]
         more = [f"... and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
@@ -143,6 +152,7 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Pla
 
 
 @task(name="verify", cache_policy=NO_CACHE)
+@logs.discreet()
 def verify_run(plan: Plan, settings: RunSettings) -> None:
     require(verify(plan, settings))
 

@@ -16,7 +16,7 @@ MASKS = pa.schema(
         pa.field("instance", pa.int32(), nullable=False),
         pa.field("row_key", pa.string(), nullable=False),  # hash of the image's bytes, the query and the references: what was asked
         pa.field("image_id", pa.string(), nullable=False),  # hash of the image's bytes
-        pa.field("image_uri", pa.string()),
+        pa.field("image_uri", pa.string()),  # without credentials: user info, and what follows ? in an https URI
         pa.field("height", pa.int32(), nullable=False),  # as a viewer shows it, EXIF orientation applied
         pa.field("width", pa.int32(), nullable=False),
         pa.field("query", pa.string(), nullable=False),

@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from schemas.redaction import redacted
+
 PILLOW_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS: it refuses larger images whatever is set here
 
 
 class Frozen(BaseModel):
     """Base of all settings and records: immutable, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
 
 class Columns(Frozen):
@@ -48,6 +50,11 @@ class SegmentSettings(Frozen):
         (), description="folders and URIs below which images may lie, besides the input's own folder or bucket"
     )
 
+    @field_validator("allow_roots")
+    @classmethod
+    def _roots_without_credentials(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_without_credentials(root) for root in roots)
+
     @field_validator("carry")
     @classmethod
     def _carried_once(cls, carry: tuple[str, ...]) -> tuple[str, ...]:
@@ -76,6 +83,15 @@ class ModelSettings(Frozen):
     device: str | None = Field(None, description="cpu, cuda or cuda:N; None takes a GPU if there is one")
 
 
+def _without_credentials(uri: str) -> str:
+    if redacted(uri) != uri:
+        raise ValueError(
+            f"{redacted(uri)} holds a password, a signature or another web query, which receipts would show. "
+            "Give credentials in the environment, as botocore finds them"
+        )
+    return uri
+
+
 def seconds_of_budget(text: str, price_per_hour: float | None) -> float:
     """Seconds of a budget such as "90s", "30m", "2h" or, at a price, "$40". Raises ValueError."""
     found = re.fullmatch(r"(\$?)\s*(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
@@ -102,3 +118,8 @@ class RunSettings(Frozen):
     budget_seconds: float | None = Field(None, gt=0, description="begin no shard after so long; what is left is for the next run")
     wait: bool = Field(False, description="wait for another run on this output to end, instead of leaving off")
     retries: int = Field(3, ge=0, le=100, description="how often a shard whose worker died is tried again")
+
+    @field_validator("input", "output")
+    @classmethod
+    def _places_without_credentials(cls, uri: str) -> str:
+        return _without_credentials(uri)

@@ -19,6 +19,7 @@ from schemas.rejects import RejectCode
 from schemas.runs import Shard
 from schemas.settings import SegmentSettings
 from tasks.https import fetch_https
+from tasks.logs import clean
 from tasks.read import Row
 from tasks.storage import Store
 from tasks.uris import ImageError, resolve
@@ -100,11 +101,14 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail)
     try:
         image.load()
-    except MemoryError:  # the machine's fault, not the image's: its size was checked
-        raise
+    except MemoryError:
+        if not _fits(width, height):
+            raise
+        detail = f"{image.format}, {width} x {height}: its headers ask for more memory than so many pixels need"
+        raise ImageError(RejectCode.IMAGE_UNREADABLE, detail) from None
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
-        raise ImageError(code, f"{image.format}, {width} x {height}: {error}") from None
+        raise ImageError(code, f"{image.format}, {width} x {height}: {clean(str(error))}") from None
     return np.asarray(_as_rgb(_upright(image)))
 
 
@@ -117,12 +121,28 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, str(error)) from None
     except UnidentifiedImageError:
-        raise ImageError(
-            RejectCode.IMAGE_UNREADABLE, f"no known image format; {len(data)} bytes that start with {data[:8].hex(' ')}"
-        ) from None
+        raise ImageError(RejectCode.IMAGE_UNREADABLE, f"no known image format; {len(data)} bytes{_looks_like(data)}") from None
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
-        raise ImageError(code, f"{type(error).__name__}: {error}") from None
+        raise ImageError(code, f"{type(error).__name__}: {clean(str(error))}") from None
+
+
+def _fits(width: int, height: int) -> bool:
+    """Whether the machine has the memory that such an image needs. If so, what ran out of memory was not its fault but the image's, as
+    Pillow says the same of absurd headers."""
+    try:
+        np.empty((height, width, 8), np.uint8)
+    except MemoryError:
+        return False
+    return True
+
+
+def _looks_like(data: bytes) -> str:
+    """What is often sent for an image. The bytes themselves are not shown: a detail is read by more people than the image."""
+    kinds = {b"%PDF": "PDF", b"PK": "a ZIP archive", b"\x1f\x8b": "gzip", b"<": "markup, as of SVG or a web page", b"{": "JSON"}
+    found = next((kind for start, kind in kinds.items() if data[:64].lstrip().startswith(start)), None)
+    found = "HEIC or a video" if data[4:8] == b"ftyp" else found
+    return f" that look like {found}" if found else ""
 
 
 def _is_truncation(error: Exception) -> bool:

@@ -24,7 +24,9 @@ from model.answers import Query, QueryError, Segmentation
 from schemas.rejects import RejectCode
 from schemas.runs import Shard
 from schemas.settings import SegmentSettings
+from tasks import metrics
 from tasks.images import bytes_of, decode
+from tasks.logs import clean
 from tasks.read import Row
 from tasks.reuse import Earlier, row_key
 from tasks.storage import STORE_ERRORS
@@ -158,6 +160,7 @@ def _pictures(
     def load(group: list[Row]) -> list[Picture | Mask | Reject]:
         try:
             data = bytes_of(group[0], shard, settings)
+            metrics.READ.inc(len(data))
             image_id = hashlib.sha256(data).hexdigest()[:32]
             found = [(row, earlier.get(row_key(row, image_id))) for row in group] if earlier else [(row, None) for row in group]
             copied = [copy_of(row, answer) for row, answer in found if answer is not None]
@@ -192,7 +195,7 @@ class _Asking:
     def __init__(self, pictures: Iterator[Picture], segmenter: SegmenterLike, answers: Answers, batch_rows: int) -> None:
         self._pictures, self._segmenter, self._answers, self._batch_rows = pictures, segmenter, answers, batch_rows
         self._unanswered: dict[int, tuple[Picture, Row]] = {}  # given to the model; a row leaves when the model has answered it
-        self._finishing: deque[tuple[Picture, Row, Future[Segmentation]]] = deque()
+        self._finishing: deque[tuple[Row, str, tuple[int, int], Future[Segmentation]]] = deque()  # without the pixels, which are large
         self._ends_shard = False  # what went wrong is not the fault of the rows that the model has
         self.waited = 0.0
 
@@ -221,14 +224,13 @@ class _Asking:
     def collect(self, leave: int = 0) -> None:
         """Wait for finished masks, until only so many are not."""
         while len(self._finishing) > leave:
-            picture, row, future = self._finishing.popleft()
-            height, width = picture.pixels.shape[:2]
+            row, image_id, (height, width), future = self._finishing.popleft()
             try:
                 found = future.result()
             except Exception as error:
                 self._reject(row, error)
             else:
-                self._answers.masks.append(Mask(row=row, image_id=picture.image_id, height=height, width=width, segmentation=found))
+                self._answers.masks.append(Mask(row=row, image_id=image_id, height=height, width=width, segmentation=found))
 
     def _next_pictures(self) -> Iterator[Picture]:
         while True:
@@ -251,7 +253,8 @@ class _Asking:
                 yield picture.pixels, [(row.row, Query(object=str(row.query), spatial_refs=_references(row))) for row in picture.rows]
 
         for number, future in self._segmenter.stream(asked(), rows=batch_rows):
-            self._finishing.append((*self._unanswered.pop(number), future))
+            picture, row = self._unanswered.pop(number)
+            self._finishing.append((row, picture.image_id, picture.pixels.shape[:2], future))
             self.collect(leave=MASKS_BEHIND)
 
     def _ask_alone(self, picture: Picture, row: Row) -> None:
@@ -266,7 +269,8 @@ class _Asking:
         if not _can_go_on(error, 1):
             self._ends_shard = True
             raise error
-        self._answers.rejects.append(Reject(row=row, code=RejectCode.MODEL_ERROR, detail=f"{type(error).__name__}: {error}"))
+        detail = clean(f"{type(error).__name__}: {error}", [row.query])
+        self._answers.rejects.append(Reject(row=row, code=RejectCode.MODEL_ERROR, detail=detail))
 
 
 def _pictures_of(asked: Iterable[tuple[Picture, Row]]) -> list[Picture]:

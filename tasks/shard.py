@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from schemas.rejects import RejectCode
 from schemas.runs import Known, Receipt, Shard, Timings, receipt_path
 from schemas.settings import RunSettings
+from tasks import logs, metrics
 from tasks.infer import Answers, Reject, copy_of, infer
 from tasks.read import Row, read_rows
 from tasks.reuse import answers_of, rejects_of
 from tasks.storage import Store
-from tasks.worker import SegmenterLike, model_turn, resident_segmenter
+from tasks.worker import SegmenterLike, model_turn, resident_segmenter, worker_name
 from tasks.write import write_parts
 
 NOTHING = Known()
@@ -30,11 +31,13 @@ class RowsLostError(RuntimeError):
     """Rows of a shard that did not end as exactly one mask or reject: a fault of this program."""
 
 
-def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None, known: Known = NOTHING) -> Receipt:
+def process_shard(
+    shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None, known: Known = NOTHING, run_id: str = ""
+) -> Receipt:  # fmt: skip
     """Segment the rows of a shard and write masks, rejects and, last, the receipt. What is `known` is not asked again.
 
     Running it again writes the same bytes under the same names, so that doing a shard twice does no harm. The model is
-    the process's resident one unless given.
+    the process's resident one unless given; `run_id` is for the logs.
 
     Raises:
         InputChangedError: the file was replaced since it was planned.
@@ -43,6 +46,19 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
         RowsLostError: rows were lost or doubled. Nothing is written then.
         OSError: the store failed for good.
     """
+    with logs.about(run_id=run_id, shard_id=shard.shard_id), logs.discreet():
+        try:
+            with metrics.shard_begun():
+                receipt = _process(shard, settings, segmenter, known)
+        except Exception:
+            logs.logger.exception("shard failed", extra={"file": shard.name, "first_row": shard.first_row})
+            raise
+        finally:
+            metrics.save(worker_name())
+    return receipt
+
+
+def _process(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None, known: Known) -> Receipt:
     began, started_at = time.perf_counter(), datetime.now(UTC)
     segmenter = resident_segmenter(shard.model_revision, settings.segment) if segmenter is None else segmenter
     if segmenter.revision != shard.model_revision:
@@ -50,17 +66,12 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
     rows, schema = read_rows(shard, settings.segment)
     read = time.perf_counter()
     output = Store.open(settings.output)
-    answers = _known_answers(rows, shard, output, known)
-    ended = {mask.row.row for mask in answers.masks} | {reject.row.row for reject in answers.rejects}
-    earlier = {answer.row_key: answer for answer in answers_of(output, known.earlier)}
-    asked = [row for row in rows if row.row not in ended]
-    answers += infer(asked, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began, earlier)
-    answers.sort()
-    _require_each_once(answers, rows, shard)
-    inferred = time.perf_counter()
-    if known.retried:  # from here on until the new receipt the shard is not done
-        output.remove(receipt_path(shard.shard_id))
-    masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
+    with logs.discreet(row.query for row in rows):
+        answers = _answers(rows, shard, settings, segmenter, known, began)
+        inferred = time.perf_counter()
+        if known.retried:  # from here on until the new receipt the shard is not done
+            output.remove(receipt_path(shard.shard_id))
+        masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
     done = time.perf_counter()
     receipt = Receipt(
         shard=shard,
@@ -77,7 +88,32 @@ def process_shard(shard: Shard, settings: RunSettings, segmenter: SegmenterLike 
         started_at=started_at.isoformat(timespec="seconds"),
     )
     output.write_bytes(receipt_path(shard.shard_id), receipt.model_dump_json(indent=1).encode())
+    metrics.count(receipt)
+    _log(receipt, answers)
     return receipt
+
+
+def _answers(
+    rows: Sequence[Row], shard: Shard, settings: RunSettings, segmenter: SegmenterLike, known: Known, began: float
+) -> Answers:  # fmt: skip
+    """Every row's answer, in row order: of those that are known, and of the others asked."""
+    output = Store.open(settings.output)
+    answers = _known_answers(rows, shard, output, known)
+    ended = {mask.row.row for mask in answers.masks} | {reject.row.row for reject in answers.rejects}
+    earlier = {answer.row_key: answer for answer in answers_of(output, known.earlier)}
+    asked = [row for row in rows if row.row not in ended]
+    answers += infer(asked, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began, earlier)
+    answers.sort()
+    _require_each_once(answers, rows, shard)
+    return answers
+
+
+def _log(receipt: Receipt, answers: Answers) -> None:
+    for reject in answers.rejects:
+        words = {"query": reject.row.query} if logs.is_asked(logs.LOG_QUERIES) else {}
+        logs.logger.info("row rejected", extra={"row_id": reject.row.row_id, "code": reject.code.value, "detail": reject.detail, **words})
+    counts = {"rows": receipt.rows, "masks": receipt.masks, "rejected": receipt.rejected, "copied": receipt.copied}
+    logs.logger.info("shard done", extra={**counts, "seconds": round(receipt.timings.total, 3)})
 
 
 def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None:

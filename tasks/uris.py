@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 
+from schemas.redaction import redacted
 from schemas.rejects import RejectCode
 from schemas.settings import SegmentSettings
 from tasks.storage import S3_SCHEMES
 
 
 class ImageError(ValueError):
-    """An image that cannot be used: a reject code and what was found."""
+    """An image that cannot be used: a reject code and what was found, without the signature of a presigned URI."""
 
     def __init__(self, code: RejectCode, detail: str) -> None:
+        detail = redacted(detail)
         super().__init__(detail)
         self.code = code
         self.detail = detail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,11 +15,12 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
-from distributed import Worker, WorkerPlugin
+from distributed import Worker, WorkerPlugin, get_worker
 from numpy.typing import NDArray
 
 from model.answers import Query, Segmentation
 from schemas.settings import ModelSettings, SegmentSettings
+from tasks import logs
 
 SEGMENTER = "model.segmenter:Segmenter.from_pretrained"
 
@@ -106,6 +108,7 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]
         self.name = resident_name(revision, segment)
 
     def setup(self, worker: Worker) -> None:
+        logs.set_up()
         limit_threads(self.threads)
         model = self.model.model_copy(update={"device": own_device(self.model.device, worker.name)})
         try:
@@ -116,6 +119,14 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]
 
     def teardown(self, worker: Worker) -> None:
         _resident.pop(self.name, None)
+
+
+def worker_name() -> str:
+    """Of the Dask worker that this is a task of; elsewhere this machine's."""
+    try:
+        return str(get_worker().name)
+    except ValueError:
+        return platform.node()
 
 
 def own_device(device: str | None, worker_name: Any) -> str | None:

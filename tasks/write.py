@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.masks import FLAGS, MASKS, SCORES
+from schemas.redaction import redacted
 from schemas.rejects import REJECTS
 from schemas.runs import Part, Shard, masks_path, rejects_path
 from schemas.settings import SegmentSettings
@@ -43,7 +44,7 @@ def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
     found = mask.segmentation
     return {
         "row_id": mask.row.row_id, "row": mask.row.row, "instance": 0,
-        "row_key": row_key(mask.row, mask.image_id), "image_id": mask.image_id, "image_uri": mask.row.image_uri,
+        "row_key": row_key(mask.row, mask.image_id), "image_id": mask.image_id, "image_uri": _shown(mask.row.image_uri),
         "height": mask.height, "width": mask.width, "query": mask.row.query,
         "status": found.status, "mask": found.rle, "bbox": list(found.bbox), "area": found.area, "path": found.path,
         "coarse_path": found.coarse_path, "coarse_bbox": list(found.coarse_bbox),
@@ -57,6 +58,11 @@ def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
 def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
     row = reject.row
     return {
-        "row_id": row.row_id, "row": row.row, "image_uri": row.image_uri, "query": row.query,
+        "row_id": row.row_id, "row": row.row, "image_uri": _shown(row.image_uri), "query": row.query,
         "code": reject.code.value, "detail": reject.detail, "shard_id": shard.shard_id,
     }  # fmt: skip
+
+
+def _shown(uri: str | None) -> str | None:
+    """A presigned URI without its signature: readers of masks are more than those who may fetch images."""
+    return None if uri is None else redacted(uri)

@@ -52,6 +52,23 @@ class FakeSegmenter:
                 yield tag, future
 
 
+class Gossip(FakeSegmenter):
+    """Its errors tell what they should not: the row's words, its image, a credential. "unspeakable" is the row's fault, "unbearable" the
+    machine's."""
+
+    def stream(
+        self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[int, Query]]]], rows: int
+    ) -> Iterator[tuple[int, Future[Segmentation]]]:
+        for image, queries in asked:
+            for tag, query in queries:
+                told = f"{query.object!r} about {image.tobytes()[:9]!r} with {os.environ.get('AWS_SECRET_ACCESS_KEY')}"
+                if "unspeakable" in query.object:
+                    raise RuntimeError(told)
+                if "unbearable" in query.object:
+                    raise MemoryError(told)
+                yield from super().stream([(image, [(tag, query)])], rows)
+
+
 def _answer(image: np.ndarray, words: str) -> Segmentation:
     if words == "explode":
         raise RuntimeError("this row is explosive")

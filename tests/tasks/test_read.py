@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,30 @@ def test_derived_row_ids_follow_place_and_content(tmp_path: Path) -> None:
     assert len(set(first)) == 4
     again = [row["row_id"] for row in run(tmp_path / "in", tmp_path / "again", shard_rows=1)[0]]
     assert sorted(again) == sorted(first), "how the input is cut does not name its rows"
+
+
+class Trap:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["arrow.py_extension_type", "wordmask.unknown", "arrow.uuid"])
+def test_an_extension_type_of_a_stranger_is_plain_data(tmp_path: Path, name: str) -> None:
+    """Arrow's own Python types once carried a pickle in the column's metadata."""
+    sprung = tmp_path / "sprung"
+    pickled = pickle.dumps(Trap(sprung))
+    trap = {b"ARROW:extension:name": name.encode(), b"ARROW:extension:metadata": b"" if name == "arrow.uuid" else pickled}
+    kinds = {"image": pa.binary(), "query": pa.string(), "note": pa.binary(16) if name == "arrow.uuid" else pa.string()}
+    fields = [pa.field(column, kind, metadata=trap if kind is kinds["note"] else None) for column, kind in kinds.items()]
+    note = b"sixteen bytes it" if name == "arrow.uuid" else "kept"
+    pq.write_table(pa.table([[png()], ["a thing"], [note]], schema=pa.schema(fields)), tmp_path / "in.parquet")
+    masks, _ = run(tmp_path / "in.parquet", tmp_path / "out", segment={"carry": ["note"]})
+    assert len(masks) == 1
+    assert not sprung.exists()
+    pickle.loads(pickled)
+    assert sprung.exists(), "the trap was none"
