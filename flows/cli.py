@@ -319,7 +319,7 @@ def schedule(
     if json:
         print_json(made | ({"deployment_id": str(registered)} if apply else {}))
     elif apply:
-        out.print(f"segment/{name}: registered, {cron} {timezone}. A worker of its pool runs it: `prefect worker start --pool {pool}`")
+        out.print(f"segment/{name}: registered, {cron} {timezone}. A worker of its pool runs it: `prefect worker start --pool {pool}`", soft_wrap=True)
     else:
         print(yaml.safe_dump(made, sort_keys=False, width=1000), end="")
 

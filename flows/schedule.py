@@ -63,6 +63,7 @@ def apply(prefect_yaml: dict[str, Any]) -> UUID:
 
     (deployment,) = prefect_yaml["deployments"]
     pool = deployment["work_pool"]["name"]
+    (schedule,) = deployment["schedules"]
     url = get_current_settings().api.url
     if url is None:
         raise ValueError("--apply: no Prefect server is named. Start one with `prefect server start` and set PREFECT_API_URL to its address")
@@ -76,8 +77,8 @@ def apply(prefect_yaml: dict[str, Any]) -> UUID:
     from flows.segment import segment
 
     made = segment.to_deployment(
-        deployment["name"], parameters=deployment["parameters"], schedules=deployment["schedules"], work_pool_name=pool,
-        entrypoint_type=EntrypointType.MODULE_PATH,
+        deployment["name"], parameters=deployment["parameters"], work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH,
+        schedule=CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"]),
     )  # fmt: skip
     try:
         return made.apply()
