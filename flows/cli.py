@@ -104,9 +104,7 @@ def _run_settings(
     )  # fmt: skip
     which = ModelSettings(model=model, refiner=refiner, revision=revision, device=device)
     seconds = None if budget is None else seconds_of_budget(budget, price_per_hour)
-    return RunSettings(
-        input=input, output=output, segment=segment, model=which, shard_rows=shard_rows, budget_seconds=seconds, **execution
-    )
+    return RunSettings(input=input, output=output, segment=segment, model=which, shard_rows=shard_rows, budget_seconds=seconds, **execution)
 
 
 @app.command()
@@ -319,7 +317,10 @@ def schedule(
     if json:
         print_json(made | ({"deployment_id": str(registered)} if apply else {}))
     elif apply:
-        out.print(f"segment/{name}: registered, {cron} {timezone}. A worker of its pool runs it: `prefect worker start --pool {pool}`", soft_wrap=True)
+        out.print(
+            f"segment/{name}: registered, {cron} {timezone}. A worker of its pool runs it: `prefect worker start --pool {pool}`",
+            soft_wrap=True,
+        )
     else:
         print(yaml.safe_dump(made, sort_keys=False, width=1000), end="")
 
