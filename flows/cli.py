@@ -211,7 +211,8 @@ def run(
         early_stop=early_stop, grammar=grammar, deterministic=deterministic, path_style=path_style,
         shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
         carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https, allow_root=allow_root,
-        batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries, wait=wait, budget=budget, price_per_hour=price_per_hour,
+        batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries, wait=wait,
+        budget=budget, price_per_hour=price_per_hour,
     )  # fmt: skip
     _check_local_input(settings)
 
@@ -290,13 +291,13 @@ def retry(
 @app.command(context_settings={"ignore_unknown_options": True})
 def schedule(
     run_words: Annotated[
-        list[str], typer.Argument(metavar="INPUT OUTPUT [OPTIONS]", help="As for `wordmask run`, with any of its options.", show_default=False)
+        list[str], typer.Argument(metavar="INPUT OUTPUT [OPTIONS]", help="As for `wordmask run`, with its options.", show_default=False)
     ],
     cron: Annotated[str, typer.Option(help="When, as minute, hour, day, month, day of the week.")] = "0 2 * * *",
     timezone: Annotated[str, typer.Option(help="In which --cron is meant, such as Europe/Berlin.")] = "UTC",
     name: Annotated[str, typer.Option(help="Name of the deployment; one of this name is replaced.")] = "nightly",
     pool: Annotated[str, typer.Option(help="Work pool whose workers run it.")] = "local",
-    apply: Annotated[bool, typer.Option("--apply", help="Register it with the Prefect server of PREFECT_API_URL. Without, it is printed.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Register it with the server of PREFECT_API_URL.")] = False,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Run a table every night: print the deployment as a prefect.yaml for `prefect deploy`, or register it at once.
@@ -317,10 +318,8 @@ def schedule(
     if json:
         print_json(made | ({"deployment_id": str(registered)} if apply else {}))
     elif apply:
-        out.print(
-            f"segment/{name}: registered, {cron} {timezone}. A worker of its pool runs it: `prefect worker start --pool {pool}`",
-            soft_wrap=True,
-        )
+        hint = f"A worker of its pool runs it: `prefect worker start --pool {pool}`"
+        out.print(f"segment/{name}: registered, {cron} {timezone}. {hint}", soft_wrap=True)
     else:
         print(yaml.safe_dump(made, sort_keys=False, width=1000), end="")
 

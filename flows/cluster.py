@@ -20,12 +20,9 @@ from tasks.worker import SEGMENTER, ResidentModel
 CONNECT_SECONDS = 20
 SHARDS_PER_WORKER = 2  # at a time: one has the model, one reads or writes. Dask blames a dead worker's queue too, so no more wait there
 LOCALHOST = "127.0.0.1"
-# What distributed reads a client's certificates from; TLS of a scheduler and its workers has the same names with their part in place of CLIENT.
-TLS_VARIABLES = (
-    "DASK_DISTRIBUTED__COMM__TLS__CA_FILE",
-    "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT",
-    "DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY",
-)
+# What distributed reads a client's certificates from; those of a scheduler and its workers have these names with SCHEDULER or WORKER in
+# place of CLIENT.
+TLS_VARIABLES = tuple(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"))
 
 
 class ClusterError(RuntimeError):

@@ -66,16 +66,12 @@ def apply(prefect_yaml: dict[str, Any]) -> UUID:
     (schedule,) = deployment["schedules"]
     url = get_current_settings().api.url
     if url is None:
-        raise ValueError(
-            "--apply: no Prefect server is named. Start one with `prefect server start` and set PREFECT_API_URL to its address"
-        )
+        raise ValueError("--apply: no Prefect server is named. Start one with `prefect server start`, and set PREFECT_API_URL")
     try:
         with get_client(sync_client=True) as client:
             client.read_work_pool(pool)
     except ObjectNotFound:
-        raise ValueError(
-            f"--pool {pool}: {url} has none of that name. Make it with `prefect work-pool create {pool} --type process`"
-        ) from None
+        raise ValueError(f"--pool {pool}: {url} has none of that name. Make it: `prefect work-pool create {pool} --type process`") from None
     except httpx.HTTPError as error:
         raise PrefectServerError(f"PREFECT_API_URL {url}: no Prefect server answers there ({error})") from None
     from flows.segment import segment
