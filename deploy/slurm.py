@@ -32,11 +32,12 @@ def main() -> None:
         processes=1,
         memory=args.memory,
         walltime=args.walltime,
-        job_extra_directives=["--gres=gpu:1", "--signal=TERM@60"],
+        job_extra_directives=["--gres=gpu:1"],
         worker_extra_args=["--resources", "GPU=1"],
         job_script_prologue=["export MALLOC_ARENA_MAX=1"],
     ) as cluster:
         cluster.scale(jobs=args.jobs)
+        cluster.wait_for_workers(1)  # the queue's time is none of the run's: it takes up further workers as they come
         command = [str(WORDMASK), "run", args.input, args.output, "--scheduler", cluster.scheduler_address, *options]
         sys.exit(subprocess.call(command))
 

@@ -97,9 +97,10 @@ def _run_settings(
     input: str, output: str, *, model: str, refiner: str | None, revision: str | None, device: str | None, dtype: str,
     refiner_iterations: int | None, early_stop: bool, grammar: bool, deterministic: bool, path_style: str,
     shard_rows: int, image_column: str, query_column: str, row_id_column: str,
-    carry: list[str] | None, max_image_pixels: int, max_image_bytes: int, allow_https: bool, allow_root: list[str] | None, **execution: Any,
+    carry: list[str] | None, max_image_pixels: int, max_image_bytes: int, allow_https: bool, allow_root: list[str] | None,
+    budget: str | None = None, price_per_hour: float | None = None, **execution: Any,
 ) -> RunSettings:  # fmt: skip
-    from schemas.settings import Columns, ModelSettings, RunSettings, SegmentSettings
+    from schemas.settings import Columns, ModelSettings, RunSettings, SegmentSettings, seconds_of_budget
 
     segment = SegmentSettings.model_validate(
         {
@@ -110,7 +111,8 @@ def _run_settings(
         }
     )  # fmt: skip
     which = ModelSettings(model=model, refiner=refiner, revision=revision, device=device)
-    return RunSettings(input=input, output=output, segment=segment, model=which, shard_rows=shard_rows, **execution)
+    seconds = None if budget is None else seconds_of_budget(budget, price_per_hour)
+    return RunSettings(input=input, output=output, segment=segment, model=which, shard_rows=shard_rows, budget_seconds=seconds, **execution)
 
 
 @app.command()
@@ -213,15 +215,13 @@ def run(
     [bold]wordmask run s3://lake/queries/ s3://lake/masks/ --dtype bfloat16
     --model moondream/moondream3-preview --refiner moondream/SegHeadRefiner[/bold]
     """
-    from schemas.settings import seconds_of_budget
-
     settings = _run_settings(
         input, output, model=model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations,
         early_stop=early_stop, grammar=grammar, deterministic=deterministic, path_style=path_style,
         shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
         carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https, allow_root=allow_root,
         batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries, wait=wait,
-        budget_seconds=None if budget is None else seconds_of_budget(budget, price_per_hour),
+        budget=budget, price_per_hour=price_per_hour,
     )  # fmt: skip
     _check_local_input(settings)
     _watch(log_json, log_queries, metrics_dir)
@@ -304,6 +304,42 @@ def retry(
         return retry_flow(output, codes, workers=workers, scheduler=scheduler, wait=wait)
 
     _show_run(_run_flow(work, json, verbose), json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def schedule(
+    run_words: Annotated[
+        list[str], typer.Argument(metavar="INPUT OUTPUT [OPTIONS]", help="As for `wordmask run`, with its options.", show_default=False)
+    ],
+    cron: Annotated[str, typer.Option(help="When, as minute, hour, day, month, day of the week.")] = "0 2 * * *",
+    timezone: Annotated[str, typer.Option(help="In which --cron is meant, such as Europe/Berlin.")] = "UTC",
+    name: Annotated[str, typer.Option(help="Name of the deployment; one of this name is replaced.")] = "nightly",
+    pool: Annotated[str, typer.Option(help="Work pool whose workers run it.")] = "local",
+    apply: Annotated[bool, typer.Option("--apply", help="Register it with the server of PREFECT_API_URL.")] = False,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Run a table every night: print the deployment as a prefect.yaml for `prefect deploy`, or register it at once.
+
+    Example: [bold]wordmask schedule s3://lake/queries/ s3://lake/masks/ --cron "0 2 * * *" --budget 6h --apply[/bold]
+    """
+    context = typer.main.get_command(app).commands["run"].make_context("wordmask schedule", run_words)  # type: ignore[attr-defined]
+    settings = _run_settings(**{option: value for option, value in context.params.items() if option not in ("verbose", "json")})
+    configure(verbose=False)
+    import yaml
+
+    from flows.schedule import apply as register
+    from flows.schedule import deployment_of
+
+    made = deployment_of(settings, cron=cron, timezone=timezone, name=name, pool=pool)
+    if apply:
+        registered = register(made)
+    if json:
+        print_json(made | ({"deployment_id": str(registered)} if apply else {}))
+    elif apply:
+        hint = f"A worker of its pool runs it: `prefect worker start --pool {pool}`"
+        out.print(f"segment/{name}: registered, {cron} {timezone}. {hint}", soft_wrap=True)
+    else:
+        print(yaml.safe_dump(made, sort_keys=False, width=1000), end="")
 
 
 @app.command()

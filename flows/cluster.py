@@ -20,6 +20,9 @@ from tasks.worker import SEGMENTER, ResidentModel
 CONNECT_SECONDS = 20
 SHARDS_PER_WORKER = 2  # at a time: one has the model, one reads or writes. Dask blames a dead worker's queue too, so no more wait there
 LOCALHOST = "127.0.0.1"
+# What distributed reads a client's certificates from; those of a scheduler and its workers have these names with SCHEDULER or WORKER in
+# place of CLIENT.
+TLS_VARIABLES = tuple(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"))
 
 
 class ClusterError(RuntimeError):
@@ -121,12 +124,14 @@ def _connect(settings: RunSettings) -> Iterator[Client]:
         with _local_cluster(settings) as cluster, Client(cluster) as client:
             yield client
         return
+    is_tls = settings.scheduler.startswith("tls://")
+    remedy = f"Check {', '.join(TLS_VARIABLES)}" if is_tls else "Start one with `dask scheduler`; one with TLS is named tls://HOST:PORT"
     try:
+        if is_tls and not dask.config.get("distributed.comm.tls.client.cert"):
+            raise ValueError("no certificate of the client is named")
         client = Client(settings.scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"--scheduler {settings.scheduler}: no Dask scheduler answers there ({error}). Start one with `dask scheduler`"
-        ) from None
+        raise ClusterError(f"--scheduler {settings.scheduler}: no Dask scheduler answers there ({error}). {remedy}") from None
     with client:
         _require_workers(client, settings.scheduler)
         yield client

@@ -114,7 +114,7 @@ class RunSettings(Frozen):
     shard_rows: int = Field(256, ge=1, le=1_000_000, description="most rows of a shard")
     batch_rows: int = Field(64, ge=1, le=4096, description="most queries decoded together")
     workers: int | None = Field(None, ge=1, le=1024, description="worker processes; None: one per GPU, else one per core")
-    scheduler: str | None = Field(None, description="address of a standing Dask scheduler, tcp://host:port")
+    scheduler: str | None = Field(None, description="address of a standing Dask scheduler, tcp://host:port or tls://host:port")
     budget_seconds: float | None = Field(None, gt=0, description="begin no shard after so long; what is left is for the next run")
     wait: bool = Field(False, description="wait for another run on this output to end, instead of leaving off")
     retries: int = Field(3, ge=0, le=100, description="how often a shard whose worker died is tried again")

@@ -51,6 +51,7 @@ def test_packages_are_flat_of_side_effects() -> None:
     [
         ("tasks.plan, tasks.estimate, tasks.summarize, tasks.results, tasks.verify, tasks.overlay", ("torch", "prefect", "distributed")),
         ("flows.segment", ("transformers",)),
+        ("flows.cli, flows.schedule", ("torch", "distributed")),
     ],
 )
 def test_who_only_reads_or_sends_loads_no_model(modules: str, absent: tuple[str, ...]) -> None:

@@ -47,7 +47,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, own_api: dict[str, str]) -> P
 
 def test_help_is_there_for_every_command() -> None:
     assert "Words in, masks out" in wordmask("--help").stdout
-    commands = ("segment", "run", "plan", "status", "models", "evaluate", "scenes", "sheet", "verify", "rejects", "retry", "gc")
+    commands = ("segment", "run", "plan", "status", "models", "evaluate", "scenes", "sheet", "verify", "rejects", "retry", "gc", "schedule")
     for command in (*commands, "import coco", "train scenes", "train run"):
         assert "Example" in wordmask(*command.split(), "--help").stdout
 
@@ -193,6 +193,7 @@ def test_costs_of_the_full_size_are_marked_as_an_estimate() -> None:
         ("retry masks --code nonsense", "--code nonsense: must be one of"),
         ("run nowhere.parquet out --budget 2", "--budget 2: must be a time such as 30m"),
         ("verify nowhere", "no published run"),
+        ("schedule scenes.parquet out --workers 0", "--workers"),
         ("import coco nowhere.json --images . a.parquet", "nowhere.json"),
         ("import coco broken.png --images . a.parquet", "broken.png: not JSON"),
         ("evaluate masks broken.png", "broken.png: not a readable Parquet file"),

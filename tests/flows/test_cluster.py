@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from distributed import Client, LocalCluster
@@ -77,6 +78,15 @@ def test_dask_cuda_is_used_where_it_can_be(dask_cuda: list[dict[str, Any]]) -> N
 @pytest.mark.usefixtures("four_gpus")
 def test_without_dask_cuda_workers_find_their_gpu_by_number() -> None:
     assert worker_model(settings()).device is None
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_dask_and_prefect_listen_on_this_machine_alone() -> None:
+    with cluster._local_cluster(settings(workers=1)):
+        everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = [at.laddr.ip for each in everyone for at in each.net_connections() if at.status == psutil.CONN_LISTEN]
+    assert len(listening) >= 5, "Prefect's server, scheduler, its status page, nanny, worker"
+    assert set(listening) == {"127.0.0.1"}
 
 
 @pytest.fixture
