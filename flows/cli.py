@@ -226,7 +226,7 @@ def run(
 
 def _check_local_input(settings: RunSettings) -> None:
     """Footers of local files are read in a moment, while Prefect takes seconds to start: an input that cannot be used is told first."""
-    from tasks.plan import input_files
+    from tasks.footers import input_files
     from tasks.storage import Store
 
     if Store.open(settings.input).is_local:

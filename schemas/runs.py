@@ -65,15 +65,26 @@ class Known(Frozen):
     killers: tuple[int, ...] = Field((), description="rows that end the process that works on them; they are rejected unseen")
 
 
+class Unusable(Frozen):
+    """A file of the input that no run can use."""
+
+    name: str
+    rows: int | None = Field(description="None: not even its footer can be read")
+    why: str
+
+
 class Plan(Frozen):
     """Every shard of a run, which of them have a receipt already, and what is known of the others."""
 
     run_id: str
     shards: tuple[Shard, ...]
     done: frozenset[str]
+    changed: frozenset[str] = Field(frozenset(), description="shards that are not done, of files that the newest published run had too")
     known: dict[str, Known] = Field({}, description="by shard id")
     files: int
     input_bytes: int
+    images: tuple[int, int] | None = Field(None, description="the least and the most distinct ones; None where footers do not tell")
+    unusable: tuple[Unusable, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -168,3 +179,4 @@ class RunSummary(Frozen):
     rows_per_second: float
     model_busy: float = Field(0.0, description="share of the time in which the workers' models were busy, 0..1, of the shards computed")
     shard_ids: tuple[str, ...]
+    files: dict[str, str] = Field({}, description="fingerprints of the input files that have rows, by name")
