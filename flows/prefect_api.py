@@ -22,10 +22,16 @@ def configure(verbose: bool) -> None:
         os.environ.setdefault(name, value)
 
 
+def silence_libraries() -> None:
+    """Keep what libraries log to themselves. Called when all is imported: they set their loggers' levels as they are."""
+    for name in ("distributed", "prefect", "asyncio", "tornado"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def start_own_api(verbose: bool) -> None:
     """Start Prefect's temporary server, unless PREFECT_API_URL or a profile names another.
 
-    Called when all is imported: libraries set their loggers' levels as they are, and here they are silenced.
+    Called when all is imported.
 
     If Ctrl-C stopped the server too, Prefect would wait in vain to tell it of the interruption. It ends with this process.
     """
@@ -34,8 +40,7 @@ def start_own_api(verbose: bool) -> None:
     from prefect.settings import get_current_settings
 
     if not verbose:
-        for name in ("distributed", "prefect", "asyncio", "tornado"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        silence_libraries()
     if get_current_settings().api.url is None:
         with held_back():
             SubprocessASGIServer().start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -93,6 +93,19 @@ class Plan(Frozen):
     @property
     def pending(self) -> tuple[Shard, ...]:
         return tuple(shard for shard in self.shards if shard.shard_id not in self.done)
+
+    def counts(self) -> dict[str, Any]:
+        """Rows by what becomes of them, and what else is counted. The rows of files that cannot even be read are in no count."""
+        new = sum(shard.rows for shard in self.pending if shard.shard_id not in self.changed)
+        pending = sum(shard.rows for shard in self.pending)
+        invalid = sum(file.rows or 0 for file in self.unusable)
+        return {
+            "files": self.files, "files_invalid": len(self.unusable), "input_bytes": self.input_bytes,
+            "rows": self.rows + invalid, "rows_done": self.rows - pending, "rows_new": new, "rows_changed": pending - new,
+            "rows_invalid": invalid, "rows_pending": pending,
+            "duplicate_row_ids": sum(len(shard.duplicates) for shard in self.shards), "distinct_images": self.images,
+            "shards": len(self.shards), "shards_done": len(self.done), "shards_pending": len(self.pending),
+        }  # fmt: skip
 
     def without(self, left: Iterable[Shard]) -> Plan:
         """The plan of the other shards."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 from schemas.queries import InputError
 from schemas.runs import RowRange
 from schemas.settings import Columns, RunSettings, SegmentSettings
-from tasks.footers import RowGroup
+from tasks.footers import RowGroup, _images
 from tasks.plan import cut, make_plan
 from tasks.shard import process_shard
+from tasks.summarize import publish, summarize
 from tests.conftest import png, write_input
 from tests.fakes import REVISION, FakeSegmenter
 
@@ -234,3 +237,64 @@ def test_a_column_that_is_there_twice_cannot_be_carried(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "in.parquet")
     with pytest.raises(InputError, match="2 columns are named 'n', so none can be carried"):
         make_plan(run_settings(tmp_path / "in.parquet", tmp_path / "out", segment=SegmentSettings(carry=("n",))), "m")
+
+
+def test_rows_are_told_by_what_becomes_of_them(tmp_path: Path) -> None:
+    for name, first in (("same", 0), ("edited", 10)):
+        write_input(tmp_path / f"in/{name}.parquet", rows(3, first))
+    settings = run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2)
+    before = make_plan(settings, REVISION)
+    for shard in before.pending:
+        process_shard(shard, settings, FakeSegmenter())
+    now = datetime.now(UTC)
+    publish(summarize(before, settings, started_at=now, finished_at=now), settings)
+    write_input(tmp_path / "in/edited.parquet", rows(4, 10))
+    write_input(tmp_path / "in/fresh.parquet", rows(5, 20))
+    pq.write_table(pa.table({"query": ["x"] * 6}), tmp_path / "in/wrong.parquet")
+    (tmp_path / "in/broken.parquet").write_text("not parquet")
+    plan = make_plan(settings, REVISION, refuse=False)
+    counts = plan.counts()
+    told = {name: counts[f"rows_{name}"] for name in ("done", "changed", "new", "invalid", "pending")}
+    assert told == {"done": 3, "changed": 4, "new": 5, "invalid": 6, "pending": 9}
+    assert (counts["rows"], counts["files"], counts["files_invalid"]) == (18, 5, 2)
+    assert [(file.name, file.rows) for file in plan.unusable] == [("broken.parquet", None), ("wrong.parquet", 6)]
+    assert "no column 'image'" in plan.unusable[1].why
+    with pytest.raises(InputError, match=r"broken\.parquet"):
+        make_plan(settings, REVISION)
+    other = make_plan(settings, "another model", refuse=False).counts()
+    assert (other["rows_done"], other["rows_changed"], other["rows_new"]) == (0, 7, 5)
+
+
+def test_an_input_of_unusable_files_alone_is_an_error_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("not parquet")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        make_plan(run_settings(tmp_path, tmp_path / "out"), "m", refuse=False)
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (["a", "a", "b", "b", "a", "a"], (1, 3)),
+        (["a", "a", "a", "b"], None),
+        (["a", "a", None, None, "b", "b"], (1, 2)),
+        (["a", None], None),
+        ([None, None], (0, 0)),
+        ([], (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("struct", [False, True])
+def test_distinct_images_are_told_where_footers_know(
+    tmp_path: Path, images: list[str | None], told: tuple[int, int] | None, struct: bool
+) -> None:
+    paths = pa.array(images, pa.string())
+    bytes_ = pa.nulls(len(images), pa.binary())
+    image = pa.StructArray.from_arrays([bytes_, paths], ["bytes", "path"]) if struct else paths
+    pq.write_table(pa.table({"image": image, "query": pa.array(["x"] * len(images))}), tmp_path / "a.parquet", row_group_size=2)
+    assert make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").images == told
+
+
+def test_a_count_of_distinct_values_is_believed() -> None:
+    counted = SimpleNamespace(has_null_count=True, null_count=0, has_distinct_count=True, distinct_count=5)
+    group = SimpleNamespace(num_rows=9, column=lambda at: SimpleNamespace(statistics=counted))
+    assert _images(group, [0]) == 5
+    assert _images(SimpleNamespace(num_rows=9, column=lambda at: SimpleNamespace(statistics=None)), [0]) is None
