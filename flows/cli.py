@@ -28,7 +28,7 @@ from flows.console import (
     training_table,
     two_columns,
 )
-from flows.prefect_api import configure, start_own_api
+from flows.prefect_api import configure, silence_libraries, start_own_api
 from tasks.logs import LOG_JSON, LOG_QUERIES, discreet, is_asked, logger, without_credentials
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from schemas.runs import RunSummary
+    from schemas.runs import Plan, Receipt, RunSummary
     from schemas.settings import RunSettings
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.add_typer(import_app, name="import")
 train_app = typer.Typer(no_args_is_help=True, help="What training the default model needs.")
 app.add_typer(train_app, name="train")
 
+SHOWN = 10  # files of no use that are named
 RESUME = "what is done has its receipts, and the same command takes up the rest"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
@@ -74,6 +75,9 @@ PathStyle = Annotated[
 Input = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet file, folder, glob, or URI of one (s3://...).", show_default=False)]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URI for masks, rejects, receipts and runs.", show_default=False)]
 ShardRows = Annotated[int, typer.Option(min=1, help="Most rows of a shard.")]
+ShardBytes = Annotated[int, typer.Option(min=1, help="Most bytes of a shard's rows in the table, compressed. A worker holds two shards.")]
+BatchRows = Annotated[int, typer.Option(min=1, help="Most queries decoded together.")]
+Scheduler = Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Use a standing Dask cluster.")]
 ImageColumn = Annotated[str, typer.Option(help="Column of images: struct<bytes, path>, binary, or URI string.")]
 QueryColumn = Annotated[str, typer.Option(help="Column of expressions.")]
 RowIdColumn = Annotated[str, typer.Option(help="Column of unique row ids, if there is one.")]
@@ -92,11 +96,13 @@ Roots = Annotated[
     typer.Option("--allow-root", help="Folder or URI below which images may lie, besides the input's own. May be given again."),
 ]
 
+OF_THIS_PROCESS = ("verbose", "json", "log_json", "log_queries", "metrics_dir")  # options of `run` that are none of its settings
+
 
 def _run_settings(
     input: str, output: str, *, model: str, refiner: str | None, revision: str | None, device: str | None, dtype: str,
     refiner_iterations: int | None, early_stop: bool, grammar: bool, deterministic: bool, path_style: str,
-    shard_rows: int, image_column: str, query_column: str, row_id_column: str,
+    shard_rows: int, shard_bytes: int, image_column: str, query_column: str, row_id_column: str,
     carry: list[str] | None, max_image_pixels: int, max_image_bytes: int, allow_https: bool, allow_root: list[str] | None,
     budget: str | None = None, price_per_hour: float | None = None, **execution: Any,
 ) -> RunSettings:  # fmt: skip
@@ -112,7 +118,10 @@ def _run_settings(
     )  # fmt: skip
     which = ModelSettings(model=model, refiner=refiner, revision=revision, device=device)
     seconds = None if budget is None else seconds_of_budget(budget, price_per_hour)
-    return RunSettings(input=input, output=output, segment=segment, model=which, shard_rows=shard_rows, budget_seconds=seconds, **execution)
+    return RunSettings(
+        input=input, output=output, segment=segment, model=which, shard_rows=shard_rows, shard_bytes=shard_bytes, budget_seconds=seconds,
+        **execution,
+    )  # fmt: skip
 
 
 @app.command()
@@ -193,9 +202,9 @@ def run(
     input: Input, output: Output, model: Model = "demo", refiner: Refiner = None, revision: Revision = None, device: Device = None,
     dtype: Dtype = "float32", refiner_iterations: Iterations = None, early_stop: EarlyStop = True, grammar: Grammar = True,
     deterministic: Deterministic = False, path_style: PathStyle = "exact", shard_rows: ShardRows = 256,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Most queries decoded together.")] = 64,
+    shard_bytes: ShardBytes = 256_000_000, batch_rows: BatchRows = 64,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per GPU, else one per core.")] = None,
-    scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Use a standing Dask cluster.")] = None,
+    scheduler: Scheduler = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a shard whose worker died is tried again.")] = 3,
     image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
     max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000,
@@ -218,7 +227,7 @@ def run(
     settings = _run_settings(
         input, output, model=model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations,
         early_stop=early_stop, grammar=grammar, deterministic=deterministic, path_style=path_style,
-        shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
+        shard_rows=shard_rows, shard_bytes=shard_bytes, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
         carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https, allow_root=allow_root,
         batch_rows=batch_rows, workers=workers, scheduler=scheduler, retries=retries, wait=wait,
         budget=budget, price_per_hour=price_per_hour,
@@ -236,7 +245,7 @@ def run(
 
 def _check_local_input(settings: RunSettings) -> None:
     """Footers of local files are read in a moment, while Prefect takes seconds to start: an input that cannot be used is told first."""
-    from tasks.plan import input_files
+    from tasks.footers import input_files
     from tasks.storage import Store
 
     if Store.open(settings.input).is_local:
@@ -281,7 +290,7 @@ def retry(
     output: Output,
     code: Annotated[list[str], typer.Option("--code", help="Reject code, see `wordmask rejects`. May be given again.", show_default=False)],
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per GPU, else one per core.")] = None,
-    scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Use a standing Dask cluster.")] = None,
+    scheduler: Scheduler = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another run on this output to end.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
     log_json: LogJson = False, log_queries: LogQueries = False, metrics_dir: MetricsDir = None,
@@ -323,7 +332,7 @@ def schedule(
     Example: [bold]wordmask schedule s3://lake/queries/ s3://lake/masks/ --cron "0 2 * * *" --budget 6h --apply[/bold]
     """
     context = typer.main.get_command(app).commands["run"].make_context("wordmask schedule", run_words)  # type: ignore[attr-defined]
-    settings = _run_settings(**{option: value for option, value in context.params.items() if option not in ("verbose", "json")})
+    settings = _run_settings(**{option: value for option, value in context.params.items() if option not in OF_THIS_PROCESS})
     configure(verbose=False)
     import yaml
 
@@ -412,47 +421,108 @@ def gc(
 
 @app.command()
 def plan(
-    input: Input, output: Output, model: Model = "demo", refiner: Refiner = None, revision: Revision = None, dtype: Dtype = "float32",
-    refiner_iterations: Iterations = None, early_stop: EarlyStop = True, grammar: Grammar = True, deterministic: Deterministic = False,
-    path_style: PathStyle = "exact", shard_rows: ShardRows = 256,
+    input: Input, output: Output, model: Model = "demo", refiner: Refiner = None, revision: Revision = None, device: Device = None,
+    dtype: Dtype = "float32", refiner_iterations: Iterations = None, early_stop: EarlyStop = True, grammar: Grammar = True,
+    deterministic: Deterministic = False, path_style: PathStyle = "exact", shard_rows: ShardRows = 256,
+    shard_bytes: ShardBytes = 256_000_000, batch_rows: BatchRows = 64,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers to tell the time of. Default: 1; a run's, to --calibrate.")] = None,
+    scheduler: Scheduler = None,
     image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
     max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000,
-    allow_https: Https = False, allow_root: Roots = None, json: Json = False,
+    allow_https: Https = False, allow_root: Roots = None, price_per_hour: Price = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Do a few shards first and time them. They are done then, and in no published run.")
+    ] = False,
+    preview: Annotated[int | None, typer.Option(min=1, max=400, metavar="N", help="Answer N random rows and draw them on a sheet.")] = None,
+    preview_sheet: Annotated[
+        Path | None, typer.Option(metavar="SHEET.png", help="Sheet of --preview. Default: OUTPUT-preview.png, for a URI in this folder.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the rows of --preview.")] = 0, json: Json = False,
 ) -> None:  # fmt: skip
-    """Say what a run would do and how long it may take, without doing it. Give it the options that the run will have.
+    """Say what a run would do, how long it may take and what it may cost, without doing it. Give it the options that the run will have.
 
-    The time is told by shards of the output that were done before with the same model and settings; where there are none, by
-    arithmetic, for GPUs.
+    Only footers and listings are read, and row ids. The time is told by shards of the output that were done before with the same model
+    and settings; where there are none, by arithmetic, for GPUs. --calibrate and --preview do compute, a little.
 
-    Example: [bold]wordmask plan queries.parquet masks/[/bold]
+    Examples:
+
+    [bold]wordmask plan queries.parquet masks/[/bold]
+
+    [bold]wordmask plan s3://lake/queries/ s3://lake/masks/ --calibrate --price-per-hour 3.50 --preview 12[/bold]
     """
     from model.registry import resolve_model
     from tasks.estimate import estimate_time
     from tasks.plan import make_plan
 
     settings = _run_settings(
-        input, output, model=model, refiner=refiner, revision=revision, device=None, dtype=dtype, refiner_iterations=refiner_iterations,
+        input, output, model=model, refiner=refiner, revision=revision, device=device, dtype=dtype, refiner_iterations=refiner_iterations,
         early_stop=early_stop, grammar=grammar, deterministic=deterministic, path_style=path_style,
-        shard_rows=shard_rows, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
+        shard_rows=shard_rows, shard_bytes=shard_bytes, image_column=image_column, query_column=query_column, row_id_column=row_id_column,
         carry=carry, max_image_pixels=max_image_pixels, max_image_bytes=max_image_bytes, allow_https=allow_https, allow_root=allow_root,
+        batch_rows=batch_rows, workers=workers, scheduler=scheduler,
     )  # fmt: skip
     source = resolve_model(model, refiner=refiner, revision=revision)
-    made = make_plan(settings, source.revision)
-    estimate = estimate_time(made, settings, source) if made.pending else None
-    pending_rows = sum(shard.rows for shard in made.pending)
-    report = {
-        "files": made.files, "input_bytes": made.input_bytes,
-        "rows": made.rows, "rows_done": made.rows - pending_rows, "rows_pending": pending_rows,
-        "duplicate_row_ids": sum(len(shard.duplicates) for shard in made.shards),
-        "shards": len(made.shards), "shards_done": len(made.done), "shards_pending": len(made.pending),
-        "model_revision": source.revision, "settings_hash": settings.segment.settings_hash,
-    }  # fmt: skip
+    made = make_plan(settings, source.revision, refuse=False)
+    timed: list[Receipt] = []
+    if calibrate and made.pending:
+        timed, used = _calibrated(made, settings)
+        settings = settings.model_copy(update={"workers": workers or used})
+        made = made.model_copy(update={"done": made.done | {receipt.shard.shard_id for receipt in timed}})
+    estimate = estimate_time(made, settings, source, calibrated=timed, price_per_hour=price_per_hour) if made.pending else None
+    report = made.counts() | {"model_revision": source.revision, "settings_hash": settings.segment.settings_hash}
+    if calibrate:
+        report["rows_calibrated"] = sum(receipt.rows for receipt in timed)
+    drawn = None if preview is None else _previewed(made, settings, preview, seed, preview_sheet)
     if json:
-        print_json(report | {"estimate": estimate.model_dump(mode="json") if estimate else None})
+        details = {
+            "estimate": estimate.model_dump(mode="json") if estimate else None,
+            "unusable": [file.model_dump(mode="json") for file in made.unusable],
+        }
+        print_json(report | details | ({"preview": drawn} if drawn else {}))
         return
-    rows = [(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)) for name, value in report.items()]
+    rows = [(name.replace("_", " "), _told(value)) for name, value in report.items()]
     rows += estimate_lines(estimate) if estimate else []
+    rows += [("preview", drawn["sheet"])] if drawn else []
     out.print(two_columns(f"plan of {input} → {output}", rows))
+    for file in made.unusable[:SHOWN]:
+        err.print(Text.assemble(("a run refuses this input: ", "yellow"), file.why), soft_wrap=True)
+    if len(made.unusable) > SHOWN:
+        err.print(f"... and {_count(len(made.unusable) - SHOWN, 'more file')} of the kind")
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, tuple):
+        least, most = value
+        return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return "unknown: the footers do not tell" if value is None else str(value)
+
+
+def _calibrated(plan: Plan, settings: RunSettings) -> tuple[list[Receipt], int]:
+    configure(verbose=False)
+    from flows.calibrate import calibrate as time_shards
+
+    silence_libraries()
+    try:
+        return time_shards(plan, settings)
+    except KeyboardInterrupt:
+        _complain("stopped", RESUME)
+        raise SystemExit(130) from None
+
+
+def _previewed(plan: Plan, settings: RunSettings, count: int, seed: int, sheet: Path | None) -> dict[str, Any]:
+    from tasks.overlay import png_bytes
+    from tasks.preview import preview as answer_some
+    from tasks.storage import Store
+    from tasks.worker import load_segmenter
+
+    page, rows = answer_some(plan, settings, load_segmenter(settings.model, settings.segment), count, seed)
+    store = Store.open(settings.output)
+    path = sheet or Path(f"{store.root if store.is_local else store.root.rsplit('/', 1)[-1]}-preview.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png_bytes(page))
+    return {"sheet": str(path), "seed": seed, "rows": [dataclasses.asdict(row) for row in rows]}
 
 
 @app.command()

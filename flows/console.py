@@ -82,11 +82,19 @@ def _rate(rate: Rate) -> str:
     if rate.seconds is None:
         return "does not fit into its memory"
     if rate.seconds_interval is None or rate.rows_per_second_interval is None:
-        return f"{_duration(rate.seconds)}, {rate.rows_per_second:.3g} rows/s"
+        return f"{_duration(rate.seconds)}, {rate.rows_per_second:.3g} rows/s" + (f", ${rate.cost:,.2f}" if rate.cost is not None else "")
     (least, most), (slow, fast) = rate.seconds_interval, rate.rows_per_second_interval
     return (
-        f"{_duration(rate.seconds)} ({_duration(least)} to {_duration(most)}), {rate.rows_per_second:.1f} rows/s ({slow:.1f} to {fast:.1f})"
+        f"{_duration(rate.seconds)} ({_duration(least)} to {_duration(most)}), "
+        f"{rate.rows_per_second:.1f} rows/s ({slow:.1f} to {fast:.1f}) a worker{_cost(rate)}"
     )
+
+
+def _cost(rate: Rate) -> str:
+    if rate.cost is None or rate.cost_interval is None:
+        return ""
+    least, most = rate.cost_interval
+    return f", ${rate.cost:,.2f} (${least:,.2f} to ${most:,.2f})"
 
 
 def _duration(seconds: float) -> str:

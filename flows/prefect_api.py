@@ -24,10 +24,17 @@ def configure(verbose: bool) -> None:
     logs.set_up()
 
 
+def silence_libraries() -> None:
+    """Keep what libraries log to themselves. Called when all is imported: they set their loggers' levels as they are."""
+    ours = () if logs.is_asked(logs.LOG_JSON) else (logs.logger.name,)
+    for name in ("distributed", "prefect", "asyncio", "tornado", *ours):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def start_own_api(verbose: bool) -> None:
     """Start Prefect's temporary server, unless PREFECT_API_URL or a profile names another.
 
-    Called when all is imported: libraries set their loggers' levels as they are, and here they are silenced.
+    Called when all is imported.
 
     If Ctrl-C stopped the server too, Prefect would wait in vain to tell it of the interruption. It ends with this process.
     """
@@ -36,9 +43,7 @@ def start_own_api(verbose: bool) -> None:
     from prefect.settings import get_current_settings
 
     if not verbose:
-        ours = () if logs.is_asked(logs.LOG_JSON) else (logs.logger.name,)
-        for name in ("distributed", "prefect", "asyncio", "tornado", *ours):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        silence_libraries()
     if get_current_settings().api.url is None:
         with held_back():
             SubprocessASGIServer().start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -65,15 +65,26 @@ class Known(Frozen):
     killers: tuple[int, ...] = Field((), description="rows that end the process that works on them; they are rejected unseen")
 
 
+class Unusable(Frozen):
+    """A file of the input that no run can use."""
+
+    name: str
+    rows: int | None = Field(description="None: not even its footer can be read")
+    why: str
+
+
 class Plan(Frozen):
     """Every shard of a run, which of them have a receipt already, and what is known of the others."""
 
     run_id: str
     shards: tuple[Shard, ...]
     done: frozenset[str]
+    changed: frozenset[str] = Field(frozenset(), description="shards that are not done, of files that the newest published run had too")
     known: dict[str, Known] = Field({}, description="by shard id")
     files: int
     input_bytes: int
+    images: tuple[int, int] | None = Field(None, description="the least and the most distinct ones; None where footers do not tell")
+    unusable: tuple[Unusable, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -82,6 +93,19 @@ class Plan(Frozen):
     @property
     def pending(self) -> tuple[Shard, ...]:
         return tuple(shard for shard in self.shards if shard.shard_id not in self.done)
+
+    def counts(self) -> dict[str, Any]:
+        """Rows by what becomes of them, and what else is counted. The rows of files that cannot even be read are in no count."""
+        new = sum(shard.rows for shard in self.pending if shard.shard_id not in self.changed)
+        pending = sum(shard.rows for shard in self.pending)
+        invalid = sum(file.rows or 0 for file in self.unusable)
+        return {
+            "files": self.files, "files_invalid": len(self.unusable), "input_bytes": self.input_bytes,
+            "rows": self.rows + invalid, "rows_done": self.rows - pending, "rows_new": new, "rows_changed": pending - new,
+            "rows_invalid": invalid, "rows_pending": pending,
+            "duplicate_row_ids": sum(len(shard.duplicates) for shard in self.shards), "distinct_images": self.images,
+            "shards": len(self.shards), "shards_done": len(self.done), "shards_pending": len(self.pending),
+        }  # fmt: skip
 
     def without(self, left: Iterable[Shard]) -> Plan:
         """The plan of the other shards."""
@@ -168,3 +192,4 @@ class RunSummary(Frozen):
     rows_per_second: float
     model_busy: float = Field(0.0, description="share of the time in which the workers' models were busy, 0..1, of the shards computed")
     shard_ids: tuple[str, ...]
+    files: dict[str, str] = Field({}, description="fingerprints of the input files that have rows, by name")

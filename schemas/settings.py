@@ -112,6 +112,7 @@ class RunSettings(Frozen):
     segment: SegmentSettings = SegmentSettings()
     model: ModelSettings = ModelSettings()
     shard_rows: int = Field(256, ge=1, le=1_000_000, description="most rows of a shard")
+    shard_bytes: int = Field(256_000_000, ge=1, description="most bytes of a shard, compressed; a worker holds two shards")
     batch_rows: int = Field(64, ge=1, le=4096, description="most queries decoded together")
     workers: int | None = Field(None, ge=1, le=1024, description="worker processes; None: one per GPU, else one per core")
     scheduler: str | None = Field(None, description="address of a standing Dask scheduler, tcp://host:port or tls://host:port")

@@ -1,10 +1,11 @@
-"""How long the rest of a plan will take one worker: from receipts of shards done before, else by arithmetic.
+"""How long the rest of a plan will take and what it will cost: from receipts of shards done before, else by arithmetic.
 
 Of the receipts only the newest are read, so that planning stays cheap.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -21,7 +22,8 @@ READS_AT_ONCE = 16
 
 
 class Rate(Frozen):
-    """Rows a second of one worker, and the seconds that the pending rows take it; None if it cannot run the model at all.
+    """Rows a second of one worker, the seconds that the pending rows take all workers together, and the dollars, at a price; None if it
+    cannot run the model at all.
 
     Intervals are from the 10th to the 90th percentile of what shards took; arithmetic has none.
     """
@@ -31,42 +33,77 @@ class Rate(Frozen):
     rows_per_second_interval: tuple[float, float] | None = None
     seconds: float | None
     seconds_interval: tuple[float, float] | None = None
+    cost: float | None = None
+    cost_interval: tuple[float, float] | None = None
+
+    def shared(self, workers: int, price_per_hour: float | None) -> Rate:
+        """The rate of one worker as that of so many, which cost so many dollars an hour together."""
+
+        def each(value: float | None, factor: float) -> float | None:
+            return None if value is None else value * factor
+
+        def both(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
+            return None if interval is None else (interval[0] * factor, interval[1] * factor)
+
+        time = {"seconds": each(self.seconds, 1 / workers), "seconds_interval": both(self.seconds_interval, 1 / workers)}
+        if price_per_hour is None:
+            return self.model_copy(update=time)
+        dollars = price_per_hour / 3600 / workers
+        cost = {"cost": each(self.seconds, dollars), "cost_interval": both(self.seconds_interval, dollars)}
+        return self.model_copy(update=time | cost)
 
 
 class TimeEstimate(Frozen):
     """`basis` says what the rates follow from, `note` the same for people, with everything that was assumed."""
 
-    basis: Literal["receipts", "arithmetic", "nothing"]
+    basis: Literal["receipts", "calibration", "arithmetic", "nothing"]
     note: str
+    workers: int = 1
     receipts: int = 0
     rates: tuple[Rate, ...] = ()
 
 
-def estimate_time(plan: Plan, settings: RunSettings, source: ModelSource) -> TimeEstimate:
-    """The time of the plan's pending shards, for one worker.
+def estimate_time(
+    plan: Plan, settings: RunSettings, source: ModelSource, *, calibrated: Sequence[Receipt] = (), price_per_hour: float | None = None
+) -> TimeEstimate:
+    """The time and cost of the plan's pending shards for the workers of the settings, or for one. `calibrated`: receipts to go by rather
+    than by those of the output. The price is that of all workers together, in dollars.
 
     Raises:
         ModelError: there are no receipts to go by, and the model has no configuration to calculate with.
     """
+    workers = settings.workers or 1
+    found = _of_one_worker(plan, settings, source, calibrated)
+    rates = tuple(rate.shared(workers, price_per_hour) for rate in found.rates)
+    note = f"{found.note}; rows that are copied from earlier answers take less" if plan.known and rates else found.note
+    return found.model_copy(update={"workers": workers, "rates": rates, "note": f"{workers} workers: {note}" if workers > 1 else note})
+
+
+def _of_one_worker(plan: Plan, settings: RunSettings, source: ModelSource, calibrated: Sequence[Receipt]) -> TimeEstimate:
     rows = sum(shard.rows for shard in plan.pending)
-    measured = _measured(plan, settings, source.revision)
-    if measured:
-        return _from_receipts(measured, rows)
+    if measured := _rates(calibrated):
+        return _from_receipts(measured, rows, "calibration", "in the shards just timed, which are done now; workers that had just begun")
+    if measured := _rates(_alike(plan, settings, source.revision)):
+        return _from_receipts(measured, rows, "receipts", "in shards of this output done before with the same model and settings")
     if source.name == DEMO:
         return _nothing("the default model is small")
     return _by_arithmetic(rows, settings, source)
 
 
-def _measured(plan: Plan, settings: RunSettings, model_revision: str) -> list[float]:
-    """Rows a second of shards done before with the same model and settings; those of this input before others, new before old."""
+def _rates(receipts: Iterable[Receipt]) -> list[float]:
+    """Rows a second. Copied rows are no measure: a shard with any is left out."""
+    seconds = [(receipt, receipt.timings.infer + receipt.timings.idle) for receipt in receipts if not receipt.copied]
+    return [receipt.rows / taken for receipt, taken in seconds if receipt.rows and taken > 0]
+
+
+def _alike(plan: Plan, settings: RunSettings, model_revision: str) -> list[Receipt]:
+    """Receipts of the same model and settings; those of this input before others, new before old."""
     output = Store.open(settings.output)
     names = sorted(output.newest("receipts", ".json"), key=lambda name: name not in plan.done)[:NEWEST]
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         receipts = [receipt for receipt in pool.map(lambda name: _read(output, name), names) if receipt is not None]
     same = (model_revision, settings.segment.settings_hash)
-    alike = [receipt for receipt in receipts if (receipt.shard.model_revision, receipt.shard.settings_hash) == same]
-    seconds = [receipt.timings.infer + receipt.timings.idle for receipt in alike]
-    return [receipt.rows / taken for receipt, taken in zip(alike, seconds, strict=True) if receipt.rows and taken > 0]
+    return [receipt for receipt in receipts if (receipt.shard.model_revision, receipt.shard.settings_hash) == same]
 
 
 def _read(output: Store, name: str) -> Receipt | None:
@@ -77,17 +114,14 @@ def _read(output: Store, name: str) -> Receipt | None:
         return None
 
 
-def _from_receipts(measured: list[float], rows: int) -> TimeEstimate:
+def _from_receipts(measured: list[float], rows: int, basis: Literal["receipts", "calibration"], where: str) -> TimeEstimate:
     slow, middle, fast = (float(value) for value in np.percentile(measured, (10, 50, 90)))
     rate = Rate(
-        worker="as before", rows_per_second=middle, rows_per_second_interval=(slow, fast),
+        worker="as timed" if basis == "calibration" else "as before", rows_per_second=middle, rows_per_second_interval=(slow, fast),
         seconds=rows / middle, seconds_interval=(rows / fast, rows / slow),
     )  # fmt: skip
-    note = (
-        "one worker, with the model busy as in shards of this output done before with the same model and settings: "
-        "median, and 10th to 90th percentile"
-    )
-    return TimeEstimate(basis="receipts", note=note, receipts=len(measured), rates=(rate,))
+    note = f"a worker with the model as busy as {where}: median, and 10th to 90th percentile"
+    return TimeEstimate(basis=basis, note=note, receipts=len(measured), rates=(rate,))
 
 
 def _by_arithmetic(rows: int, settings: RunSettings, source: ModelSource) -> TimeEstimate:

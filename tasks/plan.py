@@ -5,136 +5,76 @@ No row is read, with one exception: where there is a row_id column, that column 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
+from numpy.typing import NDArray
 
-from schemas.queries import InputError, check_columns
-from schemas.runs import Plan, RowRange, Shard
+from schemas.runs import Plan, RowRange, Shard, Unusable
 from schemas.settings import RunSettings
+from tasks.footers import FOOTERS_AT_ONCE, InputFile, RowGroup, distinct_images, input_files
 from tasks.read import values_of
-from tasks.reuse import earlier_answers
-from tasks.storage import Store, fingerprint, is_damaged_parquet
+from tasks.reuse import changed_shards, earlier_answers
+from tasks.storage import Store
 from tasks.summarize import new_run_id
 
-FOOTERS_AT_ONCE = 16
-OUR_PARTS = r"(masks|rejects)/part-[0-9a-f]{32}\.parquet"  # as tasks.write names them
-PARQUET_SUFFIXES = (".parquet", ".pq")
 
-
-@dataclass(frozen=True)
-class InputFile:
-    """One Parquet file of the input and what its footer says. `name` is relative to the input."""
-
-    uri: str
-    name: str
-    fingerprint: str
-    size: int
-    schema: pa.Schema
-    row_groups: tuple[int, ...]  # rows of each
-
-    @property
-    def rows(self) -> int:
-        return sum(self.row_groups)
-
-
-def make_plan(settings: RunSettings, model_revision: str) -> Plan:
-    """Shards of the whole input in a fixed order.
+def make_plan(settings: RunSettings, model_revision: str, *, refuse: bool = True) -> Plan:
+    """Shards of the whole input in a fixed order. Unless told to `refuse` them, files of no use to a run are left out and named.
 
     Raises:
-        InputError: there is no Parquet file, one is unreadable, or a column is missing or of the wrong type.
+        InputError: there is no Parquet file, or one is unreadable, or a column is missing or of the wrong type.
     """
-    files = input_files(settings)
+    found = input_files(settings, refuse=refuse)
+    files = [file for file in found if not file.problem]
     duplicates = duplicate_rows(files, settings)
     shards = tuple(shard for file in files for shard in _shards(file, settings, model_revision, duplicates.get(file.name, ())))
     receipts = Store.open(settings.output).names("receipts", ".json")
     done = frozenset(shard.shard_id for shard in shards) & receipts
-    known = earlier_answers([shard for shard in shards if shard.shard_id not in done], shards, settings, receipts)
-    size = sum(file.size for file in files)
-    return Plan(run_id=new_run_id(), shards=shards, done=done, known=known, files=len(files), input_bytes=size)
+    pending = [shard for shard in shards if shard.shard_id not in done]
+    unusable = (Unusable(name=f.name, rows=f.rows if f.readable else None, why=f.problem) for f in found if f.problem)
+    return Plan(
+        run_id=new_run_id(), shards=shards, done=done,
+        known=earlier_answers(pending, shards, settings, receipts), changed=changed_shards(pending, settings),
+        files=len(found), input_bytes=sum(file.size for file in found), images=distinct_images(files), unusable=tuple(unusable),
+    )  # fmt: skip
 
 
-def input_files(settings: RunSettings) -> list[InputFile]:
-    """Every Parquet file of the input, sorted by name, with checked columns. What runs wrote to the output is not part of it."""
-    store, output = Store.open(settings.input), Store.open(settings.output)
-    base, found = _find(store)
-    if output.fs == store.fs:
-        ours = re.compile(re.escape(f"{output.root}/") + OUR_PARTS)
-        found = [(path, info) for path, info in found if not ours.fullmatch(path)]
-    if not found:
-        raise InputError(f"input {settings.input}: no Parquet file there ({', '.join('*' + s for s in PARQUET_SUFFIXES)}). Check the path")
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        files = list(pool.map(lambda item: _read_footer(store, *item, base=base), found))
-    for file in files:
-        check_columns(file.schema, settings.segment, file.name)
-    return files
+def duplicate_rows(files: Sequence[InputFile], settings: RunSettings) -> dict[str, tuple[int, ...]]:
+    """Per file, the rows whose row_id stood in an earlier row of the input. Null ids repeat nothing.
 
-
-def _find(store: Store) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """The folder that names are relative to, and (path, info) of each file. A folder is searched recursively; below it,
-    names that start with . or _ are not data. What exists under its very name is no pattern."""
-    if store.fs.isfile(store.root):
-        return store.root.rsplit("/", 1)[0], [(store.root, store.fs.info(store.root))]
-    if glob.has_magic(store.root) and not store.fs.isdir(store.root):
-        base = "/".join(takewhile(lambda part: not glob.has_magic(part), store.root.split("/")))
-        entries = store.fs.glob(store.root, detail=True)
-    else:
-        base, entries = store.root, store.fs.find(store.root, detail=True)
-
-    def is_data(path: str) -> bool:
-        inside = path.removeprefix(base).split("/")
-        return path.endswith(PARQUET_SUFFIXES) and not any(part.startswith((".", "_")) for part in inside)
-
-    return base, sorted((path, info) for path, info in entries.items() if info["type"] == "file" and is_data(path))
-
-
-def _read_footer(store: Store, path: str, info: dict[str, Any], *, base: str) -> InputFile:
-    name = path.removeprefix(base).lstrip("/")
-    try:
-        with store.fs.open(path, "rb", cache_type="none") as handle:
-            footer = pq.read_metadata(handle)
-            groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-            schema = footer.schema.to_arrow_schema()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        if not is_damaged_parquet(error):
-            raise
-        raise InputError(f"input {name}: not a readable Parquet file ({error}). Export it again, or move it out of the input") from error
-    return InputFile(
-        uri=store.fs.unstrip_protocol(path),
-        name=name,
-        fingerprint=fingerprint(info),
-        size=int(info["size"]),
-        schema=schema,
-        row_groups=groups,
-    )
-
-
-def duplicate_rows(files: list[InputFile], settings: RunSettings) -> dict[str, tuple[int, ...]]:
-    """Per file, the rows whose row_id stood in an earlier row of the input. Null ids repeat nothing."""
+    Ids are told apart by hashes of 8 bytes, so that those of ten million rows fit in memory; only where hashes meet are the ids themselves
+    looked at.
+    """
     column = settings.segment.columns.row_id
-    seen: set[bytes] = set()
+    files = [file for file in files if file.has_row_ids]
+    ends = np.cumsum([file.rows for file in files], dtype=np.int64)
+
+    def hashes(file: InputFile) -> NDArray[np.int64]:
+        ids = enumerate(_column(file, column))
+        return np.fromiter((hash((file.name, row) if value is None else str(value)) for row, value in ids), np.int64, file.rows)
+
+    every = np.empty(sum(file.rows for file in files), np.int64)
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        for file, end, own in zip(files, ends, pool.map(hashes, files), strict=True):
+            every[end - file.rows : end] = own
+    ordered = np.sort(every)
+    met = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    seen: set[str] = set()
     repeated: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        if column not in file.schema.names:
-            continue
+    for file, end in zip(files, ends, strict=True) if met.size else ():
+        own = every[end - file.rows : end]
+        suspects = {*np.flatnonzero(np.isin(own, met)).tolist()}
         rows: list[int] = []
-        for row, value in enumerate(_column(file, column)):
-            if value is None:
-                continue
-            # A short hash rather than the id itself: ten million ids fit in memory.
-            key = hashlib.blake2b(str(value).encode(), digest_size=12).digest()
-            if key in seen:
-                rows.append(row)
-            seen.add(key)
+        for row, value in enumerate(_column(file, column)) if suspects else ():
+            if row in suspects and value is not None:
+                if str(value) in seen:
+                    rows.append(row)
+                seen.add(str(value))
         if rows:
             repeated[file.name] = tuple(rows)
     return repeated
@@ -142,16 +82,15 @@ def duplicate_rows(files: list[InputFile], settings: RunSettings) -> dict[str, t
 
 def _column(file: InputFile, column: str) -> Iterator[Any]:
     with Store.open(file.uri).parquet("") as parquet:
-        for batch in parquet.iter_batches(columns=[column]):
+        for batch in parquet.iter_batches(columns=[column], use_threads=False):
             yield from values_of(batch.column(0))
 
 
 def _shards(file: InputFile, settings: RunSettings, model_revision: str, repeated: tuple[int, ...]) -> Iterator[Shard]:
-    first = 0
-    for ranges in cut(file.row_groups, settings.shard_rows):
+    first, settings_hash = 0, settings.segment.settings_hash
+    for ranges in cut(file.row_groups, settings.shard_rows, settings.shard_bytes):
         rows = sum(part.stop - part.start for part in ranges)
         duplicates = tuple(row - first for row in repeated if first <= row < first + rows)
-        settings_hash = settings.segment.settings_hash
         identity = [file.name, file.fingerprint, first, ranges, duplicates, model_revision, settings_hash]
         shard_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         yield Shard(
@@ -161,19 +100,25 @@ def _shards(file: InputFile, settings: RunSettings, model_revision: str, repeate
         first += rows
 
 
-def cut(row_groups: tuple[int, ...], most: int) -> Iterator[tuple[RowRange, ...]]:
-    """Ranges of at most `most` rows in file order: small row groups are joined, large ones cut."""
+def cut(row_groups: Sequence[RowGroup], most: int, most_bytes: int) -> Iterator[tuple[RowRange, ...]]:
+    """Ranges of at most `most` rows and, unless it is one row, `most_bytes` in file order: small row groups are joined, large ones cut.
+
+    A footer knows the bytes of a row group, not of a row: each is taken for an equal share.
+    """
     ranges: list[RowRange] = []
-    room = most
-    for index, rows in enumerate(row_groups):
+    room, room_bytes = most, most_bytes
+    for index, group in enumerate(row_groups):
         start = 0
-        while start < rows:
-            stop = min(rows, start + room)
-            ranges.append(RowRange(index, start, stop))
-            room -= stop - start
-            start = stop
-            if room == 0:
+        while start < group.rows:
+            fit = min(room, room_bytes * group.rows // group.bytes) if group.bytes else room
+            taken = min(group.rows - start, max(fit, 0 if ranges else 1))
+            if taken:
+                ranges.append(RowRange(index, start, start + taken))
+                start += taken
+                room -= taken
+                room_bytes -= taken * group.bytes // group.rows
+            if start < group.rows or room == 0:
                 yield tuple(ranges)
-                ranges, room = [], most
+                ranges, room, room_bytes = [], most, most_bytes
     if ranges:
         yield tuple(ranges)

@@ -91,6 +91,16 @@ def earlier_answers(
     return found
 
 
+def changed_shards(pending: Sequence[Shard], settings: RunSettings) -> frozenset[str]:
+    """The pending shards of files that the newest published run had too: since then the file has changed, or the model, the settings or
+    how it is cut."""
+    output = Store.open(settings.output)
+    if not pending or not published_names(output):
+        return frozenset()
+    before = newest_run(output).files
+    return frozenset(shard.shard_id for shard in pending if shard.name in before)
+
+
 def retry_plan(output_uri: str, codes: Collection[RejectCode]) -> tuple[Plan, RunSettings]:
     """The shards of an output's newest published run, and its settings. Those in which no row was rejected for one of `codes` are done.
 

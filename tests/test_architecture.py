@@ -49,7 +49,10 @@ def test_packages_are_flat_of_side_effects() -> None:
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("tasks.plan, tasks.estimate, tasks.summarize, tasks.results, tasks.verify, tasks.overlay", ("torch", "prefect", "distributed")),
+        (
+            "tasks.footers, tasks.plan, tasks.estimate, tasks.summarize, tasks.results, tasks.verify, tasks.overlay",
+            ("torch", "prefect", "distributed"),
+        ),
         ("flows.segment", ("transformers",)),
         ("flows.cli, flows.schedule", ("torch", "distributed")),
     ],

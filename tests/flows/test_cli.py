@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -100,6 +101,33 @@ def test_plan_tells_the_time_from_receipts_and_says_where_there_are_none(done: P
     assert (found["basis"], found["receipts"]) == ("receipts", 1)
     assert found["rates"][0]["seconds"] * found["rates"][0]["rows_per_second"] == pytest.approx(24)
     assert "rows/s" in wordmask(*cut_otherwise).stdout
+
+
+def test_plan_can_time_a_few_shards_and_show_a_few_rows(tmp_path: Path) -> None:
+    wordmask("scenes", tmp_path / "scenes.parquet", "--count", 8)
+    plan = ("plan", tmp_path / "scenes.parquet", tmp_path / "out", "--shard-rows", 2, "--price-per-hour", 3.6, "--workers", 1)
+    ran = wordmask(*plan, "--calibrate", "--preview", 2, "--json", OMP_NUM_THREADS="1")
+    assert ran.stderr == ""
+    found = json.loads(ran.stdout)
+    assert (found["rows_calibrated"], found["rows_done"], found["rows_new"]) == (6, 6, 2)
+    (rate,) = found["estimate"]["rates"]
+    assert (found["estimate"]["basis"], found["estimate"]["receipts"]) == ("calibration", 3)
+    assert rate["cost"] == pytest.approx(rate["seconds"] / 1000)
+    assert found["preview"]["sheet"] == str(tmp_path / "out-preview.png")
+    assert Image.open(tmp_path / "out-preview.png").width > 600
+    assert len(found["preview"]["rows"]) == 2
+    assert not (tmp_path / "out/runs").exists()
+    assert "$" in wordmask(*plan).stdout
+
+
+def test_plan_names_files_that_a_run_refuses(tmp_path: Path) -> None:
+    for name, column in (("good", "query"), ("wrong", "words")):
+        pq.write_table(pa.table({"image": ["a.png"], column: ["x"]}), tmp_path / f"{name}.parquet")
+    planned = wordmask("plan", tmp_path, tmp_path / "out")
+    assert "a run refuses this input: wrong.parquet: no column 'query'" in planned.stderr
+    found = json.loads(wordmask("plan", tmp_path, tmp_path / "out", "--json").stdout)
+    assert (found["rows"], found["rows_invalid"], [file["name"] for file in found["unusable"]]) == (2, 1, ["wrong.parquet"])
+    assert "wrong.parquet" in wordmask("run", tmp_path, tmp_path / "out", code=2).stderr
 
 
 def test_the_default_model_writes_the_same_bytes_again(done: Path, tmp_path: Path, shared_api: dict[str, str]) -> None:

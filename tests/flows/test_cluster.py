@@ -16,11 +16,13 @@ import torch
 from distributed import Client, LocalCluster
 
 from flows import cluster
+from flows.calibrate import calibrate
 from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
 from flows.dispatch import run_shards
 from schemas.runs import Receipt
 from schemas.settings import RunSettings, SegmentSettings
 from tasks.plan import make_plan
+from tasks.summarize import status
 from tasks.worker import resident_segmenter
 from tests.conftest import png, write_input
 from tests.fakes import REVISION, FakeSegmenter
@@ -156,3 +158,22 @@ def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
     ):
         run_shards(client, plan.pending, asked, lose_it)
     assert 0 < len(receipts) < 9
+
+
+def test_calibrating_does_a_few_shards_and_publishes_nothing(tmp_path: Path, standing: LocalCluster) -> None:
+    write_input(tmp_path / "in.parquet", [{"image": png(i), "query": f"thing {i}"} for i in range(9)])
+    asked = settings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=1, scheduler=standing.scheduler_address)
+    revision = FakeSegmenter("demo").revision
+    receipts, workers = calibrate(make_plan(asked, revision), asked, FAKE)
+    assert (len(receipts), workers) == (3, len(standing.workers))
+    assert make_plan(asked, revision).done == {receipt.shard.shard_id for receipt in receipts}
+    found = status(asked.output)
+    assert (found.runs, found.unpublished) == ((), 3)
+    assert not (tmp_path / "out/lease.json").exists(), "a run may begin"
+
+
+def test_calibrating_says_which_shard_failed(tmp_path: Path, standing: LocalCluster) -> None:
+    write_input(tmp_path / "in.parquet", [{"image": png(0), "query": "out of memory"}])
+    asked = settings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), retries=0, scheduler=standing.scheduler_address)
+    with pytest.raises(RuntimeError, match=r"--calibrate: in\.parquet rows 0-0 failed: MemoryError"):
+        calibrate(make_plan(asked, FakeSegmenter("demo").revision), asked, FAKE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,13 @@ def output(tmp_path: Path) -> Store:
     return Store.open(str(tmp_path / "out"))
 
 
-def estimated(output: Store, source: ModelSource | None = None, *, done: tuple[Shard, ...] = (), **options: Any) -> TimeEstimate:
+def estimated(output: Store, source: ModelSource | None = None, *, done: tuple[Shard, ...] = (), price: float | None = None,
+              calibrated: Sequence[Receipt] = (), **options: Any) -> TimeEstimate:  # fmt: skip
     """The estimate of two pending shards, 150 rows."""
     shards = (*done, shard(1001), shard(1002, rows=50))
     plan = Plan(run_id="r", shards=shards, done=frozenset(one.shard_id for one in done), files=1, input_bytes=1)
     settings = RunSettings.model_validate({"input": "in", "output": output.root, **options})
-    return estimate_time(plan, settings, source or model_at("demo", None))
+    return estimate_time(plan, settings, source or model_at("demo", None), price_per_hour=price, calibrated=calibrated)
 
 
 def model_at(name: str, path: Path | None) -> ModelSource:
@@ -75,6 +77,33 @@ def test_receipts_of_the_same_model_and_settings_give_median_and_interval(output
     assert rate.rows_per_second_interval == pytest.approx((11, 19))
     assert rate.seconds == pytest.approx(150 / 15)
     assert rate.seconds_interval == pytest.approx((150 / 19, 150 / 11))
+
+
+def test_workers_share_the_time_and_a_price_makes_it_a_cost(output: Store) -> None:
+    for number in range(11):
+        write_receipt(output, shard(number), seconds=100 / (10 + number))
+    (rate,) = estimated(output, workers=3, price=7.2).rates
+    assert rate.rows_per_second == pytest.approx(15), "of one worker"
+    assert rate.seconds == pytest.approx(150 / 15 / 3)
+    assert rate.cost == pytest.approx(150 / 15 / 3 * 7.2 / 3600)
+    assert rate.cost_interval == pytest.approx((150 / 19 / 3 * 0.002, 150 / 11 / 3 * 0.002))
+    assert estimated(output).rates[0].cost is None
+
+
+def test_what_was_just_timed_goes_before_what_was_done_earlier(output: Store) -> None:
+    write_receipt(output, shard(1), seconds=10)
+    write_receipt(output, shard(2), seconds=100 / 40)
+    found = estimated(output, calibrated=[Receipt.model_validate_json(output.read_bytes(receipt_path(shard(2).shard_id)))])
+    assert (found.basis, found.receipts, found.rates[0].rows_per_second) == ("calibration", 1, 40)
+
+
+def test_shards_with_copied_rows_are_no_measure(output: Store) -> None:
+    write_receipt(output, shard(1), seconds=10)
+    write_receipt(output, shard(2), seconds=0.1)
+    receipt = Receipt.model_validate_json(output.read_bytes(receipt_path(shard(2).shard_id))).model_copy(update={"copied": 99})
+    output.write_bytes(receipt_path(shard(2).shard_id), receipt.model_dump_json().encode())
+    found = estimated(output)
+    assert (found.receipts, found.rates[0].rows_per_second) == (1, 10)
 
 
 def test_receipts_that_tell_nothing_are_left_out(output: Store) -> None:

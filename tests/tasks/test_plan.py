@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,8 +16,10 @@ from hypothesis import strategies as st
 from schemas.queries import InputError
 from schemas.runs import RowRange
 from schemas.settings import Columns, RunSettings, SegmentSettings
+from tasks.footers import RowGroup, _images
 from tasks.plan import cut, make_plan
 from tasks.shard import process_shard
+from tasks.summarize import publish, summarize
 from tests.conftest import png, write_input
 from tests.fakes import REVISION, FakeSegmenter
 
@@ -27,19 +32,50 @@ def rows(count: int, first: int = 0) -> list[dict[str, object]]:
     return [{"row_id": f"r{first + i}", "image": png(i % 3), "query": f"thing {i}"} for i in range(count)]
 
 
-@given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 40))
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 500)), max_size=12), st.integers(1, 40), st.integers(1, 200))
 @settings(derandomize=True, deadline=None)
-def test_cut_covers_every_row_once_in_order(groups: list[int], most: int) -> None:
-    shards = list(cut(tuple(groups), most))
+def test_cut_covers_every_row_once_in_order(groups: list[tuple[int, int]], most: int, most_bytes: int) -> None:
+    row_groups = [RowGroup(*group) for group in groups]
+    shards = list(cut(row_groups, most, most_bytes))
     covered = [(part.row_group, row) for shard in shards for part in shard for row in range(part.start, part.stop)]
-    assert covered == [(group, row) for group, count in enumerate(groups) for row in range(count)]
-    sizes = [sum(part.stop - part.start for part in shard) for shard in shards]
-    assert all(size == most for size in sizes[:-1])
-    assert all(0 < size <= most for size in sizes)
+    assert covered == [(group, row) for group, (count, _) in enumerate(groups) for row in range(count)]
+    for shard in shards:
+        rows = sum(part.stop - part.start for part in shard)
+        size = sum((part.stop - part.start) * groups[part.row_group][1] // groups[part.row_group][0] for part in shard)
+        assert 0 < rows <= most
+        assert rows == 1 or size <= most_bytes
+    whole = list(cut(row_groups, most, sum(size for _, size in groups) + 1))
+    assert [sum(part.stop - part.start for part in shard) == most for shard in whole[:-1]] == [True] * len(whole[:-1])
 
 
 def test_small_groups_are_joined_and_large_ones_cut() -> None:
-    assert list(cut((2, 2, 5), 4)) == [(RowRange(0, 0, 2), RowRange(1, 0, 2)), (RowRange(2, 0, 4),), (RowRange(2, 4, 5),)]
+    groups = [RowGroup(rows, 0) for rows in (2, 2, 5)]
+    assert list(cut(groups, 4, 1)) == [(RowRange(0, 0, 2), RowRange(1, 0, 2)), (RowRange(2, 0, 4),), (RowRange(2, 4, 5),)]
+
+
+def test_heavy_rows_make_small_shards() -> None:
+    groups = [RowGroup(4, 400), RowGroup(4, 4_000)]
+    assert list(cut(groups, 6, 1_500)) == [(RowRange(0, 0, 4), RowRange(1, 0, 1)), (RowRange(1, 1, 2),), (RowRange(1, 2, 3),),
+                                           (RowRange(1, 3, 4),)]  # fmt: skip
+
+
+def test_bytes_are_those_of_the_columns_that_are_read(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    write_input(tmp_path / "a.parquet", [row | {"other": noise.bytes(50_000)} for row in rows(4)])
+    many = make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_bytes=60_000), "m")
+    assert len(many.shards) == 1, "a column that no run reads weighs nothing"
+    carried = {"segment": SegmentSettings(carry=("other",))}
+    assert len(make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_bytes=60_000, **carried), "m").shards) == 4
+
+
+def test_a_limit_in_bytes_that_is_not_reached_changes_no_shard(tmp_path: Path) -> None:
+    write_input(tmp_path / "a.parquet", rows(7), row_group_size=3)
+    ids = [
+        [shard.shard_id for shard in make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_rows=4, **options), "m").shards]
+        for options in ({}, {"shard_bytes": 10_000_000})
+    ]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 2
 
 
 def test_folder_glob_and_file_name_the_same_rows(tmp_path: Path) -> None:
@@ -92,6 +128,12 @@ def test_a_repeated_row_id_is_known_across_files(tmp_path: Path) -> None:
     assert [(shard.name, shard.first_row, shard.duplicates) for shard in plan.shards] == [
         ("a.parquet", 0, ()), ("a.parquet", 2, ()), ("b.parquet", 0, ()), ("b.parquet", 2, (0, 1)),
     ]  # fmt: skip
+
+
+def test_ids_whose_hashes_meet_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.plan.hash", lambda value: 7, raising=False)
+    test_a_repeated_row_id_is_known_across_files(tmp_path)
+    test_null_row_ids_repeat_nothing(tmp_path)
 
 
 def test_null_row_ids_repeat_nothing(tmp_path: Path) -> None:
@@ -164,10 +206,10 @@ def test_damaged_footers_are_named(tmp_path: Path) -> None:
 def test_a_store_that_fails_is_not_a_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_input(tmp_path / "a.parquet", rows(1))
 
-    def refuse(handle: object) -> None:
+    def refuse(handle: object, **options: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("tasks.plan.pq.read_metadata", refuse)
+    monkeypatch.setattr("tasks.footers.pq.ParquetFile", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
 
@@ -195,3 +237,64 @@ def test_a_column_that_is_there_twice_cannot_be_carried(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "in.parquet")
     with pytest.raises(InputError, match="2 columns are named 'n', so none can be carried"):
         make_plan(run_settings(tmp_path / "in.parquet", tmp_path / "out", segment=SegmentSettings(carry=("n",))), "m")
+
+
+def test_rows_are_told_by_what_becomes_of_them(tmp_path: Path) -> None:
+    for name, first in (("same", 0), ("edited", 10)):
+        write_input(tmp_path / f"in/{name}.parquet", rows(3, first))
+    settings = run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2)
+    before = make_plan(settings, REVISION)
+    for shard in before.pending:
+        process_shard(shard, settings, FakeSegmenter())
+    now = datetime.now(UTC)
+    publish(summarize(before, settings, started_at=now, finished_at=now), settings)
+    write_input(tmp_path / "in/edited.parquet", rows(4, 10))
+    write_input(tmp_path / "in/fresh.parquet", rows(5, 20))
+    pq.write_table(pa.table({"query": ["x"] * 6}), tmp_path / "in/wrong.parquet")
+    (tmp_path / "in/broken.parquet").write_text("not parquet")
+    plan = make_plan(settings, REVISION, refuse=False)
+    counts = plan.counts()
+    told = {name: counts[f"rows_{name}"] for name in ("done", "changed", "new", "invalid", "pending")}
+    assert told == {"done": 3, "changed": 4, "new": 5, "invalid": 6, "pending": 9}
+    assert (counts["rows"], counts["files"], counts["files_invalid"]) == (18, 5, 2)
+    assert [(file.name, file.rows) for file in plan.unusable] == [("broken.parquet", None), ("wrong.parquet", 6)]
+    assert "no column 'image'" in plan.unusable[1].why
+    with pytest.raises(InputError, match=r"broken\.parquet"):
+        make_plan(settings, REVISION)
+    other = make_plan(settings, "another model", refuse=False).counts()
+    assert (other["rows_done"], other["rows_changed"], other["rows_new"]) == (0, 7, 5)
+
+
+def test_an_input_of_unusable_files_alone_is_an_error_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("not parquet")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        make_plan(run_settings(tmp_path, tmp_path / "out"), "m", refuse=False)
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (["a", "a", "b", "b", "a", "a"], (1, 3)),
+        (["a", "a", "a", "b"], None),
+        (["a", "a", None, None, "b", "b"], (1, 2)),
+        (["a", None], None),
+        ([None, None], (0, 0)),
+        ([], (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("struct", [False, True])
+def test_distinct_images_are_told_where_footers_know(
+    tmp_path: Path, images: list[str | None], told: tuple[int, int] | None, struct: bool
+) -> None:
+    paths = pa.array(images, pa.string())
+    bytes_ = pa.nulls(len(images), pa.binary())
+    image = pa.StructArray.from_arrays([bytes_, paths], ["bytes", "path"]) if struct else paths
+    pq.write_table(pa.table({"image": image, "query": pa.array(["x"] * len(images))}), tmp_path / "a.parquet", row_group_size=2)
+    assert make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").images == told
+
+
+def test_a_count_of_distinct_values_is_believed() -> None:
+    counted = SimpleNamespace(has_null_count=True, null_count=0, has_distinct_count=True, distinct_count=5)
+    group = SimpleNamespace(num_rows=9, column=lambda at: SimpleNamespace(statistics=counted))
+    assert _images(group, [0]) == 5
+    assert _images(SimpleNamespace(num_rows=9, column=lambda at: SimpleNamespace(statistics=None)), [0]) is None
