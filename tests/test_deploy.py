@@ -19,7 +19,7 @@ import pytest
 import typer
 import yaml
 
-from flows.cli import _run_settings, app
+from flows.cli import OF_THIS_PROCESS, _run_settings, app
 from flows.schedule import deployment_of
 from schemas.settings import RunSettings
 from tests.conftest import ROOT
@@ -40,7 +40,7 @@ PODS = {
 def run_settings(words: list[str]) -> RunSettings:
     """What `wordmask run` makes of its arguments."""
     params = typer.main.get_command(app).commands["run"].make_context("run", words).params  # type: ignore[attr-defined]
-    return _run_settings(**{name: value for name, value in params.items() if name not in ("verbose", "json")})
+    return _run_settings(**{name: value for name, value in params.items() if name not in OF_THIS_PROCESS})
 
 
 def test_nightly_deployment_names_a_flow_and_valid_settings() -> None:
@@ -69,7 +69,7 @@ def test_every_image_has_a_tag_and_ours_the_version_of_the_package() -> None:
     images = [service["image"] for service in COMPOSE.values()] + [pod["containers"][0]["image"] for pod in PODS.values()]
     images += re.findall(r"^FROM (\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert all(re.search(r":.*\d+\.\d+|:RELEASE", image) for image in images), images
-    assert {image for image in images if image.startswith("wordmask")} == {f"wordmask:{VERSION}", f"wordmask:{VERSION}-cuda"}
+    assert {image for image in images if image.startswith("wordmask")} == {f"wordmask:{VERSION}"}
     built = {COMPOSE[name]["image"] for name in ("prefect", "worker", "scheduler", "cpu")}
     assert built == {f"wordmask:{VERSION}"}, "one image for server, scheduler and workers"
 
@@ -97,7 +97,6 @@ def test_compose_schedules_a_night_on_its_own_dask_cluster() -> None:
     settings = run_settings(command[2:-3])
     assert settings.scheduler == "tcp://scheduler:8786"
     assert {COMPOSE[name]["command"].split()[2] for name in ("cpu", "gpu")} == {settings.scheduler}
-    assert COMPOSE["gpu"]["build"]["args"] == {"PIP_EXTRA_INDEX_URL": ""}, "the other one has PyTorch without CUDA"
 
 
 def test_kubernetes_manifests_are_valid_to_the_last_field() -> None:
