@@ -106,11 +106,11 @@ def _storage(place: Lake) -> Iterator[None]:
 
 
 @contextmanager
-def surroundings() -> Iterator[tuple[str, Path]]:
-    """A real S3 server, its address and the folder it serves; and a Prefect server, named in the environment."""
+def surroundings() -> Iterator[str]:
+    """A real S3 server, whose address is given; and a Prefect server, named in the environment."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "s3")
-        root.mkdir()
+        (root / "lake").mkdir(parents=True)
         port, api_port = Lake.free_port(), Lake.free_port()
         configure(verbose=False)
         os.environ |= {"PREFECT_HOME": f"{folder}/prefect", "PREFECT_API_URL": f"http://127.0.0.1:{api_port}/api"}
@@ -125,7 +125,7 @@ def surroundings() -> Iterator[tuple[str, Path]]:
         try:
             for server, its_port in zip(servers, (port, api_port), strict=True):
                 _wait(server, its_port)
-            yield f"http://127.0.0.1:{port}", root
+            yield f"http://127.0.0.1:{port}"
         finally:
             for server in servers:
                 server.terminate()
@@ -142,19 +142,24 @@ def _wait(server: subprocess.Popen[bytes], port: int) -> None:
     raise RuntimeError(f"{server.args}: nothing answers on port {port}")
 
 
+QUICK = "; ".join(scenario.name for scenario in SCENARIOS if scenario.quick)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="faults with one of these words in their names; all without")
-    parser.add_argument("--quick", action="store_true", help="a few of them")
+    parser.add_argument("--quick", action="store_true", help=f"only these: {QUICK}")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     args = parser.parse_args()
     chosen = [s for s in SCENARIOS if (s.quick or not args.quick) and (not args.names or any(name in s.name for name in args.names))]
     results, console, calm = [], Console(stderr=True), Calm()
-    with surroundings() as (store, root):
+    with surroundings() as store:
         for scenario in chosen:
-            with lake(store, root) as place:
+            with lake(store) as place:
                 results.append(try_fault(scenario, place, calm))
             console.print(f"{'ok' if results[-1].passed else 'FAILED'}  {scenario.name}  {results[-1].seconds} s", highlight=False)
+            if not results[-1].passed:
+                console.print(f"  {results[-1].repeated}", highlight=False, markup=False)
     if args.json:
         print(json.dumps({"passed": all(r.passed for r in results), "faults": [asdict(r) for r in results]}, indent=1))
     else:

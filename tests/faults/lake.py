@@ -6,7 +6,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -86,6 +85,12 @@ class Lake:
     def delete_behind(self, path: str) -> None:
         self._fs().rm_file(f"lake/{path}")
 
+    def empty(self) -> None:
+        """Remove what a lake before this one held, through the server: it remembers what its folders hold."""
+        fs = self._fs()
+        for path in (path for folder in ("in", "out", "calm") for path in fs.find(f"lake/{folder}")):
+            fs.rm_file(path)
+
     def _fs(self) -> Any:
         options = {"endpoint_url": self.store, "key": "key", "secret": "secret", "use_listings_cache": False}
         return fsspec.filesystem("s3", **options, config_kwargs={"s3": {"addressing_style": "path"}}, skip_instance_cache=True)
@@ -151,13 +156,12 @@ class Lake:
 
 
 @contextmanager
-def lake(store: str, root: Path) -> Iterator[Lake]:
-    """An empty bucket behind a proxy of its own. `root`: the folder that the server serves."""
-    shutil.rmtree(root / "lake", ignore_errors=True)
-    (root / "lake").mkdir()
+def lake(store: str) -> Iterator[Lake]:
+    """The bucket `lake` of a server behind a proxy of its own, with nothing yet in the folders that are used."""
     proxy = FaultProxy(store)
     with tempfile.TemporaryDirectory() as folder:
         made = Lake(folder=Path(folder), store=store, proxy=proxy)
+        made.empty()
         try:
             yield made
         finally:

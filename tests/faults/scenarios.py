@@ -45,12 +45,12 @@ def store_fault(request: str, kind: str, times: int, skip: int = 0) -> Callable[
     return disturb
 
 
-def worker_killed(request: str, workers: int = 1) -> Callable[[Lake], Night]:
+def worker_killed(request: str) -> Callable[[Lake], Night]:
     """SIGKILL of the first worker that makes a request, before the store sees it."""
 
     def disturb(lake: Lake) -> Night:
         fault = Fault(request=request, kind="call", call=lambda pid: is_worker(pid) and _kill(pid))
-        night = lake.night(faults=[fault], workers=workers)
+        night = lake.night(faults=[fault])
         assert fault.happened, f"no worker was killed: {night}"
         return night
 
@@ -219,14 +219,14 @@ SCENARIOS = (
     Scenario(name="SIGKILL of a worker while it reads", disturb=worker_killed(INPUT), quick=True),
     Scenario(name="SIGKILL of a worker while it infers", disturb=worker_dies_in_the_model),
     Scenario(name="SIGKILL of a worker while it writes masks", disturb=worker_killed(MASKS)),
-    Scenario(name="SIGKILL of a worker between data and receipt", disturb=worker_killed(RECEIPTS, workers=2), quick=True),
+    Scenario(name="SIGKILL of a worker between data and receipt", disturb=worker_killed(RECEIPTS), quick=True),
     Scenario(name="SIGTERM of a worker (spot preemption)", disturb=worker_preempted),
     Scenario(name="SIGKILL of the flow", disturb=flow_killed, ends="killed", quick=True),
     Scenario(name="Ctrl-C", disturb=interrupted, ends="killed"),
     Scenario(name="scheduler dies and is restarted", disturb=scheduler_restarted, ends="the Dask scheduler went away"),
     Scenario(name="worker over its memory limit", disturb=memory_limit),
     Scenario(name="a row that kills every process", disturb=poison),
-    Scenario(name="503 SlowDown, 30 times", disturb=store_fault(ANY, "slow_down", 30, skip=8), quick=True),
+    Scenario(name="503 SlowDown, 30 requests in a row", disturb=store_fault(ANY, "slow_down", 30, skip=45), quick=True),
     Scenario(name="connection reset before the request, 10 times", disturb=store_fault(ANY, "reset_before", 10, skip=20)),
     Scenario(name="connection reset in the middle of a reply", disturb=store_fault(INPUT, "reset_during", 3, skip=1)),
     Scenario(name="reply lost after the store did it", disturb=store_fault(MASKS, "lost_reply", 3), quick=True),
