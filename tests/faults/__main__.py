@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -153,6 +154,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen = [s for s in SCENARIOS if (s.quick or not args.quick) and (not args.names or any(name in s.name for name in args.names))]
     results, console, calm = [], Console(stderr=True), Calm()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers are to end with it
     with surroundings() as store:
         for scenario in chosen:
             with lake(store) as place:

@@ -128,11 +128,14 @@ class Lake:
 
     def end(self, process: BaseProcess) -> Night:
         """Wait for a night's end. One that hangs is killed, and says so."""
-        process.join(NIGHT_SECONDS)
-        said = {"error": f"still running after {NIGHT_SECONDS} s"} if process.is_alive() else {}
-        if process.is_alive():
-            process.kill()
-            process.join()
+        said = {}
+        try:
+            process.join(NIGHT_SECONDS)
+        finally:  # also when the suite is told to end
+            if process.is_alive():
+                said = {"error": f"still running after {NIGHT_SECONDS} s"}
+                process.kill()
+                process.join()
         self.proxy.faults = []
         if self.said.exists():
             said = json.loads(self.said.read_text())
