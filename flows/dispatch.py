@@ -21,7 +21,12 @@ from tasks.poison import isolate
 from tasks.shard import NOTHING, process_shard, try_rows
 from tasks.storage import STORE_ERRORS
 
+STORE_FAILURES = 2  # shards that it failed, for each that is in flight, with none done in between: then the store counts as gone
 DEATHS = 2  # of the workers that had a shard, before its rows are suspected rather than the machine
+
+
+class StoreGoneError(RuntimeError):
+    """The store fails for every shard. What was done has receipts."""
 
 
 @dataclass(kw_only=True)
@@ -41,11 +46,16 @@ def run_shards(
     A shard is tried again when its worker died or its store failed; any other error is its own and final. One that outlived `DEATHS`
     workers is put aside until the others are done, as it may take them with it; then its rows are tried by halves, each on a worker that
     has nothing else, and those that kill are rejected.
+
+    Raises:
+        StoreGoneError: it failed one shard after the other and none was done in between: a long run does not try all of them.
+        ClusterError: the scheduler went away.
     """
     waiting, attempts, deaths = deque(shards), Counter[str](), Counter[str]()
     in_flight: dict[str, Shard] = {}
     suspects: list[Shard] = []
     outcome = Outcome()
+    store_failed: set[str] = set()  # shards, since one was done
     resources = shard_resources(client)
     completed = as_completed(raise_errors=False)
     budget = _Budget(settings.budget_seconds)
@@ -57,9 +67,12 @@ def run_shards(
         key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
         return client.submit(process_shard, shard, settings, known=what, run_id=run_id, key=key, resources=resources, pure=False)
 
+    def window() -> int:
+        return SHARDS_PER_WORKER * max(1, len(workers_of(client)))
+
     def submit_more() -> None:
-        window = SHARDS_PER_WORKER * max(1, len(workers_of(client)))
-        while waiting and len(in_flight) < window and budget.allows_another:
+        most = window()
+        while waiting and len(in_flight) < most and budget.allows_another:
             shard = waiting.popleft()
             future = submit(shard)
             in_flight[future.key] = shard
@@ -83,13 +96,22 @@ def run_shards(
         shard = in_flight.pop(future.key)
         result = _result(future)
         deaths[shard.shard_id] += isinstance(result, KilledWorker)
+        store_fault = isinstance(result, STORE_ERRORS) and not isinstance(result, FileNotFoundError)  # which is its own input's
+        if store_fault:
+            store_failed.add(shard.shard_id)
+            if len(store_failed) >= STORE_FAILURES * window():
+                raise StoreGoneError(
+                    f"the store failed {len(store_failed)} shards and none was done in between, at last with {type(result).__name__}: "
+                    f"{result}. Shards with receipts are done, and the same command takes up the rest"
+                )
         may_retry = attempts[shard.shard_id] <= settings.retries
         if isinstance(result, Receipt):
+            store_failed.clear()
             budget.took(result.timings.total)
             on_receipt(result)
         elif may_retry and deaths[shard.shard_id] >= DEATHS:
             try_again(shard, result, suspects)
-        elif may_retry and isinstance(result, (KilledWorker, *STORE_ERRORS)):
+        elif may_retry and (store_fault or isinstance(result, KilledWorker)):
             try_again(shard, result, waiting)
         else:
             give_up(shard, result)

@@ -24,6 +24,7 @@ from fsspec import AbstractFileSystem
 S3_SCHEMES = ("s3", "s3a")
 STORE_ERRORS = (OSError, BotoCoreError)  # what a store that fails raises; not all of botocore's are OSErrors
 WRITE_ATTEMPTS = 3
+BODY_ATTEMPTS = 2  # botocore repeats requests, with backoff and jitter, and slows down when told to; only s3fs repeats a broken body
 READ_BUFFER = 1 << 20  # bytes; without it a column of a row group is read whole, however few of its rows are wanted
 
 
@@ -56,6 +57,8 @@ class Store:
     @classmethod
     def open(cls, uri: str) -> Store:
         fs, root = fsspec.core.url_to_fs(uri, **storage_options(uri))
+        if storage_options(uri):
+            fs.retries = BODY_ATTEMPTS
         return cls(fs, root.rstrip("/"))
 
     @property

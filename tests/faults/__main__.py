@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from flows.prefect_api import configure
 from tasks.verify import verify_output
 from tests.faults.lake import Lake, Night, lake
 from tests.faults.scenarios import SCENARIOS, Scenario
@@ -37,7 +40,7 @@ class Result:
     seconds: float
 
 
-def try_fault(scenario: Scenario, place: Lake) -> Result:
+def try_fault(scenario: Scenario, place: Lake, calm: Calm) -> Result:
     """Disturb a night, repeat it, compare. What went wrong is in the result."""
     began = time.monotonic()
     disturbed, repeated, passed = "", "", False
@@ -45,31 +48,35 @@ def try_fault(scenario: Scenario, place: Lake) -> Result:
         night = scenario.disturb(place)
         disturbed = _in_words(night)
         _require_end(scenario, night)
-        if place.disks:  # there is room again
-            for disk in place.disks:
-                subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        again = place.night(output=place.output)
+        place.more_disk()
+        again = place.night()
         assert again.code == 0, f"the repeated run failed: {again.said}"
         repeated = f"{again.said['rows']} rows, {again.said['shards_computed']} of {again.said['shards']} shards computed"
         with _storage(place):
             report = verify_output(place.output)
         assert report.holds, report.violations
-        found = place.parts()
-        want = undisturbed(place)
-        named = {name: found[name] for name in want}  # parts of a replaced input may lie beside
-        assert named == want, "other bytes than an undisturbed night"
+        want, found = calm.parts(place), place.parts(place.output)
+        assert {name: found.get(name) for name in want} == want, "other bytes than an undisturbed night"
         assert scenario.changed_input or found.keys() == want.keys(), "parts that nobody planned"
         passed = True
     except Exception as error:
-        repeated += f" {type(error).__name__}: {error}"[:300]
+        repeated += f" {type(error).__name__}: {error}"[:1000]
     return Result(scenario.name, disturbed, repeated.strip(), passed, round(time.monotonic() - began, 1))
 
 
-def undisturbed(place: Lake) -> dict[str, bytes]:
-    """What a night over the same table writes when nothing goes wrong."""
-    calm = place.night(output="s3://lake/calm")
-    assert calm.code == 0, f"the undisturbed run failed: {calm.said}"
-    return place.parts()
+class Calm:
+    """What nights over a table write when nothing goes wrong: one such night for each table."""
+
+    def __init__(self) -> None:
+        self._of_table: dict[bytes, dict[str, bytes]] = {}
+
+    def parts(self, place: Lake) -> dict[str, bytes]:
+        table = place.get_behind("in/table.parquet")
+        if table not in self._of_table:
+            calm = place.night(output="s3://lake/calm")
+            assert calm.code == 0, f"the undisturbed run failed: {calm.said}"
+            self._of_table[table] = place.parts("s3://lake/calm")
+        return self._of_table[table]
 
 
 def _require_end(scenario: Scenario, night: Night) -> None:
@@ -100,66 +107,61 @@ def _storage(place: Lake) -> Iterator[None]:
 
 
 @contextmanager
-def surroundings() -> Iterator[tuple[str, Path, dict[str, str]]]:
-    """A real S3 server, and a Prefect server for all nights: its address, the folder it serves, the environment that reaches Prefect."""
+def surroundings() -> Iterator[str]:
+    """A real S3 server, whose address is given; and a Prefect server, named in the environment."""
     with tempfile.TemporaryDirectory() as folder:
-        root, home = Path(folder, "s3"), Path(folder, "prefect")
-        root.mkdir()
+        root = Path(folder, "s3")
+        (root / "lake").mkdir(parents=True)
         port, api_port = Lake.free_port(), Lake.free_port()
+        configure(verbose=False)
+        os.environ |= {"PREFECT_HOME": f"{folder}/prefect", "PREFECT_API_URL": f"http://127.0.0.1:{api_port}/api"}
         binaries = Path(sys.executable).parent
+        serve_s3 = ["serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret", "--vfs-cache-mode", "off"]
+        serve_api = ["server", "start", "--host", "127.0.0.1", "--port", str(api_port)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        api = {
-            "PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{api_port}/api",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
-        }  # fmt: skip
-        command = [
-            binaries / "rclone",
-            "serve",
-            "s3",
-            root,
-            "--addr",
-            f"127.0.0.1:{port}",
-            "--auth-key",
-            "key,secret",
-            "--vfs-cache-mode",
-            "off",
+        servers = [
+            subprocess.Popen([binaries / "rclone", *serve_s3], **quiet, env=os.environ | {"HOME": folder}),
+            subprocess.Popen([binaries / "prefect", *serve_api], **quiet),
         ]
-        store = subprocess.Popen([str(word) for word in command], **quiet, env=os.environ | {"HOME": folder})
-        prefect = [str(binaries / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(api_port)]
-        server = subprocess.Popen(prefect, **quiet, env=os.environ | api)
         try:
-            _wait(port), _wait(api_port)
-            yield f"http://127.0.0.1:{port}", root, api
+            for server, its_port in zip(servers, (port, api_port), strict=True):
+                _wait(server, its_port)
+            yield f"http://127.0.0.1:{port}"
         finally:
-            for process in (store, server):
-                process.terminate()
-                process.wait(20)
+            for server in servers:
+                server.terminate()
+                server.wait()
 
 
-def _wait(port: int) -> None:
-    import socket
-
-    for _ in range(600):
+def _wait(server: subprocess.Popen[bytes], port: int) -> None:
+    give_up = time.monotonic() + 300
+    while time.monotonic() < give_up and server.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
-        time.sleep(0.2)
-    raise RuntimeError(f"nothing answers on port {port}")
+        time.sleep(0.5)
+    raise RuntimeError(f"{server.args}: nothing answers on port {port}")
+
+
+QUICK = "; ".join(scenario.name for scenario in SCENARIOS if scenario.quick)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="faults with one of these words in their names; all without")
-    parser.add_argument("--quick", action="store_true", help="a few of them")
+    parser.add_argument("--quick", action="store_true", help=f"only these: {QUICK}")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     args = parser.parse_args()
     chosen = [s for s in SCENARIOS if (s.quick or not args.quick) and (not args.names or any(name in s.name for name in args.names))]
-    results, console = [], Console(stderr=True)
-    with surroundings() as (store, root, api):
+    results, console, calm = [], Console(stderr=True), Calm()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers are to end with it
+    with surroundings() as store:
         for scenario in chosen:
-            with lake(store, root, api) as place:
-                results.append(try_fault(scenario, place))
+            with lake(store) as place:
+                results.append(try_fault(scenario, place, calm))
             console.print(f"{'ok' if results[-1].passed else 'FAILED'}  {scenario.name}  {results[-1].seconds} s", highlight=False)
+            if not results[-1].passed:
+                console.print(f"  {results[-1].repeated}", highlight=False, markup=False)
     if args.json:
         print(json.dumps({"passed": all(r.passed for r in results), "faults": [asdict(r) for r in results]}, indent=1))
     else:

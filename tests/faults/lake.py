@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
-import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,14 @@ import pyarrow.parquet as pq
 
 from schemas.settings import RunSettings
 from tests.conftest import IMAGE, png
+from tests.faults.night import PRELOADED, run_night
 from tests.faults.proxy import Fault, FaultProxy
 
 ROOT = Path(__file__).parents[2]
 NIGHT_SECONDS = 400
+# Nights are forked from a process that has imported everything, as imports are most of a short night. Their workers start anew.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(PRELOADED)
 
 
 def table_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -52,13 +55,17 @@ class Lake:
     folder: Path
     store: str
     proxy: FaultProxy
-    api: dict[str, str]
-    output: str = "s3://lake/out"
-    disks: list[Path] = field(default_factory=list)
+    output: str = "s3://lake/out"  # what nights write to
+    disk: Path | None = None
+
+    @property
+    def said(self) -> Path:
+        """Where a night writes what came of it."""
+        return self.folder / "said.json"
 
     def environ(self) -> dict[str, str]:
         keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-        return os.environ | keys | self.api | {"AWS_ENDPOINT_URL": self.proxy.url, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return os.environ | keys | {"AWS_ENDPOINT_URL": self.proxy.url, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     @staticmethod
     def image(number: int) -> bytes:
@@ -78,17 +85,23 @@ class Lake:
     def delete_behind(self, path: str) -> None:
         self._fs().rm_file(f"lake/{path}")
 
+    def empty(self) -> None:
+        """Remove what a lake before this one held, through the server: it remembers what its folders hold."""
+        fs = self._fs()
+        for path in (path for folder in ("in", "out", "calm") for path in fs.find(f"lake/{folder}")):
+            fs.rm_file(path)
+
     def _fs(self) -> Any:
         options = {"endpoint_url": self.store, "key": "key", "secret": "secret", "use_listings_cache": False}
         return fsspec.filesystem("s3", **options, config_kwargs={"s3": {"addressing_style": "path"}}, skip_instance_cache=True)
 
-    def small_disk(self) -> str:
-        """A folder on a disk of 64 KB."""
+    def use_small_disk(self) -> None:
+        """Have nights write to a disk of 64 KB."""
         disk = self.folder / "disk"
         disk.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
-        self.disks.append(disk)
-        return str(disk / "out")
+        self.disk = disk
+        self.output = str(disk / "out")
 
     @staticmethod
     def free_port() -> int:
@@ -97,37 +110,47 @@ class Lake:
             port: int = probe.getsockname()[1]
             return port
 
-    def start(self, rows: Sequence[dict[str, Any]] | None = None, **options: Any) -> subprocess.Popen[str]:
+    def more_disk(self) -> None:
+        """There is room again."""
+        if self.disk is not None:
+            subprocess.run(["mount", "-o", "remount,size=64m", str(self.disk)], check=True)
+
+    def start(self, rows: Sequence[dict[str, Any]] | None = None, **options: Any) -> BaseProcess:
         """Begin a night. `rows` become the table first, twelve plain ones if there is none yet."""
         if rows is not None or not self._fs().exists("lake/in/table.parquet"):
             self.put_behind("in/table.parquet", table_bytes(rows or self.rows(12)))
-        self.output = str(options.get("output", self.output))
-        base = {"input": "s3://lake/in/table.parquet", "output": self.output, "shard_rows": 3, "workers": 2}
+        base = {"input": "s3://lake/in/table.parquet", "output": self.output, "shard_rows": 3, "workers": 1}
         settings = RunSettings.model_validate(base | options)
-        file = self.folder / "settings.json"
-        file.write_text(settings.model_dump_json())
-        command = [sys.executable, "-m", "tests.faults.night", str(file)]
-        return subprocess.Popen(
-            command, env=self.environ(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        self.said.unlink(missing_ok=True)
+        process = FORKS.Process(target=run_night, args=(settings.model_dump_json(), self.environ(), self.said))
+        process.start()
+        return process
+
+    def end(self, process: BaseProcess) -> Night:
+        """Wait for a night's end. One that hangs is killed, and says so."""
+        said = {}
+        try:
+            process.join(NIGHT_SECONDS)
+        finally:  # also when the suite is told to end
+            if process.is_alive():
+                said = {"error": f"still running after {NIGHT_SECONDS} s"}
+                process.kill()
+                process.join()
+        self.proxy.faults = []
+        if self.said.exists():
+            said = json.loads(self.said.read_text())
+        assert process.exitcode is not None
+        return Night(code=process.exitcode, said=said)
 
     def night(self, rows: Sequence[dict[str, Any]] | None = None, faults: Sequence[Fault] = (), **options: Any) -> Night:
         """A whole run under faults."""
         process = self.start(rows, **options)
         self.proxy.faults = list(faults)
-        try:
-            out, err = process.communicate(timeout=NIGHT_SECONDS)
-        finally:
-            self.proxy.faults = []
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        last = out.strip().splitlines()[-1:] or ["{}"]
-        said = json.loads(last[0]) if last[0].startswith("{") else {"error": err[-2000:]}
-        return Night(code=process.returncode, said=said)
+        return self.end(process)
 
-    def parts(self) -> dict[str, bytes]:
-        """Masks and rejects of the output by name."""
-        fs, root = (self._fs(), "lake/out") if self.output.startswith("s3://") else (fsspec.filesystem("file"), self.output)
+    def parts(self, output: str) -> dict[str, bytes]:
+        """Masks and rejects of an output by name."""
+        fs, root = (self._fs(), output.removeprefix("s3://")) if output.startswith("s3://") else (fsspec.filesystem("file"), output)
         found = {}
         for kind in ("masks", "rejects"):
             for path in fs.ls(f"{root}/{kind}", detail=False):
@@ -136,16 +159,15 @@ class Lake:
 
 
 @contextmanager
-def lake(store: str, root: Path, api: dict[str, str]) -> Iterator[Lake]:
-    """An empty bucket behind a proxy of its own. `root`: the folder that the server serves."""
-    shutil.rmtree(root / "lake", ignore_errors=True)
-    (root / "lake").mkdir()
+def lake(store: str) -> Iterator[Lake]:
+    """The bucket `lake` of a server behind a proxy of its own, with nothing yet in the folders that are used."""
     proxy = FaultProxy(store)
     with tempfile.TemporaryDirectory() as folder:
-        made = Lake(folder=Path(folder), store=store, proxy=proxy, api=api)
+        made = Lake(folder=Path(folder), store=store, proxy=proxy)
+        made.empty()
         try:
             yield made
         finally:
             proxy.close()
-            for disk in made.disks:
-                subprocess.run(["umount", "-l", str(disk)], check=False)
+            if made.disk is not None:
+                subprocess.run(["umount", "-l", str(made.disk)], check=True)

@@ -26,14 +26,14 @@ class Fault:
     `kind`: "slow_down" (503), "expired" (403), "reset_before" (no byte is answered and the store never sees it), "reset_during" (the
     connection breaks within the reply's body), "lost_reply" (the store does it, the answer is lost), "slow" (it takes `SLOW_SECONDS`),
     "truncated" (the body ends early and says so nowhere), "call" (`call(pid)` is called with the process that asks, before the store sees
-    it; if it gives True that counts as one of the times).
+    it, one at a time; if it gives True that counts as one of the times).
     """
 
     request: str
     kind: str
     times: int = 1
     skip: int = 0
-    call: Callable[[int | None], bool] | None = None
+    call: Callable[[int], bool] | None = None
     happened: int = field(default=0, init=False)
 
 
@@ -45,6 +45,7 @@ class FaultProxy:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self._lock = threading.Lock()
+        self._call_lock = threading.Lock()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -76,9 +77,10 @@ class FaultProxy:
         line = f"{handler.command} {handler.path}"
         fault = self._fault_of(line)
         if fault is not None and fault.kind == "call":
-            assert fault.call is not None
-            if fault.call(_pid_of(handler.client_address[1])):
-                fault.happened += 1
+            with self._call_lock:
+                pid = _pid_of(handler.client_address[1])
+                if fault.happened < fault.times and fault.call is not None and pid is not None:
+                    fault.happened += fault.call(pid)
             fault = None
         kind = fault.kind if fault else ""
         if kind == "reset_before":
@@ -88,10 +90,14 @@ class FaultProxy:
             return _refuse(handler, *{"slow_down": (503, "SlowDown"), "expired": (403, "ExpiredToken")}[kind])
         upstream = http.client.HTTPConnection(host, port, timeout=60)
         headers = {name: value for name, value in handler.headers.items() if name.lower() not in HOP_BY_HOP}
-        upstream.request(handler.command, handler.path, body, headers)
-        reply = upstream.getresponse()
-        data = reply.read()
-        upstream.close()
+        try:
+            upstream.request(handler.command, handler.path, body, headers)
+            reply = upstream.getresponse()
+            data = reply.read()
+        except http.client.HTTPException:  # a table that is replaced while it is read
+            return _reset(handler)
+        finally:
+            upstream.close()
         if kind == "lost_reply":
             return _reset(handler)
         if kind == "slow":

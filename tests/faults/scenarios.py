@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,51 +39,75 @@ def store_fault(request: str, kind: str, times: int, skip: int = 0) -> Callable[
     def disturb(lake: Lake) -> Night:
         fault = Fault(request=request, kind=kind, times=times, skip=skip)
         night = lake.night(faults=[fault])
-        assert fault.happened, "the fault did not happen"
+        assert fault.happened, f"the fault did not happen: {night}"
         return night
 
     return disturb
 
 
-def worker_killed(request: str, signum: int = signal.SIGKILL, skip: int = 0) -> Callable[[Lake], Night]:
-    """Send a signal to the first worker that makes a request, before the store sees it."""
+def worker_killed(request: str) -> Callable[[Lake], Night]:
+    """SIGKILL of the first worker that makes a request, before the store sees it."""
 
     def disturb(lake: Lake) -> Night:
-        killed: list[tuple[int, float]] = []
-
-        def kill(pid: int | None) -> bool:
-            if pid is None or not is_worker(pid):
-                return False
-            os.kill(pid, signum)
-            killed.append((pid, time.monotonic()))
-            return True
-
-        fault = Fault(request=request, kind="call", call=kill, skip=skip)
+        fault = Fault(request=request, kind="call", call=lambda pid: is_worker(pid) and _kill(pid))
         night = lake.night(faults=[fault])
-        assert fault.happened, "no worker was killed"
-        (pid, _) = killed[0]
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "the worker is still there"
+        assert fault.happened, f"no worker was killed: {night}"
         return night
 
     return disturb
+
+
+def _kill(pid: int) -> bool:
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def worker_preempted(lake: Lake) -> Night:
+    """SIGTERM to one of two standing workers while it writes, as a machine gets it that is taken back."""
+    with StandingCluster(lake, workers=2) as cluster:
+        gone: list[float] = []
+
+        def preempt(pid: int) -> bool:
+            if not is_worker(pid):
+                return False
+            told = time.monotonic()
+            (own,) = (worker for worker in cluster.workers if worker.pid == psutil.Process(pid).ppid())
+            own.terminate()
+            threading.Thread(target=lambda: (own.wait(), gone.append(time.monotonic() - told)), daemon=True).start()
+            return True
+
+        fault = Fault(request=MASKS, kind="call", call=preempt)
+        night = lake.night(faults=[fault], scheduler=cluster.address)
+        assert fault.happened, f"no worker was told to end: {night}"
+        give_up = time.monotonic() + SPOT_SECONDS
+        while not gone and time.monotonic() < give_up:
+            time.sleep(0.1)
+        assert gone, "the worker is still there"
+        assert gone[0] < SPOT_SECONDS, f"the worker took {gone[0]:.0f} s to end"
+        return night
 
 
 def is_worker(pid: int) -> bool:
-    try:
-        words = psutil.Process(pid).cmdline()
-    except psutil.NoSuchProcess:
-        return False
-    return any("multiprocessing" in word and "spawn_main" in word for word in words)
+    return any("multiprocessing.spawn" in word for word in psutil.Process(pid).cmdline())
 
 
 def flow_killed(lake: Lake) -> Night:
-    """SIGKILL of the flow's process once a shard is done; its workers are left without a scheduler."""
+    """SIGKILL of the flow's process as a shard is done; its workers are left without a scheduler, and must not stay."""
     process = lake.start()
-    fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: process.kill() or True)
+    workers: list[psutil.Process] = []
+
+    def kill(_pid: int) -> bool:
+        workers.extend(psutil.Process(process.pid).children())
+        process.kill()
+        return True
+
+    fault = Fault(request=RECEIPTS, kind="call", call=kill)
     lake.proxy.faults = [fault]
-    process.communicate(timeout=120)
-    assert fault.happened, "the flow was not killed"
-    return Night(code=process.returncode, said={})
+    night = lake.end(process)
+    assert fault.happened, f"the flow was not killed: {night}"
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive, f"workers outlive the flow: {alive}"
+    return night
 
 
 def interrupted(lake: Lake) -> Night:
@@ -89,47 +115,57 @@ def interrupted(lake: Lake) -> Night:
     process = lake.start()
     fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: os.killpg(process.pid, signal.SIGINT) or True)
     lake.proxy.faults = [fault]
-    process.communicate(timeout=120)
-    return Night(code=process.returncode, said={})
+    night = lake.end(process)
+    assert fault.happened, f"the run was not interrupted: {night}"
+    return night
 
 
 def scheduler_restarted(lake: Lake) -> Night:
-    """A standing cluster whose scheduler dies in the middle of a run, and comes back before the next."""
-    cluster = StandingCluster(lake)
-    try:
-        fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: cluster.scheduler.kill() or True)
-        return lake.night(faults=[fault], scheduler=cluster.address)
-    finally:
-        cluster.close()
+    """A standing cluster whose scheduler is restarted in the middle of a run: it forgets the run, and its workers end."""
+    with StandingCluster(lake) as cluster:
+        fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: cluster.restart_scheduler() or True)
+        night = lake.night(faults=[fault], scheduler=cluster.address)
+        assert fault.happened, f"the scheduler was not restarted: {night}"
+        return night
 
 
 def memory_limit(lake: Lake) -> Night:
     """A standing worker that its nanny kills for taking too much memory, once."""
-    cluster = StandingCluster(lake, "--memory-limit", "700MB")
-    try:
-        return lake.night(
-            rows=[*lake.rows(11), {"row_id": "hog", "image": lake.image(0), "query": f"hog:{lake.folder}/hogged"}],
-            scheduler=cluster.address,
-        )
-    finally:
-        cluster.close()
+    rows = [*lake.rows(11), {"row_id": "hog", "image": lake.image(0), "query": f"hog:{lake.folder}/hogged"}]
+    with StandingCluster(lake, "--memory-limit", "1200MB") as cluster:
+        return lake.night(rows=rows, scheduler=cluster.address)
 
 
 class StandingCluster:
-    """`dask scheduler` and one `dask worker` as processes."""
+    """`dask scheduler` and some `dask worker`s as processes."""
 
-    def __init__(self, lake: Lake, *worker_options: str) -> None:
-        port = lake.free_port()
-        self.address = f"tcp://127.0.0.1:{port}"
-        dask = str(Path(sys.executable).parent / "dask")
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": lake.environ(), "start_new_session": True}
-        self.scheduler = subprocess.Popen([dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet)
-        command = [dask, "worker", self.address, "--nthreads", "2", "--no-dashboard", "--host", "127.0.0.1", *worker_options]
-        self.worker = subprocess.Popen(command, **quiet, cwd=Path(__file__).parents[2])
+    def __init__(self, lake: Lake, *worker_options: str, workers: int = 1) -> None:
+        self._lake = lake
+        self.address = f"tcp://127.0.0.1:{lake.free_port()}"
+        self.scheduler = self._start_scheduler()
+        self.workers = [
+            self._start("worker", self.address, "--nthreads", "2", "--no-dashboard", "--host", "127.0.0.1", *worker_options)
+            for _ in range(workers)
+        ]
 
-    def close(self) -> None:
-        for process in (self.worker, self.scheduler):
-            if process.poll() is None:
+    def _start(self, *words: str) -> subprocess.Popen[bytes]:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": self._lake.environ(), "cwd": self._lake.folder}
+        return subprocess.Popen([str(Path(sys.executable).parent / "dask"), *words], **quiet, start_new_session=True)
+
+    def _start_scheduler(self) -> subprocess.Popen[bytes]:
+        return self._start("scheduler", "--host", "127.0.0.1", "--port", self.address.rpartition(":")[2], "--no-dashboard")
+
+    def restart_scheduler(self) -> None:
+        self.scheduler.kill()
+        self.scheduler.wait()
+        self.scheduler = self._start_scheduler()
+
+    def __enter__(self) -> StandingCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (*self.workers, self.scheduler):
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -154,7 +190,7 @@ def input_replaced(lake: Lake) -> Night:
 
 def input_deleted(lake: Lake) -> Night:
     """The table is gone for the rest of the night, and back in the morning."""
-    data = lake.get_behind("in/table.parquet")
+    data = table_bytes(lake.rows(12))
     fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: lake.delete_behind("in/table.parquet") or True)
     night = lake.night(faults=[fault])
     lake.put_behind("in/table.parquet", data)
@@ -163,7 +199,8 @@ def input_deleted(lake: Lake) -> Night:
 
 def disk_full(lake: Lake) -> Night:
     """A local output on a disk with room for a part or two."""
-    return lake.night(output=lake.small_disk())
+    lake.use_small_disk()
+    return lake.night()
 
 
 def poison(lake: Lake) -> Night:
@@ -183,13 +220,13 @@ SCENARIOS = (
     Scenario(name="SIGKILL of a worker while it infers", disturb=worker_dies_in_the_model),
     Scenario(name="SIGKILL of a worker while it writes masks", disturb=worker_killed(MASKS)),
     Scenario(name="SIGKILL of a worker between data and receipt", disturb=worker_killed(RECEIPTS), quick=True),
-    Scenario(name="SIGTERM of a worker (spot preemption)", disturb=worker_killed(MASKS, signal.SIGTERM)),
+    Scenario(name="SIGTERM of a worker (spot preemption)", disturb=worker_preempted),
     Scenario(name="SIGKILL of the flow", disturb=flow_killed, ends="killed", quick=True),
     Scenario(name="Ctrl-C", disturb=interrupted, ends="killed"),
     Scenario(name="scheduler dies and is restarted", disturb=scheduler_restarted, ends="the Dask scheduler went away"),
     Scenario(name="worker over its memory limit", disturb=memory_limit),
     Scenario(name="a row that kills every process", disturb=poison),
-    Scenario(name="503 SlowDown, 30 times", disturb=store_fault(ANY, "slow_down", 30, skip=8), quick=True),
+    Scenario(name="503 SlowDown, 30 requests in a row", disturb=store_fault(ANY, "slow_down", 30, skip=45), quick=True),
     Scenario(name="connection reset before the request, 10 times", disturb=store_fault(ANY, "reset_before", 10, skip=20)),
     Scenario(name="connection reset in the middle of a reply", disturb=store_fault(INPUT, "reset_during", 3, skip=1)),
     Scenario(name="reply lost after the store did it", disturb=store_fault(MASKS, "lost_reply", 3), quick=True),
@@ -197,7 +234,7 @@ SCENARIOS = (
     Scenario(name="slow replies", disturb=store_fault(ANY, "slow", 5, skip=10)),
     Scenario(name="truncated bodies", disturb=store_fault(INPUT, "truncated", 2, skip=1)),
     Scenario(name="credentials expire", disturb=credentials_expired, ends="ExpiredToken"),
-    Scenario(name="store dies", disturb=store_dead, ends=""),
+    Scenario(name="store dies", disturb=store_dead, ends="takes up the rest"),
     Scenario(name="input deleted in the middle of a run", disturb=input_deleted, ends="table.parquet"),
     Scenario(name="input replaced in the middle of a run", disturb=input_replaced, ends="Run again to plan it anew", changed_input=True),
     Scenario(name="disk full", disturb=disk_full, ends="No space left on device"),

@@ -6,7 +6,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from flows import cluster
+from flows import cluster, dispatch
 from flows.calibrate import calibrate
 from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
-from flows.dispatch import run_shards
-from schemas.runs import Receipt
+from flows.dispatch import StoreGoneError, run_shards
+from schemas.runs import Plan, Receipt, Shard
 from schemas.settings import RunSettings, SegmentSettings
 from tasks.plan import make_plan
+from tasks.shard import process_shard
 from tasks.summarize import status
 from tasks.worker import resident_segmenter
 from tests.conftest import png, write_input
@@ -139,12 +140,60 @@ def test_no_scheduler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
 
-def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
-    tmp_path: Path, standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def nine_shards(tmp_path: Path, standing: LocalCluster) -> tuple[RunSettings, Plan]:
     write_input(tmp_path / "in.parquet", [{"image": png(i), "query": f"thing {i}"} for i in range(9)])
     asked = settings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=1, scheduler=standing.scheduler_address)
-    plan = make_plan(asked, FakeSegmenter("demo").revision)
+    return asked, make_plan(asked, FakeSegmenter("demo").revision)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, shards: Sequence[Shard], asked: RunSettings) -> Callable[[], list[str]]:
+    """Let the store fail for some shards. Gives what tells the ids of all that were tried: in a file, as Dask copies what it is given."""
+    diary = Path(asked.output).with_name("tried.txt")
+    ids = {shard.shard_id for shard in shards}
+
+    def process(shard: Shard, *args: Any, **options: Any) -> Receipt:
+        with diary.open("a") as file:
+            file.write(f"{shard.shard_id}\n")
+        if shard.shard_id in ids:
+            raise error
+        return process_shard(shard, *args, **options)
+
+    monkeypatch.setattr(dispatch, "process_shard", process)
+    return lambda: diary.read_text().split()
+
+
+def test_a_store_that_is_gone_ends_the_run_before_every_shard_is_tried(
+    nine_shards: tuple[RunSettings, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plan = nine_shards
+    tried = failing(monkeypatch, ConnectionError("nobody there"), plan.shards, asked)
+    with (
+        pytest.raises(StoreGoneError, match=r"failed 4 shards.*ConnectionError: nobody there.*takes up the rest"),
+        open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
+    ):
+        run_shards(client, plan.pending, asked, lambda _: None)
+    assert 0 < len(set(tried())) < 9
+
+
+@pytest.mark.parametrize(("error", "times"), [(ConnectionError("reset"), 4), (FileNotFoundError("gone"), 1)])
+def test_one_shard_that_the_store_fails_is_given_up_alone(
+    error: Exception, times: int, nine_shards: tuple[RunSettings, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plan = nine_shards
+    tried = failing(monkeypatch, error, plan.shards[:1], asked)
+    receipts: list[Receipt] = []
+    with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
+        outcome = run_shards(client, plan.pending, asked, receipts.append)
+    assert [shard for shard, _ in outcome.failures] == [plan.shards[0]]
+    assert len(receipts) == 8
+    assert tried().count(plan.shards[0].shard_id) == times, "a file that is not there is not asked for again"
+
+
+def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
+    nine_shards: tuple[RunSettings, Plan], standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plan = nine_shards
     receipts: list[Receipt] = []
 
     def lose_it(receipt: Receipt) -> None:
