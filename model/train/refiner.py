@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -220,7 +221,7 @@ def train(sft: Path, out: Path, settings: RefinerSettings, tell: Tell = tell_nob
     began = time.perf_counter()
     with (out / "log.csv").open("a", newline="") as file:
         writer = csv.writer(file)
-        for step, batch in enumerate(track(stream, description="refiner", total=len(dataset)), start=first):
+        for step, batch in enumerate(track(stream, description="refiner", total=len(dataset), console=Console(stderr=True)), start=first):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, settings)
             rng = np.random.default_rng((settings.seed, step, 5))

@@ -297,7 +297,7 @@ def train(out: Path, settings: RlSettings, init: str, device: torch.device | str
 
 
 def _tracked(first: int, steps: int) -> Iterator[int]:
-    with progress_bar(Console()) as progress:
+    with progress_bar(Console(stderr=True)) as progress:
         task = progress.add_task("rl", total=steps, completed=first)
         for step in range(first, steps):
             yield step

@@ -364,7 +364,7 @@ def train(
         state.save(out / "last.pt")
     if settings.model is None:
         state.model.model.vision.requires_grad_(not settings.freeze_vision)
-    console = Console()
+    console = Console(stderr=True)
     console.print(f"{parameter_count(state.model) / 1e6:.2f} M parameters, from step {state.step}")
     start = 0
     with progress_bar(console) as progress, (out / "log.csv").open("a", newline="") as log:
