@@ -24,8 +24,9 @@ demo: install  ## Segment 24 synthetic scenes end to end and draw what came out.
 	$(BIN)/wordmask sheet $(DEMO)/masks $(DEMO)/sheet.png
 	@echo "Masks: $(DEMO)/masks/masks   Look at: $(DEMO)/sheet.png"
 
+# Two at a time with a thread each: most tests wait for processes that they start.
 test: install  ## Run every test.
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
 lint: install  ## Format, lint, types and import directions.
 	$(BIN)/ruff format .

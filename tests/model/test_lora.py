@@ -18,7 +18,7 @@ from model.train.package import package
 from model.train.refiner import RefinerSettings
 from model.train.rl import RlSettings
 from model.train.sft import Phase, SftSettings
-from model.train.small import small_tokenizer, trained_model
+from model.train.small import small_config, small_tokenizer, trained_model
 from tests.model.tiny import outputs, tiny_model
 
 RANK = 4
@@ -78,7 +78,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = MoondreamSegmentationConfig()
     text = asdict(config.text) | {"n_layers": 2, "vocab_size": 2048, "moe": asdict(config.text.moe) | {"start_layer": 1, "num_experts": 8}}
     vision = asdict(config.vision) | {"enc_n_layers": 2, "early_layer": 0}
-    tokens = asdict(config.tokens) | {"max_new_tokens": 12}
+    tokens = asdict(small_config(small_tokenizer()).tokens) | {"max_new_tokens": 12}
     torch.manual_seed(0)
     model = MoondreamSegmentation(MoondreamSegmentationConfig(vision=vision, text=text, tokens=tokens))
     model.to(torch.bfloat16).save_pretrained(folder)
