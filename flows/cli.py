@@ -697,7 +697,7 @@ def train_run(
 ) -> None:  # fmt: skip
     """Train a model in the paper's three stages and test what each adds. Run it again to go on where it was stopped.
 
-    The model is in OUT/model then. On two cores it takes days.
+    The model is in OUT/model then. It takes some six hours on one core.
 
     Example: [bold]wordmask train run runs/ --share 0.001 --test-rows 20 --scenes shipped[/bold]
     """
