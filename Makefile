@@ -26,7 +26,7 @@ demo: install  ## Segment 24 synthetic scenes end to end and draw what came out.
 
 # Two at a time with a thread each: most tests wait for processes that they start.
 test: install  ## Run every test.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 lint: install  ## Format, lint, types and import directions.
 	$(BIN)/ruff format .
