@@ -33,5 +33,5 @@ def calibrate(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> tu
             shards = random.Random(0).sample(plan.pending, min(len(plan.pending), max(SHARDS, workers)))
             outcome = run_shards(client, shards, settings, receipts.append, plan.known)
     for shard, reason in outcome.failures:
-        raise RuntimeError(f"--calibrate: {shard.name} rows {shard.first_row}-{shard.first_row + shard.rows - 1} failed: {reason}")
+        raise RuntimeError(f"--calibrate: {shard.place} failed: {reason}")
     return receipts, workers

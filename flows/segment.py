@@ -144,7 +144,7 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Pla
 
         outcome = run_shards(client, plan.pending, settings, done, plan.known, plan.run_id)
     if failures := outcome.failures:
-        lines = [f"{shard.name} rows {shard.first_row}-{shard.first_row + shard.rows - 1}: {reason}" for shard, reason in failures[:SHOWN]]
+        lines = [f"{shard.place}: {reason}" for shard, reason in failures[:SHOWN]]
         more = [f"... and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
         what = f"{len(failures)} of {len(plan.pending)} shards failed; the rest are done, and the same command takes up these:"
         raise ShardsFailedError("\n".join([what, *lines, *more]))

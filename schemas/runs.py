@@ -52,6 +52,11 @@ class Shard(Frozen):
         return sum(part.stop - part.start for part in self.ranges)
 
     @property
+    def place(self) -> str:
+        """File and rows, for people."""
+        return f"{self.name} rows {self.first_row}-{self.first_row + self.rows - 1}"
+
+    @property
     def input_folder(self) -> str:
         """The folder that `name` is relative to."""
         return self.file.removesuffix(self.name).rstrip("/")

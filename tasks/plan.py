@@ -20,7 +20,7 @@ from tasks.footers import FOOTERS_AT_ONCE, InputFile, RowGroup, distinct_images,
 from tasks.read import values_of
 from tasks.reuse import changed_shards, earlier_answers
 from tasks.storage import Store
-from tasks.summarize import new_run_id
+from tasks.summarize import new_run_id, newest_run_if_any
 
 
 def make_plan(settings: RunSettings, model_revision: str, *, refuse: bool = True) -> Plan:
@@ -33,13 +33,16 @@ def make_plan(settings: RunSettings, model_revision: str, *, refuse: bool = True
     files = [file for file in found if not file.problem]
     duplicates = duplicate_rows(files, settings)
     shards = tuple(shard for file in files for shard in _shards(file, settings, model_revision, duplicates.get(file.name, ())))
-    receipts = Store.open(settings.output).names("receipts", ".json")
+    output = Store.open(settings.output)
+    receipts = output.names("receipts", ".json")
     done = frozenset(shard.shard_id for shard in shards) & receipts
     pending = [shard for shard in shards if shard.shard_id not in done]
+    newest = newest_run_if_any(output) if pending else None
     unusable = (Unusable(name=f.name, rows=f.rows if f.readable else None, why=f.problem) for f in found if f.problem)
     return Plan(
         run_id=new_run_id(), shards=shards, done=done,
-        known=earlier_answers(pending, shards, settings, receipts), changed=changed_shards(pending, settings),
+        known=earlier_answers(newest, pending, shards, settings, receipts) if newest else {},
+        changed=changed_shards(newest, pending) if newest else frozenset(),
         files=len(found), input_bytes=sum(file.size for file in found), images=distinct_images(files), unusable=tuple(unusable),
     )  # fmt: skip
 

@@ -9,15 +9,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from model.answers import Segmentation
 from schemas.rejects import RejectCode
-from schemas.runs import Known, Plan, Shard, masks_path, rejects_path
+from schemas.runs import Known, Plan, RunSummary, Shard, masks_path, rejects_path
 from schemas.settings import RunSettings
 from tasks.read import Row
 from tasks.storage import Store
-from tasks.summarize import new_run_id, newest_run, published_names, read_receipts
+from tasks.summarize import new_run_id, newest_run, read_receipts
 
 AS_THEY_ARE = tuple(field.name for field in fields(Segmentation) if field.name not in ("rle", "bbox", "coarse_bbox"))
 
@@ -51,8 +49,8 @@ def rejects_of(output: Store, shard_id: str) -> list[dict[str, Any]]:
 
 def _rows(output: Store, path: str) -> list[dict[str, Any]]:
     try:
-        with output.fs.open(output.full(path), "rb", cache_type="none") as handle:
-            found: list[dict[str, Any]] = pq.read_table(handle).to_pylist()
+        with output.parquet(path) as parquet:
+            found: list[dict[str, Any]] = parquet.read().to_pylist()
             return found
     except FileNotFoundError:
         return []
@@ -68,37 +66,32 @@ def _earlier(row: dict[str, Any]) -> Earlier:
 
 
 def earlier_answers(
-    pending: Sequence[Shard], shards: Sequence[Shard], settings: RunSettings, receipts: Collection[str]
+    newest: RunSummary, pending: Sequence[Shard], shards: Sequence[Shard], settings: RunSettings, receipts: Collection[str]
 ) -> dict[str, Known]:
-    """By pending shard, the shards of the newest published run with rows of the same file from about the same place, if they were done by
-    the same model with the same settings: the file has changed, but most of its rows may not have. Rows that moved by more than a shard are
-    not found there, and computed anew."""
-    output = Store.open(settings.output)
-    if not pending or not published_names(output):
-        return {}
-    newest = newest_run(output)
+    """By pending shard, of which there is one at least, the shards of the newest published run with rows of the same file from about the
+    same place, if they were done by the same model with the same settings: the file has changed, but most of its rows may not have. Rows
+    that moved by more than a shard are not found there, and computed anew."""
     if newest.settings_hash != settings.segment.settings_hash or newest.model_revision != pending[0].model_revision:
         return {}
     superseded = sorted({*newest.shard_ids} - {shard.shard_id for shard in shards} & {*receipts})
     names = {shard.name for shard in pending}
-    old = [receipt.shard for receipt in read_receipts(output, superseded) if receipt.shard.name in names]
+    old: dict[str, list[Shard]] = {name: [] for name in names}
+    for receipt in read_receipts(Store.open(settings.output), superseded):
+        if receipt.shard.name in names:
+            old[receipt.shard.name].append(receipt.shard)
     found = {}
     for shard in pending:
         near = range(shard.first_row - shard.rows, shard.first_row + 2 * shard.rows)
-        same = [o.shard_id for o in old if o.name == shard.name and o.first_row < near.stop and o.first_row + o.rows > near.start]
+        same = [o.shard_id for o in old[shard.name] if o.first_row < near.stop and o.first_row + o.rows > near.start]
         if same:
             found[shard.shard_id] = Known(earlier=tuple(same))
     return found
 
 
-def changed_shards(pending: Sequence[Shard], settings: RunSettings) -> frozenset[str]:
+def changed_shards(newest: RunSummary, pending: Sequence[Shard]) -> frozenset[str]:
     """The pending shards of files that the newest published run had too: since then the file has changed, or the model, the settings or
     how it is cut."""
-    output = Store.open(settings.output)
-    if not pending or not published_names(output):
-        return frozenset()
-    before = newest_run(output).files
-    return frozenset(shard.shard_id for shard in pending if shard.name in before)
+    return frozenset(shard.shard_id for shard in pending if shard.name in newest.files)
 
 
 def retry_plan(output_uri: str, codes: Collection[RejectCode]) -> tuple[Plan, RunSettings]:

@@ -67,7 +67,7 @@ def _process(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | Non
     read = time.perf_counter()
     output = Store.open(settings.output)
     with logs.discreet(row.query for row in rows):
-        answers = _answers(rows, shard, settings, segmenter, known, began)
+        answers = _answers(rows, shard, settings, segmenter, known, output, began)
         inferred = time.perf_counter()
         if known.retried:  # from here on until the new receipt the shard is not done
             output.remove(receipt_path(shard.shard_id))
@@ -94,10 +94,9 @@ def _process(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | Non
 
 
 def _answers(
-    rows: Sequence[Row], shard: Shard, settings: RunSettings, segmenter: SegmenterLike, known: Known, began: float
+    rows: Sequence[Row], shard: Shard, settings: RunSettings, segmenter: SegmenterLike, known: Known, output: Store, began: float
 ) -> Answers:  # fmt: skip
     """Every row's answer, in row order: of those that are known, and of the others asked."""
-    output = Store.open(settings.output)
     answers = _known_answers(rows, shard, output, known)
     ended = {mask.row.row for mask in answers.masks} | {reject.row.row for reject in answers.rejects}
     earlier = {answer.row_key: answer for answer in answers_of(output, known.earlier)}

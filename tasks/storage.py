@@ -56,8 +56,9 @@ class Store:
 
     @classmethod
     def open(cls, uri: str) -> Store:
-        fs, root = fsspec.core.url_to_fs(uri, **storage_options(uri))
-        if storage_options(uri):
+        options = storage_options(uri)
+        fs, root = fsspec.core.url_to_fs(uri, **options)
+        if options:
             fs.retries = BODY_ATTEMPTS
         return cls(fs, root.rstrip("/"))
 

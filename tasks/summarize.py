@@ -86,7 +86,12 @@ def published_names(output: Store) -> list[str]:
 
 def newest_run(output: Store) -> RunSummary:
     """The newest published run: its shards are what a reader reads. Raises FileNotFoundError if nothing was published."""
-    names = published_names(output)
-    if not names:
+    if (run := newest_run_if_any(output)) is None:
         raise FileNotFoundError(f"{output.root}: no published run there. Run `wordmask run` first, or check the path")
-    return RunSummary.model_validate_json(output.read_bytes(f"runs/{names[-1]}.json"))
+    return run
+
+
+def newest_run_if_any(output: Store) -> RunSummary | None:
+    """The same, None if nothing was published."""
+    names = published_names(output)
+    return RunSummary.model_validate_json(output.read_bytes(f"runs/{names[-1]}.json")) if names else None
