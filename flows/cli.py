@@ -29,7 +29,7 @@ from flows.console import (
     two_columns,
 )
 from flows.prefect_api import configure, silence_libraries, start_own_api
-from tasks.logs import LOG_JSON, LOG_QUERIES, discreet, is_asked, logger, without_credentials
+from tasks.logs import LOG_JSON, LOG_QUERIES, METRICS_DIR, discreet, is_asked, logger, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +76,9 @@ Input = Annotated[str, typer.Argument(metavar="INPUT", help="Parquet file, folde
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URI for masks, rejects, receipts and runs.", show_default=False)]
 ShardRows = Annotated[int, typer.Option(min=1, help="Most rows of a shard.")]
 ShardBytes = Annotated[int, typer.Option(min=1, help="Most bytes of a shard's rows in the table, compressed. A worker holds two shards.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per GPU, else one per core.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for another run on this output to end.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")]
 BatchRows = Annotated[int, typer.Option(min=1, help="Most queries decoded together.")]
 Scheduler = Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Use a standing Dask cluster.")]
 ImageColumn = Annotated[str, typer.Option(help="Column of images: struct<bytes, path>, binary, or URI string.")]
@@ -88,9 +91,7 @@ Https = Annotated[bool, typer.Option("--allow-https", help="Fetch images from ht
 Price = Annotated[float | None, typer.Option(min=0.0001, help="What all workers together cost an hour, in dollars.")]
 LogJson = Annotated[bool, typer.Option("--log-json", envvar=LOG_JSON, help="Log to the error stream, a JSON document a line.")]
 LogQueries = Annotated[bool, typer.Option("--log-queries", envvar=LOG_QUERIES, help="Let logs and errors quote the rows' expressions.")]
-MetricsDir = Annotated[
-    str | None, typer.Option(envvar="WORDMASK_METRICS_DIR", help="Folder for each worker's metrics, as Prometheus text files.")
-]
+MetricsDir = Annotated[str | None, typer.Option(envvar=METRICS_DIR, help="Folder for each worker's metrics, as Prometheus text files.")]
 Roots = Annotated[
     list[str] | None,
     typer.Option("--allow-root", help="Folder or URI below which images may lie, besides the input's own. May be given again."),
@@ -203,16 +204,14 @@ def run(
     dtype: Dtype = "float32", refiner_iterations: Iterations = None, early_stop: EarlyStop = True, grammar: Grammar = True,
     deterministic: Deterministic = False, path_style: PathStyle = "exact", shard_rows: ShardRows = 256,
     shard_bytes: ShardBytes = 256_000_000, batch_rows: BatchRows = 64,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per GPU, else one per core.")] = None,
-    scheduler: Scheduler = None,
+    workers: Workers = None, scheduler: Scheduler = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a shard whose worker died is tried again.")] = 3,
     image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
     max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000,
     allow_https: Https = False, allow_root: Roots = None,
     budget: Annotated[str | None, typer.Option(metavar="2h|$40", help="Begin no shard that would not end within it.")] = None,
     price_per_hour: Price = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for another run on this output to end.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
+    wait: Wait = False, verbose: Verbose = False, json: Json = False,
     log_json: LogJson = False, log_queries: LogQueries = False, metrics_dir: MetricsDir = None,
 ) -> None:  # fmt: skip
     """Segment a whole table. Run it again to take up what is left.
@@ -254,7 +253,7 @@ def _check_local_input(settings: RunSettings) -> None:
 
 def _watch(log_json: bool, log_queries: bool, metrics_dir: str | None) -> None:
     """Tell this process and the workers that it starts, which inherit its environment, what of the run is to be seen."""
-    told = {LOG_JSON: "1" if log_json else "", LOG_QUERIES: "1" if log_queries else "", "WORDMASK_METRICS_DIR": metrics_dir or ""}
+    told = {LOG_JSON: "1" if log_json else "", LOG_QUERIES: "1" if log_queries else "", METRICS_DIR: metrics_dir or ""}
     os.environ.update(told)
 
 
@@ -289,10 +288,8 @@ def _show_run(summary: RunSummary, json: bool) -> None:
 def retry(
     output: Output,
     code: Annotated[list[str], typer.Option("--code", help="Reject code, see `wordmask rejects`. May be given again.", show_default=False)],
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one per GPU, else one per core.")] = None,
-    scheduler: Scheduler = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for another run on this output to end.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
+    workers: Workers = None, scheduler: Scheduler = None,
+    wait: Wait = False, verbose: Verbose = False, json: Json = False,
     log_json: LogJson = False, log_queries: LogQueries = False, metrics_dir: MetricsDir = None,
 ) -> None:  # fmt: skip
     """Try rejected rows of some codes again, with the model and settings of the newest run. Only those rows are computed.
@@ -693,7 +690,7 @@ def train_run(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     share: Annotated[float, typer.Option(help="Share of each stage's steps, up to 1: small to see whether all runs.")] = 1.0,
     test_rows: Annotated[int, typer.Option(min=1, help="Rows of each test split.")] = 1000,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")] = False, json: Json = False,
+    verbose: Verbose = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Train a model in the paper's three stages and test what each adds. Run it again to go on where it was stopped.
 

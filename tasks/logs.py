@@ -22,6 +22,7 @@ from pythonjsonlogger.json import JsonFormatter
 from schemas.redaction import HIDDEN, redacted
 
 LOG_JSON, LOG_QUERIES = "WORDMASK_LOG_JSON", "WORDMASK_LOG_QUERIES"
+METRICS_DIR = "WORDMASK_METRICS_DIR"  # here, as importing tasks.metrics takes longer than `--help` may
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|API_KEY|CREDENTIAL|AUTH_STRING", re.IGNORECASE)  # variables whose values are never shown
 BYTES = re.compile(r"""\bb('|").*?(?<!\\)\1""")  # as Python prints them
 LEAST_SECRET = 8  # characters; shorter values stand in other words

@@ -20,8 +20,8 @@ from prometheus_client import REGISTRY, Counter, Gauge, Metric, write_to_textfil
 from prometheus_client.core import GaugeMetricFamily
 
 from schemas.runs import Receipt
+from tasks.logs import METRICS_DIR
 
-METRICS_DIR = "WORDMASK_METRICS_DIR"
 PREFIX = "wordmask_"
 
 ROWS = Counter("wordmask_rows", "Rows ended, as mask, as absent or rejected", ["ended"])
