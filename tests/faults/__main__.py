@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from s3fs import S3FileSystem
 
 from flows.prefect_api import configure
 from tasks.verify import verify_output
+from tests.conftest import free_port, serve_s3, wait_for
 from tests.faults.lake import Lake, Night, lake
 from tests.faults.scenarios import SCENARIOS, Scenario
 
@@ -112,37 +112,19 @@ def _storage(place: Lake) -> Iterator[None]:
 def surroundings() -> Iterator[str]:
     """A real S3 server, whose address is given; and a Prefect server, named in the environment."""
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder, "s3")
-        (root / "lake").mkdir(parents=True)
-        port, api_port = Lake.free_port(), Lake.free_port()
+        root, api_port = Path(folder, "s3"), free_port()
+        root.mkdir()
         configure(verbose=False)
         os.environ |= {"PREFECT_HOME": f"{folder}/prefect", "PREFECT_API_URL": f"http://127.0.0.1:{api_port}/api"}
-        binaries = Path(sys.executable).parent
-        serve_s3 = ["serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret", "--vfs-cache-mode", "off"]
-        serve_api = ["server", "start", "--host", "127.0.0.1", "--port", str(api_port)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        servers = [
-            subprocess.Popen([binaries / "rclone", *serve_s3], **quiet, env=os.environ | {"HOME": folder}),
-            subprocess.Popen([binaries / "prefect", *serve_api], **quiet),
-        ]
-        try:
-            for server, its_port in zip(servers, (port, api_port), strict=True):
-                _wait(server, its_port)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            for server in servers:
-                server.terminate()
-                server.wait()
-
-
-def _wait(server: subprocess.Popen[bytes], port: int) -> None:
-    give_up = time.monotonic() + 300
-    while time.monotonic() < give_up and server.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    raise RuntimeError(f"{server.args}: nothing answers on port {port}")
+        serve_api = [Path(sys.executable).parent / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api_port)]
+        with serve_s3(root) as address:
+            api = subprocess.Popen(serve_api, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                wait_for(api_port, api, 300)
+                yield address
+            finally:
+                api.terminate()
+                api.wait()
 
 
 QUICK = "; ".join(scenario.name for scenario in SCENARIOS if scenario.quick)

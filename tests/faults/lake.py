@@ -6,7 +6,6 @@ import io
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -102,13 +101,6 @@ class Lake:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
         self.disk = disk
         self.output = str(disk / "out")
-
-    @staticmethod
-    def free_port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
 
     def more_disk(self) -> None:
         """There is room again."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.conftest import free_port
 from tests.faults.lake import Lake, Night, table_bytes
 from tests.faults.proxy import Fault
 
@@ -141,7 +142,7 @@ class StandingCluster:
 
     def __init__(self, lake: Lake, *worker_options: str, workers: int = 1) -> None:
         self._lake = lake
-        self.address = f"tcp://127.0.0.1:{lake.free_port()}"
+        self.address = f"tcp://127.0.0.1:{free_port()}"
         self.scheduler = self._start_scheduler()
         self.workers = [
             self._start("worker", self.address, "--nthreads", "2", "--no-dashboard", "--host", "127.0.0.1", *worker_options)
