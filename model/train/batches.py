@@ -34,6 +34,7 @@ from model.train.templates import SYNONYMS
 IGNORE = -100
 NAMES = (*NOUNS, *SHAPES)
 SIZES = (*SIZE_NAMES, "large")
+ABSENT_SHARE = 0.2  # of expressions: more than are asked elsewhere, as to find nothing is learned last
 MAX_RANK = 6  # ordinal labels: how many like objects lie before this one, 0..5
 
 
@@ -51,8 +52,10 @@ class Batch:
     next_size: Tensor  # (I, K, T, 2) label: bins of the next size, -1 elsewhere
     pointer: Tensor  # (I, K) position of the last prompt token
     target_name: Tensor  # (I, K) place of the target's name in `NAMES`, `IGNORE` where there is no target
-    target_share: Tensor  # (I, K, P) share of the target in each patch, sums to 1 (0 where there is none)
+    target_share: Tensor  # (I, K, 1 + P) share of the target in each patch, sums to 1; where there is none, the first is 1
     word_fits: Tensor  # (I, K, T, P) which patches a name, colour or size fits, at its last token; false for other tokens
+    is_phrase: Tensor  # (I, K, T) whether a token is the last of a name, which a colour may stand before
+    phrase_share: Tensor  # (I, K, T, 1 + P) the patches that both fit, each alike, sums to 1; where there are none, the first is 1
     patch_labels: Tensor  # (I, P, C) classes of the object that owns each patch: name, colour, size, ranks
     patch_box: Tensor  # (I, P, 4) its box (cx, cy, w, h), unit of image, NaN for background
 
@@ -61,9 +64,10 @@ class SceneBatches(Dataset[Batch]):
     """Batch number `step` is a function of (seed, step) alone, so a resumed run sees what the first would have seen."""
 
     def __init__(self, *, config: MoondreamSegmentationConfig, tokenizer: PathTokenizer, questions: Questions, seed: int, steps: range,
-                 images: int, queries: int, paths: bool, n_objects: tuple[int, int], large_share: float = 0.0) -> None:  # fmt: skip
+                 images: int, queries: int, path_every: int, n_objects: tuple[int, int], large_share: float = 0.0) -> None:  # fmt: skip
+        """`path_every`: steps from one whose sequences have their paths to the next; those of the others end after the size."""
         self.config, self.tokenizer, self.questions, self.seed, self.steps = config, tokenizer, questions, seed, steps
-        self.images, self.queries, self.paths, self.n_objects, self.large_share = images, queries, paths, n_objects, large_share
+        self.images, self.queries, self.path_every, self.n_objects, self.large_share = images, queries, path_every, n_objects, large_share
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -72,23 +76,23 @@ class SceneBatches(Dataset[Batch]):
         cv2.setNumThreads(1)
         step = self.steps[index]
         rng = np.random.default_rng((self.seed, step))
-        samples = [self._sample(rng) for _ in range(self.images)]
+        samples = [self._sample(rng, paths=step % self.path_every == 0) for _ in range(self.images)]
         return _collate(samples, self.config)
 
-    def _sample(self, rng: np.random.Generator) -> Sample:
+    def _sample(self, rng: np.random.Generator, *, paths: bool) -> Sample:
         large = rng.random() < self.large_share
         crop = self.config.vision.crop_size
         size = {side: int(rng.integers(crop + crop // 12, 2 * crop + crop // 6)) for side in ("height", "width")} if large else {}
         while True:
             seed = int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop))
             scene = self.questions.scene(seed, n_objects=self.n_objects, **size)
-            expressions = self.questions.about(scene, seed, self.queries)
+            expressions = self.questions.about(scene, seed, self.queries, absent=ABSENT_SHARE)
             if len(expressions) == self.queries:
-                return self._encode(scene, expressions)
+                return self._encode(scene, expressions, paths)
 
-    def _encode(self, scene: Scene, expressions: list[Expression]) -> Sample:
+    def _encode(self, scene: Scene, expressions: list[Expression], paths: bool) -> Sample:
         crops = crop_image(scene.image_HW3, self.config.vision)
-        queries = [self._query(scene, expression) for expression in expressions]
+        queries = [self._query(scene, expression, paths) for expression in expressions]
         vision = self.config.vision
         shares = patch_shares(scene.instance_HW, vision.crop_size, vision.grid)
         nowhere = np.zeros(vision.n_tokens, np.float32)
@@ -98,30 +102,28 @@ class SceneBatches(Dataset[Batch]):
         background = np.zeros((1, labels.shape[1]), labels.dtype)
         return Sample(
             crops=crops.crops_NHWC, tiling=crops.tiling, queries=queries,
-            target_share=targets / np.maximum(targets.sum(axis=1, keepdims=True), 1e-6),
+            target_share=share_or_first(targets),
             patch_labels=np.concatenate([labels, background])[owners],
             patch_box=np.concatenate([boxes, np.full((1, 4), np.nan)])[owners],
         )  # fmt: skip
 
-    def _query(self, scene: Scene, expression: Expression) -> QuerySample:
+    def _query(self, scene: Scene, expression: Expression, paths: bool) -> QuerySample:
         tokens = self.config.tokens
         prompt = build_prompt(expression.text, (), self.tokenizer, tokens)
         begin = len(tokens.prompt_prefix)
-        attributes = {begin + place: label for place, label in attributes_of(expression.text, self.tokenizer).items()}
+        words = {begin + place: labels for place, labels in attributes_of(expression.text, self.tokenizer).items()}
         if expression.target is None:
-            return QuerySample(
-                ids=[*prompt.ids, tokens.eos_id], prompt_length=len(prompt.ids), box=None, name=IGNORE, attributes=attributes
-            )
+            return QuerySample(ids=[*prompt.ids, tokens.eos_id], prompt_length=len(prompt.ids), box=None, name=IGNORE, words=words)
         target = scene.objects[expression.target]
         ids = [*prompt.ids, tokens.coord_id, tokens.coord_id, tokens.size_id]
-        if self.paths:
+        if paths:
             ids += [*self.tokenizer.path_ids(path_target(target.mask_HW, target.box)), tokens.eos_id]
         return QuerySample(
             ids=ids,
             prompt_length=len(prompt.ids),
             box=unit_box(target.box, *target.mask_HW.shape),
             name=NAMES.index(target.name),
-            attributes=attributes,
+            words=words,
         )
 
 
@@ -131,7 +133,7 @@ class QuerySample:
     prompt_length: int
     box: tuple[float, float, float, float] | None  # None where nothing is meant
     name: int
-    attributes: dict[int, tuple[int, int]]
+    words: dict[int, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,13 +166,30 @@ def object_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 N_CLASSES = (len(NAMES) + 1, len(COLOUR_NAMES) + 2, len(SIZES) + 1, *[MAX_RANK + 1] * 12)
 
 
-def attributes_of(text: str, tokenizer: PathTokenizer) -> dict[int, tuple[int, int]]:
+def share_or_first(covered: np.ndarray) -> np.ndarray:
+    """(..., P) of how much of each patch something covers, as shares (..., 1 + P) that sum to 1; all in the first, where it covers none.
+
+    The first stands for the token that begins the prefix. What looks there has found nothing.
+    """
+    nothing = ~covered.any(axis=-1, keepdims=True)
+    shares = np.concatenate([nothing, covered], axis=-1)
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def attributes_of(text: str, tokenizer: PathTokenizer) -> dict[int, list[tuple[int, int]]]:
     """The place, among an expression's tokens, of the last token of each name, colour and size in it: which of the patch labels it is
-    about, and their class."""
+    about, and their class. Of a name, also those of the colour right before it."""
     spans = tokenizer.fast(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     ends = {stop: place for place, (_, stop) in enumerate(spans)}
-    found = ((ends.get(match.end()), _LABELS[match.group()]) for match in _ATTRIBUTE.finditer(text.lower()))
-    return {place: label for place, label in found if place is not None}
+    found: dict[int, list[tuple[int, int]]] = {}
+    before = -1, (0, 0)  # where the last word ended, and its label
+    for match in _ATTRIBUTE.finditer(text.lower()):
+        label = _LABELS[match.group()]
+        if match.end() in ends:
+            coloured = label[0] == 0 and before[1][0] == 1 and before[0] == match.start() - 1
+            found[ends[match.end()]] = [label, before[1]] if coloured else [label]
+        before = match.end(), label
+    return found
 
 
 _LABELS = {
@@ -189,7 +208,8 @@ def _collate(samples: list[Sample], config: MoondreamSegmentationConfig) -> Batc
     ids, coords, sizes = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros((*shape, 2), np.float32)
     next_id, next_coord, next_size = np.full(shape, IGNORE), np.full(shape, -1.0, np.float32), np.full((*shape, 2), -1.0, np.float32)
     pointer = np.zeros(shape[:2], np.int64)
-    word_fits = np.zeros((*shape, config.vision.n_tokens), bool)
+    word_fits, phrase_fits = (np.zeros((*shape, config.vision.n_tokens), bool) for _ in range(2))
+    is_phrase = np.zeros(shape, bool)
     n_coord, n_size = config.region.coord_out_dim, config.region.size_out_dim // 2
     for i, sample in enumerate(samples):
         for k, query in enumerate(sample.queries):
@@ -203,11 +223,14 @@ def _collate(samples: list[Sample], config: MoondreamSegmentationConfig) -> Batc
                 sizes[i, k, p + 2] = w, h
                 next_coord[i, k, p - 1 : p + 1] = coord_bin(cx, n_coord), coord_bin(cy, n_coord)
                 next_size[i, k, p + 1] = size_bin(w, n_size), size_bin(h, n_size)
-            for t, (column, value) in query.attributes.items():
-                word_fits[i, k, t] = sample.patch_labels[:, column] == value
+            for t, labels in query.words.items():
+                fits = [sample.patch_labels[:, column] == value for column, value in labels]
+                word_fits[i, k, t], phrase_fits[i, k, t] = fits[0], np.all(fits, axis=0)
+                is_phrase[i, k, t] = labels[0][0] == 0
     arrays = {
         "crops": np.concatenate([s.crops for s in samples]), "ids": ids, "coords": coords, "sizes": sizes,
         "next_id": next_id, "next_coord": next_coord, "next_size": next_size, "pointer": pointer, "word_fits": word_fits,
+        "is_phrase": is_phrase, "phrase_share": share_or_first(phrase_fits).astype(np.float32),
         "target_name": np.array([[query.name for query in s.queries] for s in samples], np.int64),
         "target_share": np.stack([s.target_share for s in samples]).astype(np.float32),
         "patch_labels": np.stack([s.patch_labels for s in samples]).astype(np.int64),

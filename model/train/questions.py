@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from model.train.canvas import Scene
-from model.train.expressions import Expression, refer
+from model.train.expressions import ABSENT_SHARE, Expression, refer
 from model.train.scenes import make_scene
 from model.train.splits import SPLITS
 from model.train.sprites import SpriteLibrary, load, load_shipped
@@ -40,6 +40,6 @@ class Questions:
             options["height"] = self.side
         return make_scene(seed, sprites=self.sprites, **options)
 
-    def about(self, scene: Scene, seed: int, count: int) -> list[Expression]:
-        """Up to `count` expressions."""
-        return refer(scene, seed, count, nouns=self.sprites.nouns, templates=SPLITS[self.split].templates)
+    def about(self, scene: Scene, seed: int, count: int, absent: float = ABSENT_SHARE) -> list[Expression]:
+        """Up to `count` expressions, of which a share of `absent` names nothing."""
+        return refer(scene, seed, count, nouns=self.sprites.nouns, templates=SPLITS[self.split].templates, absent=absent)

@@ -2,15 +2,17 @@
 
 The abstract says only that paths are learned with a token loss. What is ours:
 
-- Three phases of one run: `vision` (the encoder alone, on dense labels of what each patch shows), `box` (sequences end
+- Three phases of one run: `vision` (the encoder alone, on dense labels of what each patch shows), `box` (most sequences end
   after the size token: half the tokens), `path` (whole sequences). Finding the object is the slow part, so it goes first.
 - Bins and the numbers of a path are learned against a Gaussian around the target rather than a single class, because
   the neighbours of a coordinate are nearly right.
 - Auxiliary losses, for training only: each patch's name, colour, size, ranks and box from the vision features; each word
   for a name, colour or size pointing at all patches it fits, early, so that the words of an expression can be added up;
-  the last prompt token pointing at the image tokens that the target covers; one attention head of a late block looking
-  there while the box and the first path tokens are drawn; image tokens holding their object's box in the code the region
-  decoders read; and the size token, where the path is about to begin, knowing the target's name.
+  one attention head of a middle block looking, at each name, with its colour, at what fits both, so that a relation finds
+  what it is to; the last prompt token pointing at the image tokens that the target covers; one attention head of a late
+  block looking there while the box and the first path tokens are drawn; image tokens holding their object's box in the code
+  the region decoders read; and the size token, where the path is about to begin, knowing the target's name. What finds
+  nothing looks at the token that begins the prefix, and the answer to it, its first token, counts for itself as well.
 - The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
 - A model that can do much already, of whatever size (`--model moondream/moondream3-preview`), learns whole sequences at once, by the token
   losses alone, through LoRA (`lora`): its encoder and its experts are frozen.
@@ -25,6 +27,7 @@ import argparse
 import csv
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,7 +56,7 @@ LOG_EVERY = 50  # steps
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """Part of the run: how long, on what, how fast. `n_objects` is (fewest, most) objects of a scene; `large_share` the
-    share of scenes large enough to be tiled."""
+    share of scenes large enough to be tiled; `path_every` the steps from one with whole paths to the next."""
 
     name: str
     steps: int
@@ -62,6 +65,7 @@ class Phase:
     n_objects: tuple[int, int]
     learning_rate: float
     large_share: float = 0.0
+    path_every: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,7 @@ class SftSettings:
     seed: int = 0
     phases: tuple[Phase, ...] = (
         Phase(name="vision", steps=3000, images=32, queries=1, n_objects=(2, 7), learning_rate=1e-3),
-        Phase(name="box", steps=2500, images=8, queries=5, n_objects=(2, 7), learning_rate=1e-3),
+        Phase(name="box", steps=2500, images=8, queries=5, n_objects=(2, 7), learning_rate=1e-3, path_every=4),
         Phase(name="path", steps=6000, images=8, queries=5, n_objects=(2, 7), learning_rate=7e-4, large_share=0.12),
     )
     warmup: int = 200
@@ -112,9 +116,9 @@ class Auxiliary(nn.Module):
         box = F.smooth_l1_loss(self.box(final_IPD).float()[owned], batch.patch_box[owned], beta=0.05)
         return {"patch": torch.stack(losses).sum(), "rank": torch.stack(ranks).mean(), "patch_box": box}
 
-    def pointer_loss(self, query_IKD: Tensor, image_IPD: Tensor, share_IKP: Tensor) -> Tensor:
-        """Cross-entropy of the query's attention over image tokens against the share of the target in each."""
-        scores = torch.einsum("ikd,ipd->ikp", self.query(query_IKD), self.key(image_IPD)).float()
+    def pointer_loss(self, query_IKD: Tensor, prefix_IPD: Tensor, share_IKP: Tensor) -> Tensor:
+        """Cross-entropy of the query's attention over the prefix against the share of the target in each of its tokens."""
+        scores = torch.einsum("ikd,ipd->ikp", self.query(query_IKD), self.key(prefix_IPD)).float()
         return -(share_IKP * (scores * query_IKD.shape[-1] ** -0.5).log_softmax(-1)).sum(-1).mean()
 
     def word_loss(self, words_IKTD: Tensor, image_IPD: Tensor, batch: Batch) -> Tensor:
@@ -165,12 +169,18 @@ class SoftTargets(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class Packed:
     """One pass over packed queries: the stream of queries (I, K, T, D), the stream after each block (I, S, D), and the
-    attention head `LOOK_HEAD` of block `LOOK_LAYER`, its queries and keys each (I, S, d)."""
+    attention head `LOOK_HEAD` of blocks `PHRASE_LAYER` and `LOOK_LAYER`, by block: its queries and keys, each (I, S, d)."""
 
     hidden: Tensor
     streams: list[Tensor]
-    look_q: Tensor
-    look_k: Tensor
+    looks: dict[int, tuple[Tensor, Tensor]]
+
+    def prefix_scores(self, layer: int, batch: Batch) -> Tensor:
+        """(I, K, T, 1 + P) of that head: what each query token makes of each token of the prefix, before the softmax."""
+        q, k = self.looks[layer]
+        prefix = batch.target_share.shape[-1]
+        queries = q[:, prefix:].unflatten(1, batch.ids.shape[1:])
+        return torch.einsum("iktd,ipd->iktp", queries, k[:, :prefix]).float() * q.shape[-1] ** -0.5
 
 
 def packed_stream(model: Moondream, features: CropFeatures, batch: Batch) -> Tensor:
@@ -192,29 +202,39 @@ def packed_stream(model: Moondream, features: CropFeatures, batch: Batch) -> Ten
 def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> Packed:
     """`packed_stream`, and what the auxiliary losses look at on the way."""
     streams: list[Tensor] = []
-    looks: list[tuple[Tensor, ...]] = []
-    attention = model.text.blocks[LOOK_LAYER].attn
+    looks: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        q, k, _ = module.heads(*args)
+        looks[layer] = q[:, LOOK_HEAD], k[:, LOOK_HEAD]
+
     hooks = [block.register_forward_hook(lambda _m, _i, out: streams.append(out)) for block in model.text.blocks]
-    hooks.append(attention.register_forward_pre_hook(lambda module, args: looks.append(module.heads(*args))))
+    hooks += [model.text.blocks[layer].attn.register_forward_pre_hook(partial(keep, layer)) for layer in (PHRASE_LAYER, LOOK_LAYER)]
     hidden = packed_stream(model, features, batch)
     for hook in hooks:
         hook.remove()
-    q, k, _ = looks[0]
-    return Packed(hidden=hidden, streams=streams, look_q=q[:, LOOK_HEAD], look_k=k[:, LOOK_HEAD])
+    return Packed(hidden=hidden, streams=streams, looks=looks)
 
 
-LOOK_LAYER, LOOK_HEAD = 4, 0
+PHRASE_LAYER, LOOK_LAYER, LOOK_HEAD = 2, 4, 0
 LOOK_TOKENS = 1 + BOX_TOKENS + 4  # the last prompt token, the box, and M x y L
 
 
 def look_loss(packed: Packed, batch: Batch) -> Tensor:
-    """The head's attention over the prefix, against the share of the target in each image token."""
-    prefix = 1 + batch.target_share.shape[-1]
-    q = packed.look_q[:, prefix:].unflatten(1, batch.ids.shape[1:])
-    place = (batch.pointer[..., None] + torch.arange(LOOK_TOKENS, device=q.device)).clamp(max=q.shape[2] - 1)
-    q = q.gather(2, place[..., None].expand(-1, -1, -1, q.shape[-1]))
-    scores = torch.einsum("iktd,ipd->iktp", q, packed.look_k[:, :prefix]).float() * q.shape[-1] ** -0.5
-    return -(batch.target_share[:, :, None] * scores.log_softmax(-1)[..., 1:]).sum(-1).mean()
+    """The head's attention over the prefix, against the share of the target in each of its tokens; of what is absent, at the last prompt
+    token alone."""
+    scores = packed.prefix_scores(LOOK_LAYER, batch)
+    after = torch.arange(LOOK_TOKENS, device=scores.device)
+    place = (batch.pointer[..., None] + after).clamp(max=scores.shape[2] - 1)
+    scores = scores.gather(2, place[..., None].expand(-1, -1, -1, scores.shape[-1]))
+    counts = (batch.target_name != IGNORE)[..., None] | (after == 0)
+    return -(batch.target_share[:, :, None] * scores.log_softmax(-1)).sum(-1)[counts].mean()
+
+
+def phrase_loss(packed: Packed, batch: Batch) -> Tensor:
+    """The head's attention over the prefix at the names, against the patches that name and colour fit."""
+    scores = packed.prefix_scores(PHRASE_LAYER, batch)
+    return -(batch.phrase_share * scores.log_softmax(-1)).sum(-1)[batch.is_phrase].mean()
 
 
 COORD_ID, SIZE_ID = 5, 6
@@ -254,26 +274,30 @@ def losses(model: Moondream, auxiliary: Auxiliary | None, soft: SoftTargets, bat
         stream = packed.streams[layer]
         queries = stream[:, prefix:].unflatten(1, batch.ids.shape[1:])
         index = batch.pointer[..., None, None].expand(-1, -1, 1, queries.shape[-1])
-        found[f"point{layer}"] = auxiliary.pointer_loss(queries.gather(2, index)[:, :, 0], stream[:, 1:prefix], batch.target_share)
+        found[f"point{layer}"] = auxiliary.pointer_loss(queries.gather(2, index)[:, :, 0], stream[:, :prefix], batch.target_share)
     words = packed.streams[WORD_LAYER]
     found["word"] = auxiliary.word_loss(words[:, prefix:].unflatten(1, batch.ids.shape[1:]), words[:, 1:prefix], batch)
     found["place"] = auxiliary.place_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch, model.region, soft)
     found["look"] = look_loss(packed, batch)
-    if phase.name == "path":
-        size_token = (batch.pointer + BOX_TOKENS).clamp(max=hidden.shape[2] - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
-        names = auxiliary.name(hidden.gather(2, size_token)[:, :, 0]).float()
-        found["name"] = F.cross_entropy(names.flatten(0, 1), batch.target_name.flatten(), ignore_index=IGNORE)
+    found["phrase"] = phrase_loss(packed, batch)
+    size_token = (batch.pointer + BOX_TOKENS).clamp(max=hidden.shape[2] - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
+    names = auxiliary.name(hidden.gather(2, size_token)[:, :, 0]).float()
+    found["name"] = F.cross_entropy(names.flatten(0, 1), batch.target_name.flatten(), ignore_index=IGNORE)
     return found | token_losses(model, soft, batch, hidden)
 
 
 def token_losses(model: Moondream, soft: SoftTargets, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
-    """Of coordinates, sizes, the path's numbers and all other tokens; `hidden` is the stream of `packed_stream`."""
+    """Of coordinates, sizes, the path's numbers and all other tokens, of these the answers' first ones once more: whether there is
+    anything. `hidden` is the stream of `packed_stream`."""
     found: dict[str, Tensor] = {}
     wants_coord, wants_size, wants_id = batch.next_coord >= 0, batch.next_size[..., 0] >= 0, batch.next_id != IGNORE
     found["coord"] = soft.bins(model.region.coord_logits(hidden[wants_coord]), batch.next_coord[wants_coord], soft.coord_sigma)
     size_logits, size_bins = model.region.size_logits(hidden[wants_size]), batch.next_size[wants_size]
     found["size"] = soft.bins(size_logits.flatten(0, 1), size_bins.flatten(), soft.size_sigma)
     found["number"], found["token"] = soft.tokens(model.text.logits(hidden[wants_id]), batch.next_id[wants_id])
+    first = batch.pointer[..., None]
+    answers = model.text.logits(hidden.gather(2, first[..., None].expand(-1, -1, -1, hidden.shape[-1]))).float()
+    found["presence"] = F.cross_entropy(answers.flatten(0, 2), batch.next_id.gather(2, first).flatten())
     return found
 
 
@@ -285,12 +309,14 @@ WEIGHTS = {
     "point3": 0.5,
     "place": 0.3,
     "look": 0.5,
+    "phrase": 0.5,
     "word": 1.0,
     "name": 0.5,
     "coord": 1.0,
     "size": 1.0,
     "number": 1.0,
     "token": 1.0,
+    "presence": 1.0,
 }
 
 
@@ -392,7 +418,7 @@ def _train_phase(
     dataset = SceneBatches(
         config=config, tokenizer=tokenizer, questions=Questions(settings.scenes, side=config.vision.crop_size),
         seed=settings.seed, steps=steps,
-        images=phase.images, queries=phase.queries, paths=phase.name == "path", n_objects=phase.n_objects, large_share=phase.large_share,
+        images=phase.images, queries=phase.queries, path_every=phase.path_every, n_objects=phase.n_objects, large_share=phase.large_share,
     )  # fmt: skip
     task = progress.add_task(phase.name, total=phase.steps, completed=state.step - start)
     writer, sums, began = csv.writer(log), {}, time.perf_counter()

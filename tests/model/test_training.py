@@ -125,7 +125,7 @@ def test_the_refiner_learns_its_head_only_and_resumes(trained: Path, tmp_path: P
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     tokenizer = small_tokenizer()
     options = {"config": small_config(tokenizer), "tokenizer": tokenizer, "questions": Questions("shipped")}
-    options |= {"images": 2, "queries": 3, "paths": True, "n_objects": (2, 5)}
+    options |= {"images": 2, "queries": 3, "path_every": 1, "n_objects": (2, 5)}
     whole = SceneBatches(seed=3, steps=range(4), **options)
     resumed = SceneBatches(seed=3, steps=range(2, 4), **options)
     other = SceneBatches(seed=4, steps=range(4), **options)
@@ -138,11 +138,12 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
 def test_each_name_colour_and_size_is_found_in_an_expression_at_its_last_token() -> None:
     tokenizer = small_tokenizer()
     text = "the tiny grey hot dog left of the dogs"
+    gray = (1, 1 + COLOUR_NAMES.index("gray"))
     found = attributes_of(text, tokenizer)
     ends = {tokenizer.fast.decode(tokenizer.encode(text)[: place + 1]).strip(): label for place, label in found.items()}
     assert ends == {
-        "the tiny": (2, 1 + SIZES.index("small")), "the tiny grey": (1, 1 + COLOUR_NAMES.index("gray")),
-        "the tiny grey hot dog": (0, 1 + NAMES.index("hot dog")),
+        "the tiny": [(2, 1 + SIZES.index("small"))], "the tiny grey": [gray],
+        "the tiny grey hot dog": [(0, 1 + NAMES.index("hot dog")), gray],
     }  # fmt: skip
 
 
@@ -157,7 +158,7 @@ def test_what_is_absent_is_answered_by_the_end_token_and_has_no_place() -> None:
         steps=range(8),
         images=2,
         queries=4,
-        paths=True,
+        path_every=1,
         n_objects=(2, 5),
     )
     seen = 0
@@ -168,7 +169,8 @@ def test_what_is_absent_is_answered_by_the_end_token_and_has_no_place() -> None:
         assert (first[~absent] == config.tokens.coord_id).all()
         assert (batch.next_coord[absent] == -1).all()
         assert (batch.next_size[absent] == -1).all()
-        assert not batch.target_share[absent].any()
+        assert (batch.target_share[absent][:, 0] == 1).all()
+        assert not batch.target_share[~absent][:, 0].any()
         seen += int(absent.sum())
     assert seen > 0
 
