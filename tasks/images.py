@@ -112,6 +112,15 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
     return np.asarray(_as_rgb(_upright(image)))
 
 
+def pixels_of(data: bytes) -> int:
+    """How many pixels an encoded image says that it has; 0 where it cannot be told what it is."""
+    try:
+        width, height = _open(data).size
+    except ImageError:
+        return 0
+    return int(width * height)
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
@@ -177,7 +186,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile and image.mode in ("RGB", "CMYK", "L"):
         image = _to_srgb(image, profile)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey16_as_rgb(image: Image.Image) -> Image.Image:

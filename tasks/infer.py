@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from schemas.rejects import RejectCode
 from schemas.runs import Shard
 from schemas.settings import SegmentSettings
 from tasks import metrics
-from tasks.images import bytes_of, decode
+from tasks.images import bytes_of, decode, pixels_of
 from tasks.logs import clean
 from tasks.read import Row
 from tasks.reuse import Earlier, row_key
@@ -33,9 +34,13 @@ from tasks.storage import STORE_ERRORS
 from tasks.uris import ImageError
 from tasks.worker import SegmenterLike, Turn
 
+Still = TypeVar("Still")
+
 DECODE_THREADS = 2
-IMAGES_AHEAD = 16  # decoded images held beside those that the model has
+IMAGES_AHEAD = 16  # read, and decoded if they are small, beside those that the model has
+PIXELS_AHEAD = 1 << 26  # decoded
 MASKS_BEHIND = 32  # masks that may be in the making beside the model
+MOST_HELD = 1 << 30  # bytes of images that the model has, and of masks in the making; one row may take more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,21 @@ class Picture:
 
     image_id: str
     pixels: NDArray[np.uint8]
+    rows: tuple[Row, ...]
+
+    @property
+    def mask_bytes(self) -> int:
+        """Of one row's mask, while it is not compressed."""
+        return self.pixels.nbytes // 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """An image as it was read, how many pixels it says that it has, and the rows that ask about it."""
+
+    image_id: str
+    data: bytes
+    n_pixels: int
     rows: tuple[Row, ...]
 
 
@@ -151,33 +171,45 @@ def _pictures(
     rows: Sequence[Row], shard: Shard, settings: SegmentSettings, answers: Answers, pool: ThreadPoolExecutor,
     earlier: Mapping[str, Earlier],
 ) -> Iterator[Picture]:  # fmt: skip
-    """Distinct images in order of their first row, decoded in threads a little ahead of their use."""
+    """Distinct images in order of their first row, read and decoded in threads a little ahead of their use."""
     groups: dict[bytes | str, list[Row]] = {}
     for row in rows:
         key = hashlib.sha256(row.image_bytes).digest() if row.image_bytes is not None else str(row.image_uri)
         groups.setdefault(key, []).append(row)
 
-    def load(group: list[Row]) -> list[Picture | Mask | Reject]:
+    def read(group: list[Row]) -> list[_Encoded | Mask | Reject]:
         try:
             data = bytes_of(group[0], shard, settings)
-            metrics.READ.inc(len(data))
-            image_id = hashlib.sha256(data).hexdigest()[:32]
-            found = [(row, earlier.get(row_key(row, image_id))) for row in group] if earlier else [(row, None) for row in group]
-            copied = [copy_of(row, answer) for row, answer in found if answer is not None]
-            rest = tuple(row for row, answer in found if answer is None)
-            return [*copied, *([Picture(image_id=image_id, pixels=decode(data, settings), rows=rest)] if rest else [])]
         except ImageError as error:
             return [Reject(row=row, code=error.code, detail=error.detail) for row in group]
+        metrics.READ.inc(len(data))
+        image_id = hashlib.sha256(data).hexdigest()[:32]
+        found = [(row, earlier.get(row_key(row, image_id))) for row in group] if earlier else [(row, None) for row in group]
+        copied = [copy_of(row, answer) for row, answer in found if answer is not None]
+        rest = tuple(row for row, answer in found if answer is None)
+        return [*copied, *([_Encoded(image_id=image_id, data=data, n_pixels=pixels_of(data), rows=rest)] if rest else [])]
 
-    for loaded in ahead(pool, load, groups.values(), IMAGES_AHEAD):
-        for found in loaded:
-            if isinstance(found, Picture):
-                yield found
-            elif isinstance(found, Mask):
-                answers.masks.append(found)
-                answers.copied += 1
-            else:
-                answers.rejects.append(found)
+    def decoded(image: _Encoded) -> list[Picture | Mask | Reject]:
+        try:
+            return [Picture(image_id=image.image_id, pixels=decode(image.data, settings), rows=image.rows)]
+        except ImageError as error:
+            return [Reject(row=row, code=error.code, detail=error.detail) for row in image.rows]
+
+    images = _noting(answers, ahead(pool, read, groups.values(), IMAGES_AHEAD))
+    least = PIXELS_AHEAD // IMAGES_AHEAD
+    return _noting(answers, ahead(pool, decoded, images, PIXELS_AHEAD, weight=lambda image: max(image.n_pixels, least)))
+
+
+def _noting(answers: Answers, found: Iterable[list[Still | Mask | Reject]]) -> Iterator[Still]:
+    """What is still to be worked on. Masks, which are copied, and rejects are answers."""
+    for each in chain.from_iterable(found):
+        if isinstance(each, Mask):
+            answers.masks.append(each)
+            answers.copied += 1
+        elif isinstance(each, Reject):
+            answers.rejects.append(each)
+        else:
+            yield each
 
 
 def copy_of(row: Row, answer: Earlier) -> Mask:
@@ -189,11 +221,13 @@ class _Asking:
     """Asks the model about pictures. `waited`: seconds in which it had none to work on.
 
     If it fails, the rows that it had not answered are asked about one by one, so that only the row at fault is lost; if the device
-    has too little memory for so many rows, half as many are decoded at a time.
+    has too little memory for so many rows, half as many are decoded at a time. Where the images are so large that `MOST_HELD` is
+    reached, the model finishes those it has before it is given more.
     """
 
     def __init__(self, pictures: Iterator[Picture], segmenter: SegmenterLike, answers: Answers, batch_rows: int) -> None:
         self._pictures, self._segmenter, self._answers, self._batch_rows = pictures, segmenter, answers, batch_rows
+        self._waiting: deque[Picture] = deque()  # to be given to the model before what comes next
         self._unanswered: dict[int, tuple[Picture, Row]] = {}  # given to the model; a row leaves when the model has answered it
         self._finishing: deque[tuple[Row, str, tuple[int, int], Future[Segmentation]]] = deque()  # without the pixels, which are large
         self._ends_shard = False  # what went wrong is not the fault of the rows that the model has
@@ -201,25 +235,27 @@ class _Asking:
 
     def ask_all(self) -> None:
         """Every picture, to the end. Raises what is the machine's fault, and what reading the pictures raised."""
-        again: list[Picture] = []
-        while True:
+        finished = False
+        while not finished:
             try:
-                self._ask(chain(again, self._next_pictures()), self._batch_rows)
+                self._ask(self._next_pictures(), self._batch_rows)
             except Exception as error:
                 if self._ends_shard or not self._unanswered or not _can_go_on(error, self._batch_rows):
                     raise
                 too_many = isinstance(error, torch.OutOfMemoryError)
             else:
-                return
+                self.collect(leave=MASKS_BEHIND if (finished := not self._waiting) else 0)
+                continue
             # Asked again only here, where what failed holds no memory any more.
             again = _pictures_of(self._unanswered.values())
+            self._unanswered.clear()
             if too_many:
                 self._batch_rows //= 2
+                self._waiting.extendleft(reversed(again))
             else:
                 for picture in again:
                     for row in picture.rows:
                         self._ask_alone(picture, row)
-                again = []
 
     def collect(self, leave: int = 0) -> None:
         """Wait for finished masks, until only so many are not."""
@@ -233,18 +269,36 @@ class _Asking:
                 self._answers.masks.append(Mask(row=row, image_id=image_id, height=height, width=width, segmentation=found))
 
     def _next_pictures(self) -> Iterator[Picture]:
-        while True:
-            began = time.perf_counter()
-            try:
-                picture = next(self._pictures, None)
-            except BaseException:
-                self._ends_shard = True
-                raise
-            finally:
-                self.waited += time.perf_counter() - began
-            if picture is None:
+        """Pictures as long as there is room for them and for the masks of their rows; what there is none for is left waiting. A single
+        row has room where there is nothing else."""
+        while (picture := self._next_picture()) is not None:
+            room = max(0, MOST_HELD - self._held() - picture.pixels.nbytes) // picture.mask_bytes
+            fit = room if self._unanswered or self._finishing else max(1, room)
+            if rest := picture.rows[fit:]:
+                self._waiting.appendleft(replace(picture, rows=rest))
+            if fit:
+                yield replace(picture, rows=picture.rows[:fit])
+            if rest:
                 return
-            yield picture
+
+    def _held(self) -> int:
+        """Bytes of the pictures that the model has, and of masks that are not compressed yet."""
+        pictures = {picture.image_id: picture for picture, _ in self._unanswered.values()}
+        masks = [picture.mask_bytes for picture, _ in self._unanswered.values()]
+        masks += [height * width for _, _, (height, width), _ in self._finishing]
+        return sum(picture.pixels.nbytes for picture in pictures.values()) + sum(masks)
+
+    def _next_picture(self) -> Picture | None:
+        if self._waiting:
+            return self._waiting.popleft()
+        began = time.perf_counter()
+        try:
+            return next(self._pictures, None)
+        except BaseException:
+            self._ends_shard = True
+            raise
+        finally:
+            self.waited += time.perf_counter() - began
 
     def _ask(self, pictures: Iterable[Picture], batch_rows: int) -> None:
         def asked() -> Iterator[tuple[NDArray[np.uint8], list[tuple[int, Query]]]]:

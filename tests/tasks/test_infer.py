@@ -19,6 +19,7 @@ from schemas.rejects import RejectCode
 from schemas.runs import RowRange, Shard
 from schemas.settings import SegmentSettings
 from tasks import infer as infer_module
+from tasks.images import decode
 from tasks.infer import infer
 from tasks.read import Row
 from tests.conftest import png
@@ -98,6 +99,33 @@ def test_only_the_rows_the_model_fails_on_are_rejected(bad: set[int]) -> None:
     assert [mask.row.row for mask in answers.masks] == [number for number in range(6) if number not in bad]
     assert [reject.row.row for reject in answers.rejects] == sorted(bad)
     assert {(reject.code, reject.detail) for reject in answers.rejects} == {(RejectCode.MODEL_ERROR, "RuntimeError: this row is explosive")}
+
+
+class Greedy(FakeSegmenter):
+    """Takes all it is given before it answers anything, and keeps how many bytes that were: images, and masks of their rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[int] = []
+
+    def stream(self, asked: Asked, rows: int) -> Answered:
+        given = list(asked)
+        self.held.append(sum(image.nbytes + len(queries) * image.nbytes // 3 for image, queries in given))
+        yield from super().stream(given, rows)
+
+
+@given(images=st.lists(st.integers(0, 3), min_size=1, max_size=30), most=st.integers(1, 12), bad=st.sets(st.integers(0, 29), max_size=2))
+@hypothesis_settings(derandomize=True, deadline=None, max_examples=50)
+def test_the_model_is_given_no_more_than_there_is_room_for_and_in_the_end_all(images: list[int], most: int, bad: set[int]) -> None:
+    rows = [row(number, image, "explode" if number in bad else None) for number, image in enumerate(images)]
+    one = decode(PNGS[0], SETTINGS).nbytes
+    model = Greedy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer_module, "MOST_HELD", most * one)
+        answers = infer(rows, shard_of(rows), SETTINGS, model, 4)
+    assert max(model.held) <= max(most * one, one + one // 3), "a row by itself is always taken"
+    assert [reject.row.row for reject in answers.rejects] == sorted(bad & set(range(len(rows))))
+    assert [mask.row.row for mask in answers.masks] == [number for number in range(len(rows)) if number not in bad]
 
 
 class Broken(FakeSegmenter):
