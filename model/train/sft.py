@@ -76,6 +76,7 @@ class SftSettings:
         Phase(name="box", steps=2500, images=8, queries=5, n_objects=(2, 7), learning_rate=1e-3, path_every=4),
         Phase(name="path", steps=6000, images=8, queries=5, n_objects=(2, 7), learning_rate=7e-4, large_share=0.12),
     )
+    rate: float = 1.0  # times the learning rates of the phases; less for a model that can do much already
     warmup: int = 200
     weight_decay: float = 0.02
     checkpoint_every: int = 250
@@ -352,7 +353,7 @@ def learning_rate(step: int, settings: SftSettings) -> float:
     for phase in settings.phases:
         if step < start + phase.steps or phase is settings.phases[-1]:
             floor = 0.01 if phase is settings.phases[-1] else 0.3
-            return falling_rate(step - start, peak=phase.learning_rate, steps=phase.steps, warmup=settings.warmup, floor=floor)
+            return falling_rate(step - start, peak=settings.rate * phase.learning_rate, steps=phase.steps, warmup=settings.warmup, floor=floor)
         start += phase.steps
     raise AssertionError("unreachable")
 
@@ -458,6 +459,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=SftSettings.dtype, help="of matrix products (autocast)")
     parser.add_argument("--workers", type=int, default=SftSettings.workers, help="processes that draw scenes")
     parser.add_argument("--steps", type=int, nargs=3, metavar=("VISION", "BOX", "PATH"), help="steps of the three phases")
+    parser.add_argument("--rate", type=float, default=SftSettings.rate, help="times the learning rates of the phases; with --init, 0.5")
     parser.add_argument("--init", type=Path, help="model folder whose weights a new run starts from")
     parser.add_argument("--scenes", choices=SOURCES, default=SftSettings.scenes, help="what scenes are made of")
     parser.add_argument("--freeze-vision", action="store_true", help="train the decoder only")
@@ -473,6 +475,7 @@ def main() -> None:
     settings = SftSettings(
         seed=args.seed,
         phases=phases,
+        rate=args.rate,
         dtype=args.dtype,
         workers=args.workers,
         scenes=args.scenes,
