@@ -353,7 +353,8 @@ def learning_rate(step: int, settings: SftSettings) -> float:
     for phase in settings.phases:
         if step < start + phase.steps or phase is settings.phases[-1]:
             floor = 0.01 if phase is settings.phases[-1] else 0.3
-            return falling_rate(step - start, peak=settings.rate * phase.learning_rate, steps=phase.steps, warmup=settings.warmup, floor=floor)
+            peak = settings.rate * phase.learning_rate
+            return falling_rate(step - start, peak=peak, steps=phase.steps, warmup=settings.warmup, floor=floor)
         start += phase.steps
     raise AssertionError("unreachable")
 
