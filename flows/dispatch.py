@@ -15,7 +15,7 @@ from distributed import Client, Future, KilledWorker, as_completed
 from flows.cluster import SHARDS_PER_WORKER, shard_resources, workers_of
 from schemas.runs import Known, Receipt, Shard
 from schemas.settings import RunSettings
-from tasks import metrics
+from tasks import metrics, traces
 from tasks.logs import logger, without_credentials
 from tasks.poison import isolate
 from tasks.shard import NOTHING, process_shard, try_rows
@@ -65,7 +65,8 @@ def run_shards(
         what = known.get(shard.shard_id, NOTHING).model_copy(update={"killers": killers})
         attempts[shard.shard_id] += 1
         key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
-        return client.submit(process_shard, shard, settings, known=what, run_id=run_id, key=key, resources=resources, pure=False)
+        told = {"known": what, "run_id": run_id, "within": traces.here()}
+        return client.submit(process_shard, shard, settings, **told, key=key, resources=resources, pure=False)
 
     def window() -> int:
         return SHARDS_PER_WORKER * max(1, len(workers_of(client)))

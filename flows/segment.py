@@ -19,7 +19,7 @@ from model.registry import resolve_model
 from schemas.rejects import RejectCode
 from schemas.runs import Plan, Receipt, RunSummary
 from schemas.settings import RunSettings
-from tasks import logs
+from tasks import logs, traces
 from tasks.lease import held
 from tasks.logs import logger
 from tasks.plan import make_plan
@@ -99,7 +99,9 @@ def retry(output: str, codes: tuple[RejectCode, ...], workers: int | None = None
 
 def _carry_out(plan: Plan, settings: RunSettings, factory: str, started: datetime) -> RunSummary:
     logs.set_up()
-    with logs.about(run_id=plan.run_id), held(settings.output, plan.run_id, wait=settings.wait):
+    traces.set_up()
+    about = traces.span("run", run_id=plan.run_id, rows=plan.rows), logs.about(run_id=plan.run_id)
+    with about[0], about[1], held(settings.output, plan.run_id, wait=settings.wait):
         pending = sum(shard.rows for shard in plan.pending)
         logger.info("planned", extra={"rows": plan.rows, "rows_done": plan.rows - pending, "shards_pending": len(plan.pending)})
         reached = dispatch(plan, settings, factory) if plan.pending else plan

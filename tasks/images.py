@@ -24,6 +24,7 @@ from tasks.read import Row
 from tasks.storage import Store
 from tasks.uris import ImageError, resolve
 
+STRIP_PIXELS = 1 << 22
 S3_DENIED = ("403", "AccessDenied")
 S3_NO_NAME = ("InvalidBucketName", "InvalidURI", "KeyTooLongError", "InvalidArgument")
 UPRIGHT = {
@@ -109,7 +110,7 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
         raise ImageError(code, f"{image.format}, {width} x {height}: {clean(str(error))}") from None
-    return np.asarray(_as_rgb(_upright(image)))
+    return _pixels(_upright(image))
 
 
 def pixels_of(data: bytes) -> int:
@@ -171,10 +172,35 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """To sRGB: 16-bit grey scaled rather than clipped, alpha composited on white, other colour profiles converted."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _grey16_as_rgb(image)
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """RGB uint8 (height, width, 3). In strips, because each step on the way is a copy, and of a large image the whole is not had twice."""
+    width, height = image.size
+    white, rows = _white(image), max(1, STRIP_PIXELS // width)
+    if rows >= height:
+        return np.asarray(_as_rgb(image, white))
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(_as_rgb(strip, white))
+    return pixels
+
+
+def _white(image: Image.Image) -> float | None:
+    """The value of white, of grey in more than 8 bits; None of all else. I;16 says how many bits it means also of a dark image, modes I and
+    F do not."""
+    if image.mode.startswith("I;16"):
+        return 65535.0
+    if image.mode not in ("I", "F"):
+        return None
+    brightest: Any = image.getextrema()[1]
+    return 65535.0 if brightest > 255 else 255.0
+
+
+def _as_rgb(image: Image.Image, white: float | None) -> Image.Image:
+    """To sRGB: 16-bit grey scaled by its `white` rather than clipped, alpha composited on white, other colour profiles converted."""
+    if white is not None:
+        grey = np.clip(np.asarray(image).astype(np.float64) * (255.0 / white), 0, 255).round().astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode == "RGBA":
@@ -187,14 +213,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if profile and image.mode in ("RGB", "CMYK", "L"):
         image = _to_srgb(image, profile)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey16_as_rgb(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    # "I" and "F" do not say how many bits they mean; I;16 does, also of a dark image.
-    top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-    grey = np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:

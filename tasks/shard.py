@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from schemas.rejects import RejectCode
 from schemas.runs import Known, Receipt, Shard, Timings, receipt_path
 from schemas.settings import RunSettings
-from tasks import logs, metrics
+from tasks import logs, metrics, traces
 from tasks.infer import Answers, Reject, copy_of, infer
 from tasks.read import Row, read_rows
 from tasks.reuse import answers_of, rejects_of
@@ -32,12 +33,13 @@ class RowsLostError(RuntimeError):
 
 
 def process_shard(
-    shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None, known: Known = NOTHING, run_id: str = ""
+    shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None, known: Known = NOTHING, run_id: str = "",
+    within: Mapping[str, str] = MappingProxyType({}),
 ) -> Receipt:  # fmt: skip
     """Segment the rows of a shard and write masks, rejects and, last, the receipt. What is `known` is not asked again.
 
     Running it again writes the same bytes under the same names, so that doing a shard twice does no harm. The model is
-    the process's resident one unless given; `run_id` is for the logs.
+    the process's resident one unless given; `run_id` is for the logs, and `within` (`traces.here` of the run) for the traces.
 
     Raises:
         InputChangedError: the file was replaced since it was planned.
@@ -46,12 +48,14 @@ def process_shard(
         RowsLostError: rows were lost or doubled. Nothing is written then.
         OSError: the store failed for good.
     """
-    with logs.about(run_id=run_id, shard_id=shard.shard_id), logs.discreet():
+    place: dict[str, str | int] = {"file": shard.name, "first_row": shard.first_row}
+    span = traces.span("shard", within, run_id=run_id, shard_id=shard.shard_id, rows=shard.rows, **place)
+    with span, logs.about(run_id=run_id, shard_id=shard.shard_id), logs.discreet():
         try:
             with metrics.shard_begun():
                 receipt = _process(shard, settings, segmenter, known)
         except Exception:
-            logs.logger.exception("shard failed", extra={"file": shard.name, "first_row": shard.first_row})
+            logs.logger.exception("shard failed", extra=place)
             raise
         finally:
             metrics.save(worker_name())
@@ -63,15 +67,20 @@ def _process(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | Non
     segmenter = resident_segmenter(shard.model_revision, settings.segment) if segmenter is None else segmenter
     if segmenter.revision != shard.model_revision:
         raise ModelChangedError(f"planned with model revision {shard.model_revision}, but the worker has {segmenter.revision}. Run again")
-    rows, schema = read_rows(shard, settings.segment)
+    with traces.span("read"):
+        rows, schema = read_rows(shard, settings.segment)
     read = time.perf_counter()
     output = Store.open(settings.output)
     with logs.discreet(row.query for row in rows):
-        answers = _answers(rows, shard, settings, segmenter, known, output, began)
+        with traces.span("infer") as span:
+            answers = _answers(rows, shard, settings, segmenter, known, output, began)
+            span.set_attributes({"masks": len(answers.masks), "rejects": len(answers.rejects), "copied": answers.copied})
+            span.set_attributes({"busy_seconds": answers.infer_seconds, "idle_seconds": answers.idle_seconds})
         inferred = time.perf_counter()
-        if known.retried:  # from here on until the new receipt the shard is not done
-            output.remove(receipt_path(shard.shard_id))
-        masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
+        with traces.span("write"):
+            if known.retried:  # from here on until the new receipt the shard is not done
+                output.remove(receipt_path(shard.shard_id))
+            masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
     done = time.perf_counter()
     receipt = Receipt(
         shard=shard,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from model.answers import Query, Segmentation
 from schemas.settings import ModelSettings, SegmentSettings
-from tasks import logs
+from tasks import logs, traces
 
 SEGMENTER = "model.segmenter:Segmenter.from_pretrained"
 
@@ -109,6 +109,7 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         logs.set_up()
+        traces.set_up()
         limit_threads(self.threads)
         model = self.model.model_copy(update={"device": own_device(self.model.device, worker.name)})
         try:
@@ -119,6 +120,7 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]
 
     def teardown(self, worker: Worker) -> None:
         _resident.pop(self.name, None)
+        traces.flush()
 
 
 def worker_name() -> str:

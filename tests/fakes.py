@@ -88,7 +88,9 @@ def _answer(image: np.ndarray, words: str) -> Segmentation:
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
     if words != "absent":
-        a, b, c = hashlib.sha256(image.tobytes() + words.encode()).digest()[:3]
+        digest = hashlib.sha256(np.ascontiguousarray(image))
+        digest.update(words.encode())
+        a, b, c = digest.digest()[:3]
         cv2.ellipse(mask, (a * width // 256, b * height // 256), (2 + width // 4, 2 + height // 4), c, 0, 360, 1, -1)
     x, y, w, h = cv2.boundingRect(mask)
     return Segmentation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -9,12 +10,18 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
 from distributed import LocalCluster
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from prometheus_client.parser import text_string_to_metric_families
 
 from flows.cli import main
@@ -47,11 +54,12 @@ CODE = """if True:
 
 
 class Watched(NamedTuple):
-    """A run with rejects, and one after it that fails, on one worker: what they left."""
+    """A run with rejects, and one after it that fails, on one worker: what they left. `traces`: what a collector got of them."""
 
     folder: Path
     stdout: str
     stderr: str
+    traces: tuple[bytes, ...]
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -81,10 +89,34 @@ def watched(tmp_path_factory: pytest.TempPathFactory, shared_api: dict[str, str]
     environ = os.environ | shared_api | CREDENTIALS | {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "DEBUG"}
     environ |= {"WORDMASK_LOG_JSON": "1", "WORDMASK_METRICS_DIR": str(folder / "metrics")}
     command = [sys.executable, "-c", CODE, *(each.model_dump_json() for each in settings)]
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=280, check=False)
+    with collector() as (endpoint, traces):
+        environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
+        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 1, done.stderr
     assert "ShardsFailedError: 1 of 1 shards failed" in done.stderr
-    return Watched(folder, done.stdout, done.stderr)
+    return Watched(folder, done.stdout, done.stderr, tuple(traces))
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """An OpenTelemetry collector: where it listens, and the bodies that it got."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            bodies.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+        server.shutdown()
 
 
 def samples(text: str) -> Counter[tuple[str, str]]:
@@ -127,6 +159,32 @@ def test_logs_of_flow_and_workers_say_what_they_are_about(watched: Watched) -> N
     assert "MemoryError" in second[1]["traceback"]
 
 
+def test_traces_of_flow_and_workers_hang_together(watched: Watched) -> None:
+    summary = json.loads(watched.stdout)
+    requests = [ExportTraceServiceRequest.FromString(body) for body in watched.traces]
+    spans = [span for request in requests for each in request.resource_spans for scope in each.scope_spans for span in scope.spans]
+    by_id = {span.span_id: span for span in spans}
+    ours = [span for span in spans if span.name in ("run", "shard", "read", "infer", "write")]
+    assert Counter(span.name for span in ours) == {"run": 2, "shard": 5, "read": 5, "infer": 5, "write": 4}
+    trace_ids = {span.trace_id for span in ours}
+    assert len(trace_ids) == 2, "one of each run, through all its processes"
+
+    def above(span: Span) -> list[str]:
+        parent = by_id.get(span.parent_span_id)
+        return [] if parent is None else [parent.name, *above(parent)]
+
+    for span in ours:
+        if span.name in ("read", "infer", "write"):
+            assert above(span)[0] == "shard"
+        elif span.name == "shard":
+            assert "run" in above(span)
+    shards = [{a.key: a.value for a in span.attributes} for span in ours if span.name == "shard"]
+    done = [shard["shard_id"].string_value for shard in shards if shard["run_id"].string_value == summary["run_id"]]
+    assert sorted(done) == sorted(summary["shard_ids"])
+    failed = [span for span in ours if span.status.code == Status.StatusCode.STATUS_CODE_ERROR]
+    assert sorted(span.name for span in failed) == ["infer", "run", "shard"]
+
+
 def prefects_database() -> bytes:
     """All that Prefect keeps: logs, states, artifacts."""
     from prefect.settings import get_current_settings
@@ -142,6 +200,7 @@ def test_no_credential_and_no_row_is_told_to_anyone(watched: Watched) -> None:
     kept = prefects_database().decode(errors="replace")
     assert "ShardsFailedError" in kept, "this is not where Prefect keeps what it is told"
     said = {"stdout": watched.stdout, "stderr": watched.stderr, "Prefect": kept}
+    said |= {f"trace {number}": body.decode(errors="replace") for number, body in enumerate(watched.traces)}
     said |= {path.name: path.read_text() for path in watched.folder.rglob("*") if path.suffix in (".json", ".prom")}
     tables = {
         path.name: pq.read_table(path).to_pylist() for kind in ("masks", "rejects") for path in (watched.folder / "out" / kind).iterdir()

@@ -18,6 +18,7 @@ from s3fs.errors import translate_boto_error
 
 from schemas.rejects import RejectCode
 from schemas.settings import SegmentSettings
+from tasks import images
 from tasks.images import ImageError, decode, fetch
 from tasks.storage import Store
 from tests.conftest import png
@@ -98,6 +99,30 @@ def test_alpha_is_composited_on_white_not_dropped() -> None:
     pixels = decode(encoded(image), SETTINGS)
     assert pixels[0, 0].tolist() == [255, 255, 255]
     assert pixels[2, 1].tolist() == [200, 10, 20]
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "options"),
+    [("RGB", "PNG", {}), ("RGBA", "PNG", {}), ("P", "PNG", {"transparency": 3}), ("LA", "PNG", {}), ("CMYK", "TIFF", {}),
+     ("I;16", "PNG", {}), ("I", "TIFF", {}), ("F", "TIFF", {}), ("RGB", "PNG", {"icc_profile": SRGB})],
+)  # fmt: skip
+def test_a_large_image_is_in_strips_what_it_is_whole(
+    mode: str, format: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    if mode in ("I;16", "I", "F"):
+        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        values = np.arange(23 * 17).reshape(23, 17) * 100  # bright only at its end
+        image = Image.fromarray(values.astype(kind))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (23, 17, 4), dtype=np.uint8)).convert(mode)
+    data = encoded(image, format, **options)
+    whole = decode(data, SETTINGS)
+    monkeypatch.setattr(images, "STRIP_PIXELS", 5 * 17)
+    np.testing.assert_array_equal(decode(data, SETTINGS), whole)
 
 
 def test_palette_with_transparency() -> None:
