@@ -7,11 +7,10 @@ them bombs of pixels; N rows with what strangers write into tables, of every col
 whole. The queries are checked by the shipped model, whose answers a fake gives at once. Every output is verified. Exit code 1 if a table
 ended otherwise, a row took longer than `MOST_SECONDS`, or the process came to hold more than `MOST_BYTES`.
 
-Measured on 2 shared, busy cores of an AVX2 machine, Pillow 13.0, 25 November 2026, seed 0, 2,000 of each:
-images: 233 s, 526 masks, 1,474 rejects (image_unreadable 1,219, image_truncated 249, image_too_large 6); slowest 4.3 s of processor time, a
-PNG of 74 bytes that says 99,999,999 x 1 pixels. rows: 114 s, 171 masks, 1,829 rejects of 14 codes; slowest 0.1 s.
-Missed: the process held 4,180 MB, more than 3,000. Up to 16 images are decoded ahead (`tasks.infer.IMAGES_AHEAD`) however large, and
-one just within the limit of pixels is 300 MB; a lower --max-image-pixels is what bounds it.
+Measured on 2 shared, busy cores of an AVX2 machine, Pillow 13.0, 25 November 2026, seed 0, 2,000 of each, in the environment of a worker:
+images: 56 s, 526 masks, 1,474 rejects (image_unreadable 1,219, image_truncated 249, image_too_large 6); slowest 2.7 s of processor time, a
+PNG of 74 bytes that says 99,999,999 x 1 pixels. rows: 18 s, 171 masks, 1,829 rejects of 14 codes; slowest 0.1 s. The process held 2,359 MB
+at most; it was 4,180 before `tasks.infer` bounded what is decoded ahead by pixels and `tasks.images` decoded in strips.
 Found with seed 1, and mended: a header that asked Pillow for absurd memory ended its shard with MemoryError.
 """
 
@@ -40,6 +39,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from flows.cluster import worker_environ
 from model.segmenter import Segmenter
 from schemas.queries import InputError
 from schemas.settings import RunSettings
@@ -407,6 +407,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     told = parser.parse_args()
+    if not worker_environ(None).items() <= os.environ.items():  # the C library reads it as the process starts
+        os.execve(sys.executable, [sys.executable, "-m", "tests.fuzz", *sys.argv[1:]], os.environ | worker_environ(None))
     warnings.simplefilter("ignore")  # Pillow's about what is broken
     found = fuzz(told.count, told.seed)
     if told.json:
