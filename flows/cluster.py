@@ -11,7 +11,7 @@ from typing import Any
 
 import dask
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Status
 
 from flows.interrupts import held_back
 from schemas.settings import ModelSettings, RunSettings
@@ -39,7 +39,7 @@ def open_cluster(settings: RunSettings, revision: str, factory: str = SEGMENTER)
     Raises:
         ClusterError: no scheduler answers at `settings.scheduler`, it has no workers, or they lack this package.
     """
-    with _run_owns_retries(), _connect(settings) as client:
+    with _run_owns_failures(), _connect(settings) as client:
         model = ResidentModel(worker_model(settings), settings.segment, revision=revision, threads=_threads(settings), factory=factory)
         try:
             client.register_plugin(model)
@@ -66,6 +66,20 @@ def workers_of(client: Client) -> list[dict[str, Any]]:
     if "workers" not in info:
         raise ClusterError("the Dask scheduler went away; shards with receipts are done, and the same command takes up the rest")
     return list(info["workers"].values())
+
+
+def replace_lost(client: Client) -> None:
+    """Have workers started in place of those that Dask could not start again, where the cluster is ours. Does not wait for them."""
+    cluster = client.cluster
+    if cluster is None:
+        return
+
+    def replace() -> None:
+        for name in [name for name, nanny in cluster.workers.items() if nanny.status in (Status.closed, Status.failed)]:
+            del cluster.workers[name]
+        cluster.scale(len(cluster.worker_spec))  # starts those of the plan that are missing
+
+    cluster.loop.add_callback(replace)
 
 
 def worker_count(settings: RunSettings) -> int:
@@ -112,9 +126,16 @@ def worker_environ(threads: int | None) -> dict[str, str]:
 
 
 @contextmanager
-def _run_owns_retries() -> Iterator[None]:
-    # A worker's death is reported at once rather than after three silent repetitions: the run counts the attempts.
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.admin.log-length": 0}):
+def _run_owns_failures() -> Iterator[None]:
+    failures = {
+        # A worker's death is reported at once rather than after three silent repetitions: the run counts the attempts.
+        "distributed.scheduler.allowed-failures": 0,
+        "distributed.admin.log-length": 0,
+        # After 15 seconds Dask would close the nanny of a worker that died and is not there again, and never replace it. On a busy machine
+        # a worker may take longer than that just to import: one after the other was lost until none was left.
+        "distributed.deploy.lost-worker-timeout": "1 day",
+    }
+    with dask.config.set(failures):
         yield
 
 

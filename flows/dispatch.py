@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import Client, KilledWorker
 
-from flows.cluster import SHARDS_PER_WORKER, shard_resources, workers_of
+from flows.cluster import SHARDS_PER_WORKER, workers_of
+from flows.in_flight import InFlight
 from schemas.runs import Known, Receipt, Shard
 from schemas.settings import RunSettings
 from tasks import metrics, traces
@@ -49,35 +50,30 @@ def run_shards(
 
     Raises:
         StoreGoneError: it failed one shard after the other and none was done in between: a long run does not try all of them.
-        ClusterError: the scheduler went away.
+        ClusterError: the scheduler went away, or all workers did and none came back.
     """
     waiting, attempts, deaths = deque(shards), Counter[str](), Counter[str]()
-    in_flight: dict[str, Shard] = {}
+    in_flight, shard_of = InFlight(client), dict[str, Shard]()
     suspects: list[Shard] = []
     outcome = Outcome()
     store_failed: set[str] = set()  # shards, since one was done
-    resources = shard_resources(client)
-    completed = as_completed(raise_errors=False)
     budget = _Budget(settings.budget_seconds)
     nonce = uuid4().hex[:8]  # another run on the same cluster may be at the same shard
 
-    def submit(shard: Shard, killers: tuple[int, ...] = ()) -> Future:
+    def submit(shard: Shard, killers: tuple[int, ...] = ()) -> None:
         what = known.get(shard.shard_id, NOTHING).model_copy(update={"killers": killers})
         attempts[shard.shard_id] += 1
         key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
-        told = {"known": what, "run_id": run_id, "within": traces.here()}
-        return client.submit(process_shard, shard, settings, **told, key=key, resources=resources, pure=False)
+        shard_of[key] = shard
+        in_flight.submit(key, process_shard, shard, settings, known=what, run_id=run_id, within=traces.here())
 
     def window() -> int:
         return SHARDS_PER_WORKER * max(1, len(workers_of(client)))
 
     def submit_more() -> None:
         most = window()
-        while waiting and len(in_flight) < most and budget.allows_another:
-            shard = waiting.popleft()
-            future = submit(shard)
-            in_flight[future.key] = shard
-            completed.add(future)
+        while waiting and len(shard_of) < most and budget.allows_another:
+            submit(waiting.popleft())
         metrics.WAITING.set(len(waiting))
         metrics.save("run")
 
@@ -92,10 +88,9 @@ def run_shards(
         logger.error("shard given up", extra=_about(shard) | {"reason": reason})
 
     submit_more()
-    while in_flight:
-        future = next(completed)
-        shard = in_flight.pop(future.key)
-        result = _result(future)
+    while shard_of:
+        key, result = in_flight.next()
+        shard = shard_of.pop(key)
         deaths[shard.shard_id] += isinstance(result, KilledWorker)
         store_fault = isinstance(result, STORE_ERRORS) and not isinstance(result, FileNotFoundError)  # which is its own input's
         if store_fault:
@@ -119,7 +114,8 @@ def run_shards(
         submit_more()
     outcome.left = [*waiting, *(suspects if not budget.allows_another else [])]
     for shard in suspects if budget.allows_another else []:
-        result = _result(submit(shard, _killers(client, shard, settings, resources)))
+        submit(shard, _killers(in_flight, shard, settings))
+        _, result = in_flight.next()
         if isinstance(result, Receipt):
             on_receipt(result)
         else:
@@ -131,12 +127,12 @@ def _about(shard: Shard) -> dict[str, Any]:
     return {"shard_id": shard.shard_id, "file": shard.name, "first_row": shard.first_row}
 
 
-def _killers(client: Client, shard: Shard, settings: RunSettings, resources: dict[str, float]) -> tuple[int, ...]:
+def _killers(in_flight: InFlight, shard: Shard, settings: RunSettings) -> tuple[int, ...]:
     """Rows of the shard that kill a worker by themselves. Raises what else goes wrong: it is not a row's fault."""
 
     def survives(start: int, stop: int) -> bool:
-        key = f"try-{shard.shard_id}-{start}-{stop}-{uuid4().hex[:8]}"
-        tried = _result(client.submit(try_rows, shard, settings, start, stop, key=key, resources=resources, pure=False))
+        in_flight.submit(f"try-{shard.shard_id}-{start}-{stop}-{uuid4().hex[:8]}", try_rows, shard, settings, start, stop)
+        _, tried = in_flight.next()
         if isinstance(tried, Exception) and not isinstance(tried, KilledWorker):
             raise tried
         return tried is None
@@ -157,12 +153,3 @@ class _Budget:
     @property
     def allows_another(self) -> bool:
         return self._end is None or time.monotonic() + self._longest < self._end
-
-
-def _result(future: Future) -> Receipt | Exception | None:
-    """What a worker gave back, or why it did not: an exception of its own, its worker's death, or a scheduler that went away."""
-    try:
-        found: Receipt | None = future.result()
-    except Exception as error:
-        return error
-    return found

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from schemas.queries import InputError, check_columns, columns_read
 from schemas.settings import RunSettings, SegmentSettings
-from tasks.storage import Store, fingerprint, is_damaged_parquet
+from tasks.storage import Store, fingerprint, is_damaged_parquet, steadily
 
 FOOTERS_AT_ONCE = 16
 OUR_PARTS = r"(masks|rejects)/part-[0-9a-f]{32}\.parquet"  # as tasks.write names them
@@ -55,7 +55,7 @@ def input_files(settings: RunSettings, *, refuse: bool = True) -> list[InputFile
         InputError: there is none, or `refuse` and one is of no use to a run, or all are.
     """
     store, output = Store.open(settings.input), Store.open(settings.output)
-    base, found = _find(store)
+    base, found = steadily(lambda: _find(store))
     if output.fs == store.fs:
         ours = re.compile(re.escape(f"{output.root}/") + OUR_PARTS)
         found = [(path, info) for path, info in found if not ours.fullmatch(path)]
@@ -100,7 +100,7 @@ def _input_file(store: Store, path: str, info: dict[str, Any], *, base: str, set
         "uri": store.fs.unstrip_protocol(path), "name": name, "fingerprint": fingerprint(info), "size": int(info["size"])
     }  # fmt: skip
     try:
-        with store.fs.open(path, "rb", cache_type="none") as handle:
+        with Store(store.fs, path).reading("") as handle:
             file = pq.ParquetFile(handle, pre_buffer=False)
             # Not `footer.schema`: the two would hold each other, and ten thousand footers would wait for the garbage collector.
             footer, schema = file.metadata, file.schema_arrow

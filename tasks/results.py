@@ -79,7 +79,7 @@ def _rows(store: Store, path: str, columns: list[str]) -> Iterator[dict[str, Any
 def _truth(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
     store = Store.open(uri)
     try:
-        with store.fs.open(store.root, "rb", cache_type="none") as handle:
+        with store.reading("") as handle:
             schema = pq.read_schema(handle)
     except pa.ArrowInvalid as error:
         raise InputError(f"truth {uri}: not a readable Parquet file ({error})") from None

@@ -7,24 +7,33 @@ is had by writing beside it and renaming.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import random
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
+import aiohttp
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+import urllib3.exceptions
+from botocore.exceptions import BotoCoreError, ResponseStreamingError  # type: ignore[import-untyped]
 from fsspec import AbstractFileSystem
 
 S3_SCHEMES = ("s3", "s3a")
-STORE_ERRORS = (OSError, BotoCoreError)  # what a store that fails raises; not all of botocore's are OSErrors
+# A reply that broke off after it had begun; fsspec's own timeout is a TimeoutError.
+BROKEN_REPLY = (aiohttp.ClientError, urllib3.exceptions.HTTPError, ResponseStreamingError, ConnectionError, TimeoutError)
+STORE_ERRORS = (OSError, BotoCoreError, *BROKEN_REPLY)  # what a store that fails raises
 WRITE_ATTEMPTS = 3
-BODY_ATTEMPTS = 2  # botocore repeats requests, with backoff and jitter, and slows down when told to; only s3fs repeats a broken body
+BODY_ATTEMPTS = 2  # by s3fs. Requests are repeated by botocore, with backoff and jitter, which slows down when told to
+READ_ATTEMPTS = 6  # of a reply that breaks off, which neither of them repeats if aiohttp is who says so
+READ_PAUSE = 0.2  # seconds before the second, twice as long before each further one, and up to half of it less by chance
 READ_BUFFER = 1 << 20  # bytes; without it a column of a row group is read whole, however few of its rows are wanted
 
 
@@ -45,6 +54,51 @@ def storage_options(uri: str) -> dict[str, Any]:
             "retries": {"max_attempts": 6, "mode": "adaptive"},
         },
     }
+
+
+Read = TypeVar("Read")
+
+
+def steadily(read: Callable[[], Read]) -> Read:
+    """What `read` gives. If the reply breaks off it is read anew, a bounded number of times with pauses."""
+    for attempt in range(READ_ATTEMPTS - 1):
+        try:
+            return read()
+        except BROKEN_REPLY:
+            time.sleep(READ_PAUSE * 2**attempt * random.uniform(0.5, 1))
+    return read()
+
+
+class _SteadyFile(io.RawIOBase):
+    """A file of a store, each read of which is done `steadily` and gives all the bytes that were asked for and are there."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        start, end = self._file.tell(), self._file.size
+        wanted = max(0, end - start if size < 0 else min(size, end - start))
+
+        def read() -> bytes:
+            self._file.seek(start)
+            data: bytes = self._file.read(wanted)
+            if len(data) < wanted:
+                raise ConnectionError(f"{self._file.path}: the store gave {len(data)} of {wanted} bytes")
+            return data
+
+        return steadily(read)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -82,21 +136,27 @@ class Store:
     def _list(self, folder: str, *, detail: bool) -> list[Any]:
         refresh = {} if self.is_local else {"refresh": True}
         try:
-            return list(self.fs.ls(self.full(folder), detail=detail, **refresh))
+            return list(steadily(lambda: self.fs.ls(self.full(folder), detail=detail, **refresh)))
         except FileNotFoundError:
             return []
 
     def read_bytes(self, path: str) -> bytes:
-        data: bytes = self.fs.cat_file(self.full(path))
+        data: bytes = steadily(lambda: self.fs.cat_file(self.full(path)))
         return data
 
     def read_json(self, path: str) -> Any:
         return json.loads(self.read_bytes(path))
 
     @contextmanager
+    def reading(self, path: str) -> Iterator[BinaryIO]:
+        """A file to read in pieces. Nothing is read ahead."""
+        with self.fs.open(self.full(path), "rb", cache_type="none") as handle:
+            yield handle if self.is_local else _SteadyFile(handle)  # type: ignore[misc]
+
+    @contextmanager
     def parquet(self, path: str) -> Iterator[pq.ParquetFile]:
         """A Parquet file to read in pieces, in bounded memory."""
-        with self.fs.open(self.full(path), "rb", cache_type="none") as handle:
+        with self.reading(path) as handle:
             yield pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER)
 
     def write_bytes(self, path: str, data: bytes) -> None:

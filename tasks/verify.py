@@ -94,7 +94,7 @@ def _violations(shard: Shard, output: Store) -> Iterator[str]:
     rows: Counter[int] = Counter()
     for path in (masks_path(shard.shard_id), rejects_path(shard.shard_id)):
         try:
-            with output.fs.open(output.full(path), "rb", cache_type="none") as handle:
+            with output.reading(path) as handle:
                 rows.update(pq.read_table(handle, columns=["row"]).column(0).to_pylist())
         except FileNotFoundError:
             yield f"shard {shard.shard_id} ({shard.name}): {path} is missing"

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from flows import cluster, dispatch
+from flows import cluster, dispatch, in_flight
 from flows.calibrate import calibrate
 from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
 from flows.dispatch import StoreGoneError, run_shards
@@ -207,6 +208,53 @@ def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
     ):
         run_shards(client, plan.pending, asked, lose_it)
     assert 0 < len(receipts) < 9
+
+
+def test_a_cluster_that_stays_without_workers_ends_the_run_rather_than_hangs_it(
+    nine_shards: tuple[RunSettings, Plan], standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plan = nine_shards
+    receipts: list[Receipt] = []
+
+    def lose_all(receipt: Receipt) -> None:
+        receipts.append(receipt)
+        standing.scale(0)
+
+    monkeypatch.setattr(in_flight, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(in_flight, "NO_WORKER_SECONDS", 1)
+    with (
+        pytest.raises(ClusterError, match=r"no worker is left.*none came back within 1 s.*takes up the rest"),
+        open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
+    ):
+        run_shards(client, plan.pending, asked, lose_all)
+    assert 0 < len(receipts) < 9
+
+
+def test_workers_that_dask_gave_up_are_replaced_where_the_cluster_is_ours(nine_shards: tuple[RunSettings, Plan]) -> None:
+    asked, plan = nine_shards
+    asked = asked.model_copy(update={"scheduler": None, "workers": 1})
+    receipts: list[Receipt] = []
+    with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
+        (given_up,) = client.cluster.workers.values()
+
+        def give_up(receipt: Receipt) -> None:
+            receipts.append(receipt)
+            client.cluster.sync(given_up.close)
+
+        outcome = run_shards(client, plan.pending, asked, give_up)
+    assert outcome.failures == []
+    assert {receipt.shard.shard_id for receipt in receipts} == {shard.shard_id for shard in plan.shards}
+
+
+def test_a_worker_that_is_long_in_coming_back_is_waited_for() -> None:
+    """Dask itself closes it after a timeout. With one of no seconds, each would be closed."""
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0 s"}), open_cluster(settings(workers=1), REVISION, FAKE) as client:
+        (nanny,) = client.cluster.workers.values()
+        stopped = nanny.process.stopped
+        psutil.Process(nanny.pid).kill()
+        client.cluster.sync(stopped.wait)
+        client.wait_for_workers(1, timeout=200)
+        assert client.cluster.workers == {0: nanny}
 
 
 def test_calibrating_does_a_few_shards_and_publishes_nothing(tmp_path: Path, standing: LocalCluster) -> None:

@@ -114,6 +114,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path
         run(settings_for(tmp_path, ["a"]))
 
 
+@pytest.mark.timeout(900)  # ten workers die one after the other, and on a busy machine each takes half a minute to come back
 def test_rows_that_kill_every_worker_are_rejected_and_their_neighbours_done(tmp_path: Path) -> None:
     queries = [f"thing {i}" for i in range(10)]
     queries[2] = queries[5] = "kill"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -10,14 +12,16 @@ import pytest
 
 from schemas.runs import masks_path
 from schemas.settings import RunSettings
+from tasks import storage
 from tasks.plan import make_plan
 from tasks.read import InputChangedError
 from tasks.shard import process_shard
-from tasks.storage import Store
+from tasks.storage import READ_ATTEMPTS, STORE_ERRORS, Store
 from tasks.summarize import newest_run, publish, status, summarize
 from tasks.verify import require, verify
 from tests.conftest import png, write_input
 from tests.fakes import REVISION, FakeSegmenter
+from tests.faults.proxy import Fault, FaultProxy
 
 ROWS = [{"image": png(seed), "query": f"thing {seed}"} for seed in range(5)]
 
@@ -57,6 +61,41 @@ def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) 
     for shard in plan.shards:
         process_shard(shard, settings, FakeSegmenter())
     assert written == {shard_id: output.read_bytes(masks_path(shard_id)) for shard_id in written}
+
+
+@pytest.fixture
+def proxy(lake: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """What stores that are opened after this reach the server through."""
+    monkeypatch.setattr(storage, "READ_PAUSE", 0.001)
+    made = FaultProxy(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_line"),
+    [("reset_during", r"GET .*prefix=.*"), ("reset_during", r"GET .*a\.parquet.*"), ("truncated", r"GET .*a\.parquet.*")],
+)
+def test_replies_that_break_off_are_asked_for_anew(kind: str, request_line: str, lake: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+    put_table(lake, "in/a.parquet", ROWS, tmp_path)
+    settings = settings_of(lake)
+    proxy.faults = [Fault(request=request_line, kind=kind, times=3)]
+    plan = make_plan(settings, REVISION)
+    assert proxy.faults[0].happened == 3
+    proxy.faults = [Fault(request=r"GET .*", kind=kind, times=3)]
+    receipts = [process_shard(shard, settings, FakeSegmenter()) for shard in plan.pending]
+    assert proxy.faults[0].happened == 3
+    assert sum(receipt.masks for receipt in receipts) == len(ROWS)
+    require(verify(plan, settings))
+
+
+def test_a_store_whose_replies_all_break_off_is_at_fault(lake: Store, proxy: FaultProxy) -> None:
+    lake.write_bytes("a.json", b"{}")
+    proxy.faults = [Fault(request=r"GET .*a\.json.*", kind="reset_during", times=100)]
+    with pytest.raises(STORE_ERRORS):
+        Store.open(f"s3://{lake.root}").read_bytes("a.json")
+    assert READ_ATTEMPTS <= proxy.faults[0].happened < 100
 
 
 def test_patterns(lake: Store, tmp_path: Path) -> None:
