@@ -9,19 +9,18 @@ from pydantic import Field
 
 from schemas.settings import Frozen, RunSettings
 
-
-def masks_path(shard_id: str) -> str:
-    """Where a shard's masks are, relative to the output."""
-    return f"masks/part-{shard_id}.parquet"
+KINDS = ("masks", "rejects")  # of parts
+DIGITS = 16  # of a part's SHA-256 in its name
 
 
-def rejects_path(shard_id: str) -> str:
-    """Where its rejects are."""
-    return f"rejects/part-{shard_id}.parquet"
+def part_path(kind: str, shard_id: str, digest: str) -> str:
+    """Where a part of a shard is, relative to the output. Its name says what is in it: nothing that is written later changes it, not even
+    by who works on the shard a second time and finds other images."""
+    return f"{kind}/part-{shard_id}-{digest[:DIGITS]}.parquet"
 
 
 def receipt_path(shard_id: str) -> str:
-    """Where its receipt is, written when both are."""
+    """Where a shard's receipt is, written when both of its parts are. It alone says which parts these are."""
     return f"receipts/{shard_id}.json"
 
 
@@ -178,7 +177,7 @@ class Lease(Frozen):
 
 
 class RunSummary(Frozen):
-    """Published last of all, once the output was verified. Readers look only at the parts of published runs' shards."""
+    """Published last of all, once the output was verified. Readers look only at the parts that published runs name."""
 
     run_id: str
     settings: RunSettings
@@ -197,4 +196,6 @@ class RunSummary(Frozen):
     rows_per_second: float
     model_busy: float = Field(0.0, description="share of the time in which the workers' models were busy, 0..1, of the shards computed")
     shard_ids: tuple[str, ...]
+    masks_parts: tuple[Part, ...] = Field(description="in the order of the shards, as are the next")
+    rejects_parts: tuple[Part, ...]
     files: dict[str, str] = Field({}, description="fingerprints of the input files that have rows, by name")

@@ -64,8 +64,8 @@ class SegmentSettings(Frozen):
 
     @property
     def method(self) -> dict[str, Any]:
-        """What a model is told of how to segment."""
-        return self.model_dump(include={"refiner_iterations", "early_stop", "grammar", "deterministic", "path_style"})
+        """What a model is told of how to segment: of the settings all that the answer to a row depends on."""
+        return self.model_dump(include={"dtype", "refiner_iterations", "early_stop", "grammar", "deterministic", "path_style"})
 
     @property
     def settings_hash(self) -> str:

@@ -18,7 +18,7 @@ from schemas.settings import RunSettings, SegmentSettings
 from tasks.storage import Store, fingerprint, is_damaged_parquet, steadily
 
 FOOTERS_AT_ONCE = 16
-OUR_PARTS = r"(masks|rejects)/part-[0-9a-f]{32}\.parquet"  # as tasks.write names them
+OUR_PARTS = r"(masks|rejects)/part-[0-9a-f]{32}-[0-9a-f]{16}\.parquet"  # as tasks.write names them
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from schemas.runs import masks_path, receipt_path, rejects_path
+from schemas.runs import KINDS, receipt_path
 from schemas.settings import Frozen
 from tasks.storage import Store
 from tasks.summarize import published_runs
-
-FOLDERS = (
-    ("receipts", "", ".json", receipt_path),
-    ("masks", "part-", ".parquet", masks_path),
-    ("rejects", "part-", ".parquet", rejects_path),
-)
 
 
 class Garbage(Frozen):
@@ -21,13 +15,15 @@ class Garbage(Frozen):
     what a stopped removal leaves is computed anew rather than trusted."""
 
     runs_kept: int
-    shards: int = Field(description="shards that go")
+    shards: int = Field(description="shards that have something that goes")
     paths: tuple[str, ...]
     bytes: int
 
 
 def find_garbage(output_uri: str, keep_runs: int | None = None) -> Garbage:
     """What can be removed. `keep_runs`: of the published runs the newest so many are kept, with what they name; None keeps all.
+
+    Shards that were done since the newest run was published are kept: a run that its budget ended, or Ctrl-C, is to go on from them.
 
     Raises:
         FileNotFoundError: nothing was published: all there is would go.
@@ -38,14 +34,24 @@ def find_garbage(output_uri: str, keep_runs: int | None = None) -> Garbage:
         raise FileNotFoundError(f"{output.root}: no published run there, so that all would go. Run `wordmask run` to its end first")
     kept, gone = runs[:keep_runs], runs[len(runs[:keep_runs]) :]
     named = {shard_id for run in kept for shard_id in run.shard_ids}
+    parts = {part.path for run in kept for part in (*run.masks_parts, *run.rejects_parts)}
+    recent = {path.removeprefix("receipts/").removesuffix(".json") for path in output.since(f"runs/{runs[0].run_id}.json", "receipts")}
     paths, size, shards = [f"runs/{run.run_id}.json" for run in gone], 0, set()
-    for folder, prefix, suffix, path_of in FOLDERS:
-        for name, bytes_ in sorted(output.sizes(folder, suffix).items()):
-            shard_id = name.removeprefix(prefix)
-            if shard_id not in named:
-                paths.append(path_of(shard_id))
-                size += bytes_
-                shards.add(shard_id)
+
+    def drop(path: str, shard_id: str, bytes_: int) -> None:
+        nonlocal size
+        paths.append(path)
+        size += bytes_
+        shards.add(shard_id)
+
+    for shard_id, bytes_ in sorted(output.sizes("receipts", ".json").items()):
+        if shard_id not in named | recent:
+            drop(receipt_path(shard_id), shard_id, bytes_)
+    for kind in KINDS:
+        for name, bytes_ in sorted(output.sizes(kind, ".parquet").items()):
+            path, shard_id = f"{kind}/{name}.parquet", name.removeprefix("part-").split("-")[0]
+            if path not in parts and shard_id not in recent:
+                drop(path, shard_id, bytes_)
     return Garbage(runs_kept=len(kept), shards=len(shards), paths=tuple(paths), bytes=size)
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from model import rle
 from schemas.queries import InputError
-from schemas.runs import Receipt, RunSummary
+from schemas.runs import RunSummary, Shard
 from schemas.settings import SegmentSettings
 from tasks.images import bytes_of, decode
 from tasks.read import read_rows
@@ -154,26 +154,27 @@ def sheet(output_uri: str, count: int) -> Image.Image:
         raise InputError(
             f"output {output_uri}: run {run.run_id} has no masks, only {run.rows} rejects; see the rejects table for the reasons"
         )
-    return contact_sheet([tile for receipt, rows in _spread(output, run, count) for tile in _tiles(receipt, rows, run.settings.segment)])
+    return contact_sheet([tile for shard, rows in _spread(output, run, count) for tile in _tiles(shard, rows, run.settings.segment)])
 
 
-def _spread(output: Store, run: RunSummary, count: int) -> Iterator[tuple[Receipt, list[dict[str, Any]]]]:
+def _spread(output: Store, run: RunSummary, count: int) -> Iterator[tuple[Shard, list[dict[str, Any]]]]:
     """Evenly spaced mask rows of a run by shard. Only parts that hold one are read."""
     wanted = sorted({round(at) for at in np.linspace(0, run.masks - 1, min(count, run.masks))})
     first = 0
-    for receipt in read_receipts(output, run.shard_ids):
-        here = [at - first for at in wanted if first <= at < first + receipt.masks]
-        first += receipt.masks
+    for shard_id, part in zip(run.shard_ids, run.masks_parts, strict=True):
+        here = [at - first for at in wanted if first <= at < first + part.rows]
+        first += part.rows
         if here:
-            rows = list(read_masks(output, receipt.shard.shard_id, ["row", "query", "status", "mask", "predicted_iou", "trust"]))
-            yield receipt, [rows[at] for at in here]
+            (receipt,) = read_receipts(output, [shard_id])
+            rows = list(read_masks(output, part, ["row", "query", "status", "mask", "predicted_iou", "trust"]))
+            yield receipt.shard, [rows[at] for at in here]
 
 
-def _tiles(receipt: Receipt, rows: Sequence[Mapping[str, Any]], settings: SegmentSettings) -> Iterator[Image.Image]:
+def _tiles(shard: Shard, rows: Sequence[Mapping[str, Any]], settings: SegmentSettings) -> Iterator[Image.Image]:
     """Pictures of mask rows of one shard; their images are read from the input again."""
-    inputs = {row.row: row for row in read_rows(receipt.shard, settings)[0]}
+    inputs = {row.row: row for row in read_rows(shard, settings)[0]}
     for row in rows:
-        data = bytes_of(inputs[row["row"]], receipt.shard, settings)
+        data = bytes_of(inputs[row["row"]], shard, settings)
         yield overlay(decode(data, settings), rle.decode(row["mask"]), row["query"], note_of(row), side=TILE)
 
 

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 from model.eval.referring import Answer, ReferringScores, score
 from schemas.queries import InputError
 from schemas.rejects import RejectCode
-from schemas.runs import masks_path, rejects_path
+from schemas.runs import Part
 from tasks.storage import Store
 from tasks.summarize import newest_run
 
 TRUTH_COLUMNS = "row_id and mask struct<size, counts>"
 
 
-def read_masks(output: Store, shard_id: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Mask rows of a shard, in row order."""
-    yield from _rows(output, masks_path(shard_id), columns)
+def read_masks(output: Store, part: Part, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a part of masks, in row order."""
+    yield from _rows(output, part.path, columns)
 
 
 def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
@@ -33,11 +33,12 @@ def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
     """
     output = Store.open(output_uri)
     answers: dict[str, Answer] = {}
-    for shard_id in newest_run(output).shard_ids:
-        for row in _rows(output, rejects_path(shard_id), ["row_id"]):
+    run = newest_run(output)
+    for masks, rejects in zip(run.masks_parts, run.rejects_parts, strict=True):
+        for row in _rows(output, rejects.path, ["row_id"]):
             # A duplicate's reject stands beside the mask of the first row with its id, which counts.
             answers.setdefault(row["row_id"], Answer("rejected"))
-        for row in _rows(output, masks_path(shard_id), ["row_id", "status", "mask"]):
+        for row in _rows(output, masks.path, ["row_id", "status", "mask"]):
             answers[row["row_id"]] = Answer(row["status"], row["mask"])
     return score(_truth(truth_uri), answers)
 
@@ -60,10 +61,10 @@ def rejected(output_uri: str, examples: int) -> list[Rejected]:
     output = Store.open(output_uri)
     run = newest_run(output)
     shown: dict[str, list[tuple[str, str]]] = {code: [] for code in run.rejects}
-    for shard_id in run.shard_ids if examples else ():
+    for part in run.rejects_parts if examples else ():
         if all(len(shown[code]) >= min(examples, count) for code, count in run.rejects.items()):
             break
-        for row in _rows(output, rejects_path(shard_id), ["row_id", "code", "detail"]):
+        for row in _rows(output, part.path, ["row_id", "code", "detail"]):
             if len(shown[row["code"]]) < examples:
                 shown[row["code"]].append((row["row_id"], row["detail"]))
     counts = sorted(run.rejects.items(), key=lambda item: -item[1])

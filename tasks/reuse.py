@@ -11,7 +11,7 @@ from typing import Any
 
 from model.answers import Segmentation
 from schemas.rejects import RejectCode
-from schemas.runs import Known, Plan, RunSummary, Shard, masks_path, rejects_path
+from schemas.runs import Known, Part, Plan, Receipt, RunSummary, Shard
 from schemas.settings import RunSettings
 from tasks.read import Row
 from tasks.storage import Store
@@ -37,19 +37,19 @@ def row_key(row: Row, image_id: str) -> str:
     return hashlib.sha256(json.dumps([image_id, row.query, row.spatial_refs]).encode()).hexdigest()[:32]
 
 
-def answers_of(output: Store, shard_ids: Iterable[str]) -> list[Earlier]:
+def answers_of(output: Store, receipts: Iterable[Receipt]) -> list[Earlier]:
     """The masks of shards that were done before. A part that is gone by now has none."""
-    return [_earlier(row) for shard_id in shard_ids for row in _rows(output, masks_path(shard_id))]
+    return [_earlier(row) for receipt in receipts for row in _rows(output, receipt.masks_part)]
 
 
-def rejects_of(output: Store, shard_id: str) -> list[dict[str, Any]]:
+def rejects_of(output: Store, receipt: Receipt) -> list[dict[str, Any]]:
     """The rejects of a shard that was done before."""
-    return _rows(output, rejects_path(shard_id))
+    return _rows(output, receipt.rejects_part)
 
 
-def _rows(output: Store, path: str) -> list[dict[str, Any]]:
+def _rows(output: Store, part: Part) -> list[dict[str, Any]]:
     try:
-        with output.parquet(path) as parquet:
+        with output.parquet(part.path) as parquet:
             found: list[dict[str, Any]] = parquet.read().to_pylist()
             return found
     except FileNotFoundError:
@@ -69,9 +69,9 @@ def earlier_answers(
     newest: RunSummary, pending: Sequence[Shard], shards: Sequence[Shard], settings: RunSettings, receipts: Collection[str]
 ) -> dict[str, Known]:
     """By pending shard, of which there is one at least, the shards of the newest published run with rows of the same file from about the
-    same place, if they were done by the same model with the same settings: the file has changed, but most of its rows may not have. Rows
-    that moved by more than a shard are not found there, and computed anew."""
-    if newest.settings_hash != settings.segment.settings_hash or newest.model_revision != pending[0].model_revision:
+    same place, if they were done by the same model in the same way: the file has changed, or a setting that no answer depends on, but most
+    rows may not have. Rows that moved by more than a shard are not found there, and computed anew."""
+    if newest.settings.segment.method != settings.segment.method or newest.model_revision != pending[0].model_revision:
         return {}
     superseded = sorted({*newest.shard_ids} - {shard.shard_id for shard in shards} & {*receipts})
     names = {shard.name for shard in pending}

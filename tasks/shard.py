@@ -17,6 +17,7 @@ from tasks.infer import Answers, Reject, copy_of, infer
 from tasks.read import Row, read_rows
 from tasks.reuse import answers_of, rejects_of
 from tasks.storage import Store
+from tasks.summarize import read_receipts
 from tasks.worker import SegmenterLike, model_turn, resident_segmenter, worker_name
 from tasks.write import write_parts
 
@@ -78,8 +79,6 @@ def _process(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | Non
             span.set_attributes({"busy_seconds": answers.infer_seconds, "idle_seconds": answers.idle_seconds})
         inferred = time.perf_counter()
         with traces.span("write"):
-            if known.retried:  # from here on until the new receipt the shard is not done
-                output.remove(receipt_path(shard.shard_id))
             masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
     done = time.perf_counter()
     receipt = Receipt(
@@ -108,7 +107,7 @@ def _answers(
     """Every row's answer, in row order: of those that are known, and of the others asked."""
     answers = _known_answers(rows, shard, output, known)
     ended = {mask.row.row for mask in answers.masks} | {reject.row.row for reject in answers.rejects}
-    earlier = {answer.row_key: answer for answer in answers_of(output, known.earlier)}
+    earlier = {answer.row_key: answer for answer in answers_of(output, read_receipts(output, known.earlier))}
     asked = [row for row in rows if row.row not in ended]
     answers += infer(asked, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began, earlier)
     answers.sort()
@@ -135,9 +134,11 @@ def _known_answers(rows: Sequence[Row], shard: Shard, output: Store, known: Know
     """Of the rows that need not be asked about: those that kill, and where some are tried again, all others."""
     answers = Answers(rejects=[Reject(row=rows[at], code=RejectCode.WORKER_KILLED, detail=KILLED) for at in known.killers])
     if known.retried:
-        answers.masks = [copy_of(rows[answer.row], answer) for answer in answers_of(output, [shard.shard_id])]
+        (receipt,) = read_receipts(output, [shard.shard_id])  # once: parts of one pair
+        answers.masks = [copy_of(rows[answer.row], answer) for answer in answers_of(output, [receipt]) if answer.row not in known.killers]
         answers.copied = len(answers.masks)
-        kept = (reject for reject in rejects_of(output, shard.shard_id) if reject["code"] not in known.retried)
+        rejects = (reject for reject in rejects_of(output, receipt) if reject["row"] not in known.killers)
+        kept = (reject for reject in rejects if reject["code"] not in known.retried)
         answers.rejects += [Reject(row=rows[r["row"]], code=RejectCode(r["code"]), detail=r["detail"]) for r in kept]
     return answers
 

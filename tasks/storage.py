@@ -133,6 +133,11 @@ class Store:
         files.sort(key=lambda info: _changed(info), reverse=True)
         return [_name(info["name"]).removesuffix(suffix) for info in files]
 
+    def since(self, path: str, folder: str) -> list[str]:
+        """Paths of the files directly in a folder that were written no earlier than another file was."""
+        then = _changed(self.fs.info(self.full(path)))
+        return [f"{folder}/{_name(info['name'])}" for info in self._list(folder, detail=True) if _changed(info) >= then]
+
     def _list(self, folder: str, *, detail: bool) -> list[Any]:
         refresh = {} if self.is_local else {"refresh": True}
         try:

@@ -45,6 +45,7 @@ def summarize(plan: Plan, settings: RunSettings, *, rows_left: int = 0, started_
         seconds=round(seconds, 3), rows_per_second=round(computed / seconds, 3) if seconds > 0 else 0.0,
         model_busy=round(_busy([receipt for receipt in receipts if receipt.shard.shard_id not in plan.done]), 4),
         shard_ids=tuple(shard.shard_id for shard in plan.shards),
+        masks_parts=tuple(receipt.masks_part for receipt in receipts), rejects_parts=tuple(receipt.rejects_part for receipt in receipts),
         files={shard.name: shard.fingerprint for shard in plan.shards},
     )  # fmt: skip
 

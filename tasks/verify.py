@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from schemas.runs import Plan, Receipt, Shard, masks_path, rejects_path
+from schemas.runs import Part, Plan, Shard
 from schemas.settings import Frozen, RunSettings
 from tasks.storage import Store, is_damaged_parquet, sha256
 from tasks.summarize import newest_run, read_receipts
@@ -41,12 +41,13 @@ class AccountingError(RuntimeError):
 def verify(plan: Plan, settings: RunSettings) -> VerifyReport:
     """Compare the plan with what lies in the output."""
     output = Store.open(settings.output)
-    receipts = output.names("receipts", ".json")
 
     def check(shard: Shard) -> list[str]:
-        if shard.shard_id not in receipts:
+        try:
+            (receipt,) = read_receipts(output, [shard.shard_id])
+        except FileNotFoundError:
             return [f"shard {shard.shard_id} ({shard.name}): has no receipt"]
-        return list(_violations(shard, output))
+        return list(_violations(shard, (receipt.masks_part, receipt.rejects_part), output))
 
     return _report(check, plan.shards, plan.rows)
 
@@ -60,14 +61,15 @@ def verify_output(output_uri: str) -> VerifyReport:
     output = Store.open(output_uri)
     run = newest_run(output)
 
-    def check(shard_id: str) -> list[str]:
+    def check(named: tuple[str, Part, Part]) -> list[str]:
+        shard_id, *parts = named
         try:
             (receipt,) = read_receipts(output, [shard_id])
         except FileNotFoundError:
             return [f"shard {shard_id}: has no receipt"]
-        return list(_violations(receipt.shard, output)) or list(_changes(receipt, output))
+        return list(_violations(receipt.shard, parts, output)) or list(_changes(receipt.shard, parts, output))
 
-    return _report(check, run.shard_ids, run.rows)
+    return _report(check, list(zip(run.shard_ids, run.masks_parts, run.rejects_parts, strict=True)), run.rows)
 
 
 def _report(check: Callable[[T], list[str]], items: Sequence[T], rows: int) -> VerifyReport:
@@ -76,10 +78,10 @@ def _report(check: Callable[[T], list[str]], items: Sequence[T], rows: int) -> V
     return VerifyReport(shards=len(items), rows=rows, violations=tuple(found))
 
 
-def _changes(receipt: Receipt, output: Store) -> Iterator[str]:
-    for part in (receipt.masks_part, receipt.rejects_part):
+def _changes(shard: Shard, parts: Iterable[Part], output: Store) -> Iterator[str]:
+    for part in parts:
         if sha256(output.read_bytes(part.path)) != part.sha256:
-            yield f"shard {receipt.shard.shard_id} ({receipt.shard.name}): {part.path} is not what was written"
+            yield f"shard {shard.shard_id} ({shard.name}): {part.path} is not what was written"
 
 
 def require(report: VerifyReport) -> None:
@@ -90,9 +92,10 @@ def require(report: VerifyReport) -> None:
         raise AccountingError("rows are lost or doubled:\n" + "\n".join(report.violations[:SHOWN]) + more + remedy)
 
 
-def _violations(shard: Shard, output: Store) -> Iterator[str]:
+def _violations(shard: Shard, parts: Iterable[Part], output: Store) -> Iterator[str]:
     rows: Counter[int] = Counter()
-    for path in (masks_path(shard.shard_id), rejects_path(shard.shard_id)):
+    for part in parts:
+        path = part.path
         try:
             with output.reading(path) as handle:
                 rows.update(pq.read_table(handle, columns=["row"]).column(0).to_pylist())

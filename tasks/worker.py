@@ -77,7 +77,7 @@ def resident_segmenter(revision: str, segment: SegmentSettings) -> SegmenterLike
 
 def resident_name(revision: str, segment: SegmentSettings) -> str:
     """Runs with other models may share a cluster: each finds its own. Of the settings, only those a model is made with count."""
-    return " ".join(["wordmask", revision, segment.dtype, *(f"{name}={value}" for name, value in segment.method.items())])
+    return " ".join(["wordmask", revision, *(f"{name}={value}" for name, value in segment.method.items())])
 
 
 def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str = SEGMENTER) -> SegmenterLike:
@@ -86,10 +86,7 @@ def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str 
     make: Any = importlib.import_module(module)
     for name in path.split("."):
         make = getattr(make, name)
-    segmenter: SegmenterLike = make(
-        model.model, refiner=model.refiner, revision=model.revision, device=model.device,
-        dtype=segment.dtype, **segment.method,
-    )  # fmt: skip
+    segmenter: SegmenterLike = make(model.model, refiner=model.refiner, revision=model.revision, device=model.device, **segment.method)
     return segmenter
 
 

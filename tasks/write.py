@@ -1,4 +1,4 @@
-"""Masks and rejects of a shard as Parquet, under names made from the shard's id, with the same bytes every time."""
+"""Masks and rejects of a shard as Parquet, under names made of the shard's id and what is in them, with the same bytes every time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from schemas.masks import FLAGS, MASKS, SCORES
 from schemas.redaction import redacted
 from schemas.rejects import REJECTS
-from schemas.runs import Part, Shard, masks_path, rejects_path
+from schemas.runs import Part, Shard, part_path
 from schemas.settings import SegmentSettings
 from tasks.infer import Answers, Mask, Reject
 from tasks.reuse import row_key
@@ -24,13 +24,15 @@ def write_parts(answers: Answers, shard: Shard, settings: SegmentSettings, input
     schema = pa.schema([*MASKS, *carried])
     masks = pa.Table.from_pylist([_mask_row(mask, shard) for mask in answers.masks], schema=schema)
     rejects = pa.Table.from_pylist([_reject_row(reject, shard) for reject in answers.rejects], schema=REJECTS)
-    return _write(output, masks_path(shard.shard_id), masks), _write(output, rejects_path(shard.shard_id), rejects)
+    return _write(output, "masks", shard, masks), _write(output, "rejects", shard, rejects)
 
 
-def _write(output: Store, path: str, table: pa.Table) -> Part:
+def _write(output: Store, kind: str, shard: Shard, table: pa.Table) -> Part:
     data = parquet_bytes(table)
+    digest = sha256(data)
+    path = part_path(kind, shard.shard_id, digest)
     output.write_bytes(path, data)
-    return Part(path=path, rows=table.num_rows, bytes=len(data), sha256=sha256(data))
+    return Part(path=path, rows=table.num_rows, bytes=len(data), sha256=digest)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -59,9 +60,19 @@ def _image(value: Any) -> Any:
 
 
 def read_rows(output: str | Path, kind: str) -> list[dict[str, Any]]:
-    """All rows of the masks or rejects of a local output."""
-    parts = sorted(Path(output, kind).glob("*.parquet"))
-    return [row for part in parts for row in pq.read_table(part).to_pylist()]
+    """All rows of the masks or rejects of a local output's newest published run; where there is none, of its shards that are done."""
+    runs = sorted(Path(output, "runs").glob("*.json"))
+    if runs:
+        parts = json.loads(runs[-1].read_text())[f"{kind}_parts"]
+    else:
+        parts = [json.loads(receipt.read_text())[f"{kind}_part"] for receipt in sorted(Path(output, "receipts").glob("*.json"))]
+    return [row for part in sorted(part["path"] for part in parts) for row in pq.read_table(Path(output, part)).to_pylist()]
+
+
+def part_of(output: str | Path, kind: str, shard_id: str) -> Path:
+    """The file of a shard's masks or rejects in a local output, by its receipt."""
+    receipt = json.loads(Path(output, "receipts", f"{shard_id}.json").read_text())
+    return Path(output, receipt[f"{kind}_part"]["path"])
 
 
 @pytest.fixture(scope="session")

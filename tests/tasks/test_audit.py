@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -70,7 +71,12 @@ def test_what_no_published_run_names_can_go(tmp_path: Path) -> None:
     output = Path(run(tmp_path).output)
     kept = files(output)
     assert find_garbage(str(output)).paths == ()
+    for path in output.rglob("*"):
+        os.utime(path, (1.5e9, 1.5e9))  # all of it older than what comes
     run(tmp_path, "another", published=False)
+    assert find_garbage(str(output)).paths == (), "a run that was stopped goes on from what it did"
+    for path in files(output) - kept:
+        os.utime(output / path, (1.2e9, 1.2e9))
     found = find_garbage(str(output))
     assert (found.shards, found.runs_kept) == (3, 1)
     assert set(found.paths) == files(output) - kept

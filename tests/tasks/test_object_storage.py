@@ -10,14 +10,13 @@ from uuid import uuid4
 
 import pytest
 
-from schemas.runs import masks_path
 from schemas.settings import RunSettings
 from tasks import storage
 from tasks.plan import make_plan
 from tasks.read import InputChangedError
 from tasks.shard import process_shard
 from tasks.storage import READ_ATTEMPTS, STORE_ERRORS, Store
-from tasks.summarize import newest_run, publish, status, summarize
+from tasks.summarize import newest_run, publish, read_receipts, status, summarize
 from tasks.verify import require, verify
 from tests.conftest import png, write_input
 from tests.fakes import REVISION, FakeSegmenter
@@ -56,11 +55,12 @@ def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) 
     assert (newest_run(output).masks, newest_run(output).rejects) == (6, {"image_not_found": 1})
     assert status(settings.output).unpublished == 0
 
-    written = {shard.shard_id: output.read_bytes(masks_path(shard.shard_id)) for shard in plan.shards}
+    written = [receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)]
     assert make_plan(settings, REVISION).pending == ()
     for shard in plan.shards:
         process_shard(shard, settings, FakeSegmenter())
-    assert written == {shard_id: output.read_bytes(masks_path(shard_id)) for shard_id in written}
+    assert written == [receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)]
+    assert len(output.names("masks", ".parquet")) == len(written)
 
 
 @pytest.fixture
@@ -127,7 +127,8 @@ def test_a_lost_row_is_seen_in_what_lies_there(lake: Store, tmp_path: Path) -> N
     for shard in plan.pending:
         process_shard(shard, settings, FakeSegmenter())
     output = Store.open(settings.output)
-    output.fs.rm_file(output.full(masks_path(plan.shards[1].shard_id)))
+    (receipt,) = read_receipts(output, [plan.shards[1].shard_id])
+    output.remove(receipt.masks_part.path)
     (violation,) = verify(plan, settings).violations
     assert plan.shards[1].shard_id in violation
     assert "is missing" in violation

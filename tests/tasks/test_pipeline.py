@@ -18,15 +18,16 @@ from model import rle
 from model.rasterize import rasterize_pixels
 from schemas.masks import MASKS
 from schemas.rejects import RejectCode
-from schemas.runs import Plan, masks_path, rejects_path
+from schemas.runs import Plan
 from schemas.settings import RunSettings, SegmentSettings
+from tasks import shard as shard_module
 from tasks.plan import make_plan
 from tasks.read import InputChangedError
 from tasks.shard import ModelChangedError, process_shard
 from tasks.storage import Store
 from tasks.summarize import newest_run, publish, status, summarize
-from tasks.verify import AccountingError, require, verify
-from tests.conftest import ROOT, png, read_rows, write_input
+from tasks.verify import AccountingError, require, verify, verify_output
+from tests.conftest import ROOT, part_of, png, read_rows, write_input
 from tests.fakes import REVISION, FakeSegmenter
 
 GOOD = {"image": png(1), "query": "a thing"}
@@ -61,7 +62,7 @@ def test_rows_become_masks_that_mean_what_they_say(tmp_path: Path) -> None:
 def test_columns_have_fixed_types_from_the_first_row_on(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [{"image": None, "query": "x"}])
     (shard,) = run_all(settings).shards
-    assert pq.read_schema(tmp_path / "out" / masks_path(shard.shard_id)).equals(MASKS)
+    assert pq.read_schema(part_of(tmp_path / "out", "masks", shard.shard_id)).equals(MASKS)
 
 
 BAD_ROWS: list[tuple[dict[str, Any], RejectCode]] = [
@@ -235,7 +236,7 @@ def test_verify_sees_a_lost_a_doubled_and_an_unplanned_row(tmp_path: Path) -> No
     settings = settings_for(tmp_path, [GOOD] * 4)
     plan = run_all(settings)
     (shard,) = plan.shards
-    part = tmp_path / "out" / masks_path(shard.shard_id)
+    part = part_of(tmp_path / "out", "masks", shard.shard_id)
     table = pq.read_table(part)
     pq.write_table(table.take([0, 1, 1, 3]), part)
     report = verify(plan, settings)
@@ -250,7 +251,7 @@ def test_verify_sees_missing_parts_and_receipts(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD] * 4, shard_rows=2)
     plan = run_all(settings)
     first, second = plan.shards
-    (tmp_path / "out" / rejects_path(first.shard_id)).unlink()
+    part_of(tmp_path / "out", "rejects", first.shard_id).unlink()
     (tmp_path / "out" / "receipts" / f"{second.shard_id}.json").unlink()
     violations = verify(plan, settings).violations
     assert len(violations) == 2
@@ -261,12 +262,40 @@ def test_verify_sees_missing_parts_and_receipts(tmp_path: Path) -> None:
 def test_verify_sees_damaged_parts(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD] * 2)
     plan = run_all(settings)
-    part = tmp_path / "out" / masks_path(plan.shards[0].shard_id)
+    part = part_of(tmp_path / "out", "masks", plan.shards[0].shard_id)
     data = part.read_bytes()
     for damaged in (b"", data[:50], data[:-60] + b"\xff" * 52 + data[-8:]):
         part.write_bytes(damaged)
         (violation,) = verify(plan, settings).violations
         assert "cannot be read" in violation
+
+
+def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was given up, as by a cluster that lost sight of it, and ends after its shard was done again, when an image was gone."""
+    (tmp_path / "a.png").write_bytes(png(1))
+    settings = settings_for(tmp_path, [GOOD, GOOD | {"image": "a.png"}])
+    plan = make_plan(settings, REVISION)
+    (shard,) = plan.shards
+    write_parts = shard_module.write_parts
+    written: list[Any] = []
+
+    def interrupted(*of_shard: Any) -> Any:
+        """Between its parts and its receipt, the other does all of its work, and is published."""
+        own = write_parts(*of_shard)
+        written.append(own)
+        if len(written) == 1:
+            (tmp_path / "a.png").unlink()
+            process_shard(shard, settings, FakeSegmenter())
+            now = datetime.now(UTC)
+            publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+        return own
+
+    monkeypatch.setattr(shard_module, "write_parts", interrupted)
+    process_shard(shard, settings, FakeSegmenter())
+    assert written[0] != written[1]
+    assert verify_output(settings.output).holds
+    require(verify(plan, settings))
+    assert [row["code"] for row in read_rows(settings.output, "rejects")] == ["image_not_found"], "the published run is what it was"
 
 
 def test_the_newest_of_runs_in_one_second(tmp_path: Path) -> None:

@@ -6,18 +6,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from schemas.rejects import RejectCode
-from schemas.runs import Plan, Receipt
+from schemas.runs import KINDS, Known, Plan, Receipt
 from schemas.settings import RunSettings
 from tasks.plan import make_plan
+from tasks.results import rejected
 from tasks.reuse import retry_plan
 from tasks.shard import NOTHING, process_shard
+from tasks.storage import Store
 from tasks.summarize import publish, summarize
-from tasks.verify import require, verify
-from tests.conftest import png, read_rows, write_input
+from tasks.verify import require, verify, verify_output
+from tests.conftest import part_of, png, read_rows, write_input
 from tests.fakes import REVISION, FakeSegmenter
 
 
@@ -59,7 +60,7 @@ def row(number: int, **other: Any) -> dict[str, Any]:
 
 
 def bytes_of(output: Path, kind: str, plan: Plan) -> dict[str, bytes]:
-    return {shard.shard_id: (output / kind / f"part-{shard.shard_id}.parquet").read_bytes() for shard in plan.shards}
+    return {shard.shard_id: part_of(output, kind, shard.shard_id).read_bytes() for shard in plan.shards}
 
 
 def test_of_a_file_that_changed_only_what_is_new_is_computed(tmp_path: Path) -> None:
@@ -139,17 +140,57 @@ def test_only_rejects_of_the_code_are_tried_again(with_rejects: RunSettings, tmp
         assert bytes_of(tmp_path / "out", kind, plan) == bytes_of(tmp_path / "fresh", kind, plan), "as if the image had been there at first"
 
 
-def test_a_retry_that_dies_between_parts_leaves_a_shard_that_is_not_done(
-    with_rejects: RunSettings, monkeypatch: pytest.MonkeyPatch
+def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
+    with_rejects: RunSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def die(*_: Any) -> None:
-        raise KeyboardInterrupt
+    before = {kind: read_rows(with_rejects.output, kind) for kind in KINDS}
+    (tmp_path / "late.png").write_bytes(png(1))
+    plan, settings = retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,))
+    put = Store.write_bytes
 
-    plan, settings = retry_plan(with_rejects.output, (RejectCode.MODEL_ERROR,))
-    (shard,) = plan.pending
-    monkeypatch.setattr("tasks.shard.write_parts", die)
+    def die(store: Store, path: str, data: bytes) -> None:
+        if path.startswith("rejects/"):
+            raise KeyboardInterrupt
+        put(store, path, data)
+
+    monkeypatch.setattr(Store, "write_bytes", die)
+    shard = plan.pending[0]
     with pytest.raises(KeyboardInterrupt):
         process_shard(shard, settings, FakeSegmenter(), plan.known[shard.shard_id])
     monkeypatch.undo()
-    assert [each.shard_id for each in make_plan(settings, REVISION).pending] == [shard.shard_id]
-    assert pq.read_table(Path(settings.output, "masks", f"part-{shard.shard_id}.parquet")).num_rows == 2
+    assert {kind: read_rows(with_rejects.output, kind) for kind in KINDS} == before
+    assert verify_output(with_rejects.output).holds
+    carry_out(*retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,)))
+    assert len(read_rows(with_rejects.output, "masks")) == len(before["masks"]) + 1
+
+
+def test_a_retry_that_stopped_between_shards_leaves_the_published_run_as_it_was(with_rejects: RunSettings, tmp_path: Path) -> None:
+    before = rejected(with_rejects.output, 9)
+    plan, settings = retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,))
+    for name in ("late.png", "never.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    process_shard(plan.pending[0], settings, FakeSegmenter(), plan.known[plan.pending[0].shard_id])
+    assert rejected(with_rejects.output, 9) == before
+    assert verify_output(with_rejects.output).holds
+
+
+def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(with_rejects: RunSettings) -> None:
+    """Bisection looks at all rows of a shard, also at those that are known to kill."""
+    settings = with_rejects.model_copy(update={"output": f"{with_rejects.output}-killed"})
+    plan, now = make_plan(settings, REVISION), datetime.now(UTC)
+    for shard in plan.pending:
+        process_shard(shard, settings, FakeSegmenter(), Known(killers=(0,)) if shard is plan.pending[0] else NOTHING)
+    publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+    again, settings = retry_plan(settings.output, (RejectCode.IMAGE_NOT_FOUND,))
+    first = again.pending[0]
+    receipt = process_shard(first, settings, FakeSegmenter(), again.known[first.shard_id].model_copy(update={"killers": (0, 1)}))
+    assert receipt.rejects == {"worker_killed": 2}
+
+
+def test_a_setting_that_no_answer_depends_on_costs_no_answer(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(6)]
+    rows[2] |= {"image": str(tmp_path / "elsewhere" / "a.png")}
+    assert len(run(table(tmp_path, rows))[0]) == 5
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(png(1))
+    assert run(table(tmp_path, rows, segment={"allow_roots": [str(tmp_path / "elsewhere")]}))[0] == ["thing 2"]
