@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from schemas.queries import columns_read
-from schemas.runs import Shard
+from schemas.runs import RowRange, Shard
 from schemas.settings import SegmentSettings
 from tasks.storage import Store, fingerprint
 
 BATCH_ROWS = 64  # rows read at once: their images are in memory together
+REELS = 4  # kept open: a worker reads for two shards at a time
 GARBLED = "\0garbled"  # no column has such a name
 
 
@@ -49,24 +53,74 @@ def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Sc
     found = fingerprint(store.fs.info(store.root))
     if found != shard.fingerprint:
         raise InputChangedError(f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan it anew")
-    with store.parquet("") as file:
-        schema = file.schema_arrow
-        rows = [
-            _row(position, values, shard, settings) for position, values in enumerate(_values(file, shard, columns_read(schema, settings)))
-        ]
+    rows: list[Row] = []
+    for part in shard.ranges:
+        with _reel(store, shard, settings, part) as reel:
+            schema = reel.schema
+            values = chain.from_iterable(map(rows_of, reel.wind(part.start, part.stop)))
+            rows += [_row(position, each, shard, settings) for position, each in enumerate(values, start=len(rows))]
     return rows, schema
 
 
-def _values(file: pq.ParquetFile, shard: Shard, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for part in shard.ranges:
-        at = 0
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[part.row_group], columns=columns):
-            start, stop = max(part.start - at, 0), min(part.stop - at, len(batch))
-            if start < stop:
-                yield from rows_of(batch.slice(start, stop - start))
-            at += len(batch)
-            if at >= part.stop:
-                break
+class _Reel:
+    """The rows of a row group, read from its beginning on: Parquet has no way to its middle."""
+
+    def __init__(self, store: Store, settings: SegmentSettings, row_group: int) -> None:
+        self._open = ExitStack()
+        file = self._open.enter_context(store.parquet(""))
+        self.schema: pa.Schema = file.schema_arrow
+        self._rows: int = file.metadata.row_group(row_group).num_rows
+        columns = columns_read(self.schema, settings)
+        self._batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=[row_group], columns=columns)
+        self._left: pa.RecordBatch | None = None  # of a batch that was wound into
+        self.at = 0  # row that comes next
+
+    def wind(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Rows start..stop, of which the first was not passed yet."""
+        while self.at < stop:
+            batch = next(self._batches) if self._left is None else self._left
+            first, end = min(start - self.at, len(batch)), min(stop - self.at, len(batch))
+            self._left = batch.slice(end) if end < len(batch) else None
+            self.at += end
+            if max(first, 0) < end:
+                yield batch.slice(max(first, 0), end - max(first, 0))
+
+    @property
+    def ended(self) -> bool:
+        return self.at >= self._rows
+
+    def close(self) -> None:
+        self._open.close()
+
+
+_reels: deque[tuple[tuple[str | int, ...], _Reel]] = deque()  # of this process, left where shards ended
+_reels_lock = Lock()
+
+
+@contextmanager
+def _reel(store: Store, shard: Shard, settings: SegmentSettings, part: RowRange) -> Iterator[_Reel]:
+    """A reel that has not passed the start of a part: the one that an earlier shard left nearest before it, else a new one. A row group of
+    many shards would otherwise be read anew up to each of them."""
+    key = (shard.file, shard.fingerprint, shard.settings_hash, part.row_group)
+    with _reels_lock:
+        before = [entry for entry in _reels if entry[0] == key and entry[1].at <= part.start]
+        found = max(before, key=lambda entry: entry[1].at, default=None)
+        if found is not None:
+            _reels.remove(found)
+    reel = _Reel(store, settings, part.row_group) if found is None else found[1]
+    try:
+        yield reel
+    except BaseException:
+        reel.close()
+        raise
+    if reel.ended:
+        reel.close()
+        return
+    with _reels_lock:
+        _reels.append((key, reel))
+        over = _reels.popleft()[1] if len(_reels) > REELS else None
+    if over is not None:
+        over.close()
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

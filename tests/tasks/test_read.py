@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import random
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +52,34 @@ def test_shards_together_read_every_row_once_in_order(tmp_path_factory: pytest.T
     pq.write_table(table, folder / "a.parquet", row_group_size=group)
     settings = RunSettings(input=str(folder / "a.parquet"), output=str(folder / "out"), shard_rows=most)
     shards = make_plan(settings, REVISION).shards
-    found = [read_rows(shard, settings.segment)[0] for shard in shards]
+    order = list(range(len(shards)))
+    random.Random(count).shuffle(order)
+    read = {place: read_rows(shards[place], settings.segment)[0] for place in [*order, *order[:3]]}
+    found = [read[place] for place in range(len(shards))]
     assert [row.query for rows in found for row in rows] == [f"thing {i}" for i in range(count)]
     assert [[row.row for row in rows] for rows in found] == [list(range(shard.rows)) for shard in shards]
     assert len({row.row_id for rows in found for row in rows}) == count
+
+
+def test_a_row_group_of_many_shards_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, read = 20_000, [0]
+    table = pa.table({"image": pa.nulls(rows, pa.string()), "query": [f"thing {i}" for i in range(rows)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=rows)
+    settings = RunSettings(input=str(tmp_path / "a.parquet"), output=str(tmp_path / "out"), shard_rows=256)
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def counted(*args: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        for batch in iter_batches(*args, **options):
+            read[0] += len(batch)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    shards = make_plan(settings, REVISION).shards
+    assert len(shards) > 70
+    read[0] = 0
+    with ThreadPoolExecutor(2) as pool:  # as a worker reads: for two shards at a time
+        list(pool.map(lambda shard: read_rows(shard, settings.segment), shards))
+    assert rows <= read[0] <= 3 * rows
 
 
 def test_a_column_of_uris(tmp_path: Path) -> None:
