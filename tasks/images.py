@@ -110,7 +110,13 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
         raise ImageError(code, f"{image.format}, {width} x {height}: {clean(str(error))}") from None
-    return _pixels(_upright(image))
+    try:
+        return _pixels(_upright(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow looks at palettes, transparency and tags only now, and raises whatever odd ones lead it to
+        detail = f"{image.format}, {width} x {height}: {type(error).__name__}: {clean(str(error))}"
+        raise ImageError(RejectCode.IMAGE_UNREADABLE, detail) from None
 
 
 def pixels_of(data: bytes) -> int:
@@ -220,6 +226,8 @@ def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
+    except MemoryError:
+        raise
+    except Exception:  # a TIFF's profile may be of any type
         return image
     return image if converted is None else converted

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, TiffTags
 from s3fs.errors import translate_boto_error
 
 from schemas.rejects import RejectCode
@@ -165,6 +167,25 @@ def test_a_profile_is_applied_not_dropped() -> None:
 
 def test_cmyk_jpeg() -> None:
     assert decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), SETTINGS).shape == (8, 8, 3)
+
+
+def test_a_profile_that_is_no_profile_is_ignored() -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[34675], tags.tagtype[34675] = 7, TiffTags.SHORT
+    data = encoded(Image.new("RGB", (2, 2), (200, 100, 50)), "TIFF", tiffinfo=tags)
+    assert decode(data, SETTINGS)[0, 0].tolist() == [200, 100, 50]
+
+
+def test_what_is_odd_only_after_an_image_was_loaded_is_its_own_fault() -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([7] * 768)
+    data = encoded(image, transparency=b"\0" * 256)
+    at = data.index(b"tRNS")
+    chunk = b"tRNS" + b"\0" * 257
+    odd = data[: at - 4] + struct.pack(">I", 257) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at + 4 + 256 + 4 :]
+    with pytest.raises(ImageError, match="PNG, 4 x 4: ValueError") as caught:
+        decode(odd, SETTINGS)
+    assert caught.value.code == RejectCode.IMAGE_UNREADABLE
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
