@@ -6,7 +6,10 @@ import contextlib
 import io
 import os
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +290,57 @@ def test_expired_credentials_are_no_fault_of_the_row(s3: str, monkeypatch: pytes
     monkeypatch.setattr(Store, "read_bytes", refuse)
     with pytest.raises(ImageError if rejected else OSError):
         fetch(f"{s3}/denied/a.png", f"{s3}/t.parquet", SETTINGS)
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BaseHTTPRequestHandler]]:
+    """An S3 store that refuses: HEAD by its `head` status, GET by its `get` status and code."""
+
+    class Store(BaseHTTPRequestHandler):
+        head, get = 403, (403, "AccessDenied")
+
+        def do_HEAD(self) -> None:
+            self.send_response(self.head)
+            self.send_header("Content-Length", "99")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            status, code = self.get
+            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "sesame")
+        yield Store
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code", "rejected"),
+    [
+        (403, 403, "AccessDenied", True),
+        (400, 400, "InvalidRequest", True),  # encrypted with a key of the customer's
+        (200, 403, "InvalidObjectState", True),  # archived
+        (403, 404, "NoSuchKey", True),  # it may be that nobody may list it
+        (403, 403, "ExpiredToken", False),
+        (400, 400, "ExpiredToken", False),
+        (403, 403, "InvalidAccessKeyId", False),
+        (403, 403, "RequestTimeTooSkewed", False),
+    ],
+)
+def test_who_is_refused_without_a_word_asks_why(
+    refusing: Any, monkeypatch: pytest.MonkeyPatch, head: int, status: int, code: str, rejected: bool
+) -> None:
+    monkeypatch.setattr(refusing, "head", head)
+    monkeypatch.setattr(refusing, "get", (status, code))
+    with pytest.raises(ImageError if rejected else OSError) as caught:
+        fetch("a.png", "s3://lake/t.parquet", SETTINGS)
+    assert not rejected or caught.value.code == RejectCode.IMAGE_NOT_FOUND
