@@ -101,13 +101,15 @@ def _carry_out(plan: Plan, settings: RunSettings, factory: str, started: datetim
     logs.set_up()
     traces.set_up()
     about = traces.span("run", run_id=plan.run_id, rows=plan.rows), logs.about(run_id=plan.run_id)
-    with about[0], about[1], held(settings.output, plan.run_id, wait=settings.wait):
+    with about[0], about[1], held(settings.output, plan.run_id, wait=settings.wait) as hold:
         pending = sum(shard.rows for shard in plan.pending)
         logger.info("planned", extra={"rows": plan.rows, "rows_done": plan.rows - pending, "shards_pending": len(plan.pending)})
         reached = dispatch(plan, settings, factory) if plan.pending else plan
+        hold.require()
         verify_run(reached, settings)
         summary = summarize(reached, settings, rows_left=plan.rows - reached.rows, started_at=started, finished_at=datetime.now(UTC))
         if not summary.rows_left:
+            hold.require()
             publish(summary, settings)
         counts = {"rows": summary.rows, "rows_left": summary.rows_left, "masks": summary.masks, "rejects": summary.rejects}
         logger.info("finished", extra=counts | {"seconds": summary.seconds})
