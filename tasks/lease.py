@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from schemas.runs import Lease
 from tasks.logs import logger
 from tasks.storage import STORE_ERRORS, Store
+from tasks.summarize import new_run_id
 
 LEASE_PATH = "lease.json"
 RENEWED_EVERY = 10.0  # seconds
@@ -66,16 +67,15 @@ class Hold:
 
 
 @contextmanager
-def held(output_uri: str, run_id: str, *, wait: bool = False) -> Iterator[Hold]:
+def held(output_uri: str, run_id: str | None = None, *, wait: bool = False) -> Iterator[Hold]:
     """Within, this run is the only one on the output, unless the machine stands still for so long that another takes it for dead: what is
-    given tells.
+    given tells. Unless one is told it has a new `run_id`, made when no other run is left: ids are in the order in which runs publish.
 
     Raises:
         OutputInUseError: another one is, and `wait` is false.
     """
     output = Store.open(output_uri)
-    mine = Lease(token=uuid4().hex, run_id=run_id, host=platform.node(), pid=os.getpid(), since=_now(), renewed=_now())
-    _take(output, mine, wait)
+    mine = _take(output, run_id, wait)
     hold, done = Hold(output, mine), threading.Event()
     keeper = threading.Thread(target=_keep, args=(hold, done), name="lease", daemon=True)
     keeper.start()
@@ -89,14 +89,16 @@ def held(output_uri: str, run_id: str, *, wait: bool = False) -> Iterator[Hold]:
                 output.fs.rm_file(output.full(LEASE_PATH))
 
 
-def _take(output: Store, mine: Lease, wait: bool) -> None:
+def _take(output: Store, run_id: str | None, wait: bool) -> Lease:
     while True:
         other = read_lease(output)
         if other is None or _is_over(output, other):
+            now, token = _now(), uuid4().hex
+            mine = Lease(token=token, run_id=run_id or new_run_id(), host=platform.node(), pid=os.getpid(), since=now, renewed=now)
             _write(output, mine)
             time.sleep(SETTLES_IN)
             if _is_mine(output, mine):
-                return
+                return mine
         elif wait:
             time.sleep(ASKED_EVERY)
         else:
