@@ -25,7 +25,7 @@ from tasks.logs import logger
 from tasks.plan import make_plan
 from tasks.reuse import retry_plan
 from tasks.storage import Store
-from tasks.summarize import publish, summarize
+from tasks.summarize import newest_run, publish, summarize
 from tasks.verify import require, verify
 from tasks.worker import SEGMENTER
 
@@ -82,8 +82,7 @@ watcher: ContextVar[Callable[[Tally], None] | None] = ContextVar("watcher", defa
 def segment(settings: RunSettings, factory: str = SEGMENTER) -> RunSummary:
     """Segment a whole table. Shards that have a receipt are skipped; the summary is published last, once all is done and verified: a
     run that its budget ended publishes nothing, so that readers keep the whole results of the run before."""
-    started = datetime.now(UTC)
-    return _carry_out(plan_run(settings), settings, factory, started)
+    return _carry_out(lambda: (plan_run(settings), settings), settings.output, settings.wait, factory)
 
 
 @flow(name="retry", validate_parameters=True)
@@ -91,23 +90,33 @@ def retry(output: str, codes: tuple[RejectCode, ...], workers: int | None = None
           factory: str = SEGMENTER) -> RunSummary:  # fmt: skip
     """Try rows of the newest published run again that were rejected for one of `codes`, with the settings of that run. All other rows stay
     what they are, and the result is published as a run of its own."""
-    started = datetime.now(UTC)
-    plan, settings = retry_plan(output, codes)
-    execution = {"workers": workers, "scheduler": scheduler, "wait": wait, "budget_seconds": None}
-    return _carry_out(plan, settings.model_copy(update=execution), factory, started)
+    newest_run(Store.open(output))  # that there is none is told before anything is written there
+
+    def planned() -> tuple[Plan, RunSettings]:
+        plan, settings = retry_plan(output, codes)
+        return plan, settings.model_copy(update={"workers": workers, "scheduler": scheduler, "wait": wait, "budget_seconds": None})
+
+    return _carry_out(planned, output, wait, factory)
 
 
-def _carry_out(plan: Plan, settings: RunSettings, factory: str, started: datetime) -> RunSummary:
+def _carry_out(planned: Callable[[], tuple[Plan, RunSettings]], output: str, wait: bool, factory: str) -> RunSummary:
+    """Do what is planned when the output is held: another run that was waited for may have done it, or published what it starts from."""
     logs.set_up()
     traces.set_up()
-    about = traces.span("run", run_id=plan.run_id, rows=plan.rows), logs.about(run_id=plan.run_id)
-    with about[0], about[1], held(settings.output, plan.run_id, wait=settings.wait):
+    Store.open(output).check_writable()
+    with held(output, wait=wait) as hold, traces.span("run", run_id=hold.run_id) as span, logs.about(run_id=hold.run_id):
+        started = datetime.now(UTC)
+        plan, settings = planned()
+        plan = plan.model_copy(update={"run_id": hold.run_id})
+        span.set_attributes({"rows": plan.rows})
         pending = sum(shard.rows for shard in plan.pending)
         logger.info("planned", extra={"rows": plan.rows, "rows_done": plan.rows - pending, "shards_pending": len(plan.pending)})
         reached = dispatch(plan, settings, factory) if plan.pending else plan
+        hold.require()
         verify_run(reached, settings)
         summary = summarize(reached, settings, rows_left=plan.rows - reached.rows, started_at=started, finished_at=datetime.now(UTC))
         if not summary.rows_left:
+            hold.require()
             publish(summary, settings)
         counts = {"rows": summary.rows, "rows_left": summary.rows_left, "masks": summary.masks, "rejects": summary.rejects}
         logger.info("finished", extra=counts | {"seconds": summary.seconds})
@@ -119,10 +128,7 @@ def _carry_out(plan: Plan, settings: RunSettings, factory: str, started: datetim
 @logs.discreet()
 def plan_run(settings: RunSettings) -> Plan:
     revision = resolve_model(settings.model.model, refiner=settings.model.refiner, revision=settings.model.revision).revision
-    plan = make_plan(settings, revision)
-    if plan.pending:
-        Store.open(settings.output).check_writable()
-    return plan
+    return make_plan(settings, revision)
 
 
 @task(name="dispatch", cache_policy=NO_CACHE)

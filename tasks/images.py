@@ -25,7 +25,9 @@ from tasks.storage import Store
 from tasks.uris import ImageError, resolve
 
 STRIP_PIXELS = 1 << 22
+S3_BARE = ("400", "403")  # of a HEAD, whose reply has no body to say more: of the object, or of credentials that expired
 S3_DENIED = ("403", "AccessDenied")
+S3_SHUT = ("InvalidObjectState", "InvalidRequest")  # archived; encrypted with a key that must come with each request
 S3_NO_NAME = ("InvalidBucketName", "InvalidURI", "KeyTooLongError", "InvalidArgument")
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,7 +58,7 @@ def fetch(uri: str, table_uri: str, settings: SegmentSettings, input_folder: str
         return fetch_https(full, limit)
     store = Store.open(full)
     try:
-        info = store.fs.info(store.root)
+        info = _info(store)
         if info["type"] != "file":  # a pipe would be waited for, a device read for ever
             raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: is a {info['type']}, not a file")
         if info["size"] > limit:
@@ -64,14 +66,28 @@ def fetch(uri: str, table_uri: str, settings: SegmentSettings, input_folder: str
         return store.read_bytes("")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: there is no such file") from None
-    except PermissionError as error:
-        if _s3_code(error) not in (None, *S3_DENIED):
-            raise
-        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: access is denied, as some stores also say of what is not there") from None
     except (OSError, ValueError, ParamValidationError) as error:
+        code = _s3_code(error)
+        if code in S3_SHUT:
+            raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: the store does not give it: {code}: {error}") from None
+        if isinstance(error, PermissionError) and code in (None, *S3_DENIED):
+            denied = "access is denied, as some stores also say of what is not there"
+            raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: {denied}") from None
         if isinstance(error, ImageError) or not _is_unnameable(error):
             raise
         raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri!r}: no file can have this name") from None
+
+
+def _info(store: Store) -> dict[str, Any]:
+    """What is known of a file. Where an S3 store refuses that without a word, what it says to who reads the first byte is raised."""
+    try:
+        info: dict[str, Any] = store.fs.info(store.root)
+    except OSError as error:
+        if _s3_code(error) not in S3_BARE:
+            raise
+        store.fs.cat_file(store.root, start=0, end=1)
+        info = store.fs.info(store.root)  # it gives the file: what was wrong, such as credentials, has been mended
+    return info
 
 
 def _is_unnameable(error: Exception) -> bool:
@@ -81,7 +97,7 @@ def _is_unnameable(error: Exception) -> bool:
     return not isinstance(error, OSError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
 
 
-def _s3_code(error: OSError) -> str | None:
+def _s3_code(error: Exception) -> str | None:
     """What an S3 store answered. Credentials that expired come as the same exceptions as a key that cannot be."""
     cause = error.__cause__
     return str(cause.response.get("Error", {}).get("Code")) if isinstance(cause, ClientError) else None
@@ -110,7 +126,13 @@ def decode(data: bytes, settings: SegmentSettings) -> NDArray[np.uint8]:
     except Exception as error:
         code = RejectCode.IMAGE_TRUNCATED if _is_truncation(error) else RejectCode.IMAGE_UNREADABLE
         raise ImageError(code, f"{image.format}, {width} x {height}: {clean(str(error))}") from None
-    return _pixels(_upright(image))
+    try:
+        return _pixels(_upright(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow looks at palettes, transparency and tags only now, and raises whatever odd ones lead it to
+        detail = f"{image.format}, {width} x {height}: {type(error).__name__}: {clean(str(error))}"
+        raise ImageError(RejectCode.IMAGE_UNREADABLE, detail) from None
 
 
 def pixels_of(data: bytes) -> int:
@@ -220,6 +242,8 @@ def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
+    except MemoryError:
+        raise
+    except Exception:  # a TIFF's profile may be of any type
         return image
     return image if converted is None else converted

@@ -180,8 +180,8 @@ def _pictures(
     def read(group: list[Row]) -> list[_Encoded | Mask | Reject]:
         try:
             data = bytes_of(group[0], shard, settings)
-        except ImageError as error:
-            return [Reject(row=row, code=error.code, detail=error.detail) for row in group]
+        except Exception as error:
+            return [*_rejects(error, group)]
         metrics.READ.inc(len(data))
         image_id = hashlib.sha256(data).hexdigest()[:32]
         found = [(row, earlier.get(row_key(row, image_id))) for row in group] if earlier else [(row, None) for row in group]
@@ -192,12 +192,23 @@ def _pictures(
     def decoded(image: _Encoded) -> list[Picture | Mask | Reject]:
         try:
             return [Picture(image_id=image.image_id, pixels=decode(image.data, settings), rows=image.rows)]
-        except ImageError as error:
-            return [Reject(row=row, code=error.code, detail=error.detail) for row in image.rows]
+        except Exception as error:
+            return [*_rejects(error, image.rows)]
 
     images = _noting(answers, ahead(pool, read, groups.values(), IMAGES_AHEAD))
     least = PIXELS_AHEAD // IMAGES_AHEAD
     return _noting(answers, ahead(pool, decoded, images, PIXELS_AHEAD, weight=lambda image: max(image.n_pixels, least)))
+
+
+def _rejects(error: Exception, rows: Sequence[Row]) -> list[Reject]:
+    """Of the rows that ask about an image that cannot be had. Raises what is the machine's fault."""
+    if _is_machines_fault(error):
+        raise error
+    if isinstance(error, ImageError):
+        code, detail = error.code, error.detail
+    else:  # of all that images and URIs hold nobody knows all that they lead libraries to raise
+        code, detail = RejectCode.IMAGE_UNREADABLE, clean(f"{type(error).__name__}: {error}", [row.query for row in rows])
+    return [Reject(row=row, code=code, detail=detail) for row in rows]
 
 
 def _noting(answers: Answers, found: Iterable[list[Still | Mask | Reject]]) -> Iterator[Still]:
@@ -343,5 +354,6 @@ def _can_go_on(error: Exception, batch_rows: int) -> bool:
 
 def _is_machines_fault(error: Exception) -> bool:
     """Whether the next row would fail too: no memory, a broken device, a store that is down. The row is not to blame then."""
-    no_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)  # PyTorch's own, on a CPU
-    return no_memory or isinstance(error, (MemoryError, *STORE_ERRORS, torch.AcceleratorError))
+    # PyTorch's own, on a CPU, and Python's where there may be no more threads.
+    exhausted = isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "start new thread"))
+    return exhausted or isinstance(error, (MemoryError, *STORE_ERRORS, torch.AcceleratorError))

@@ -35,7 +35,7 @@ def resolve(uri: str, table_uri: str, settings: SegmentSettings, input_folder: s
         raise _not_allowed(uri, "names one file system inside another with ::")
     scheme = _scheme(uri)
     if scheme == "https" and settings.allow_https:
-        return uri
+        return _normal(uri)
     if scheme == "" and not (uri.startswith("/") and _scheme(table_uri) in ("", "file")):
         uri = f"{table_uri.rsplit('/', 1)[0]}/{uri.lstrip('/')}"
     full = _normal(uri)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +13,12 @@ import pytest
 from distributed import LocalCluster
 from prefect.artifacts import Artifact
 
+from flows import segment as flow
 from flows.segment import ShardsFailedError, retry, segment, watcher
 from schemas.rejects import RejectCode
-from schemas.runs import RunSummary
+from schemas.runs import Lease, RunSummary
 from schemas.settings import RunSettings
+from tasks.lease import LEASE_PATH, Hold, LeaseLostError, held
 from tasks.storage import Store
 from tasks.summarize import status
 from tests.conftest import png, read_rows, write_input
@@ -103,6 +107,45 @@ def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
     assert (first.shards_computed, second.shards_computed) == (5, 0)
     assert told == [], "nothing was dispatched"
     assert (second.rows, second.rejects, second.shard_ids) == (first.rows, first.rejects, first.shard_ids)
+
+
+@pytest.fixture
+def standing() -> Iterator[str]:
+    """The scheduler of a worker within this process."""
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_a_run_that_waited_for_another_plans_only_then(tmp_path: Path, standing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(tmp_path, ["a", "b", "c", "explode"], scheduler=standing)
+    others: list[RunSummary] = []
+
+    @contextmanager
+    def waiting(output: str, **options: Any) -> Iterator[Hold]:
+        monkeypatch.setattr(flow, "held", held)
+        others.append(run(settings))
+        with held(output, **options) as hold:
+            yield hold
+
+    monkeypatch.setattr(flow, "held", waiting)
+    summary = run(settings)
+    assert (others[0].shards_computed, summary.shards_computed) == (2, 0), "the other had done it all"
+    monkeypatch.setattr(flow, "held", waiting)
+    again = retry(settings.output, (RejectCode.MODEL_ERROR,), scheduler=standing, wait=True, factory=FAKE)
+    found = [each.run_id for each in status(settings.output).runs]
+    assert found == [again.run_id, others[1].run_id, summary.run_id, others[0].run_id], "the newest is the one that was published last"
+
+
+def test_a_run_that_lost_the_output_publishes_nothing(tmp_path: Path, standing: str) -> None:
+    settings = settings_for(tmp_path, ["a"], scheduler=standing)
+    other = Lease(token="t", run_id="other", host="elsewhere", pid=7, since="s", renewed="r")
+    token = watcher.set(lambda _: Store.open(settings.output).write_bytes(LEASE_PATH, other.model_dump_json().encode()))
+    try:
+        with pytest.raises(LeaseLostError, match=r"lost it to run other .*Nothing was published"):
+            run(settings)
+    finally:
+        watcher.reset(token)
+    assert (status(settings.output).runs, status(settings.output).shards) == ((), 1)
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

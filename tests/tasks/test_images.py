@@ -5,6 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ import pytest
 from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, TiffTags
 from s3fs.errors import translate_boto_error
 
 from schemas.rejects import RejectCode
@@ -167,6 +172,25 @@ def test_cmyk_jpeg() -> None:
     assert decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), SETTINGS).shape == (8, 8, 3)
 
 
+def test_a_profile_that_is_no_profile_is_ignored() -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[34675], tags.tagtype[34675] = 7, TiffTags.SHORT
+    data = encoded(Image.new("RGB", (2, 2), (200, 100, 50)), "TIFF", tiffinfo=tags)
+    assert decode(data, SETTINGS)[0, 0].tolist() == [200, 100, 50]
+
+
+def test_what_is_odd_only_after_an_image_was_loaded_is_its_own_fault() -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([7] * 768)
+    data = encoded(image, transparency=b"\0" * 256)
+    at = data.index(b"tRNS")
+    chunk = b"tRNS" + b"\0" * 257
+    odd = data[: at - 4] + struct.pack(">I", 257) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at + 4 + 256 + 4 :]
+    with pytest.raises(ImageError, match="PNG, 4 x 4: ValueError") as caught:
+        decode(odd, SETTINGS)
+    assert caught.value.code == RejectCode.IMAGE_UNREADABLE
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_truncated_files_are_rejected(format: str) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -266,3 +290,57 @@ def test_expired_credentials_are_no_fault_of_the_row(s3: str, monkeypatch: pytes
     monkeypatch.setattr(Store, "read_bytes", refuse)
     with pytest.raises(ImageError if rejected else OSError):
         fetch(f"{s3}/denied/a.png", f"{s3}/t.parquet", SETTINGS)
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BaseHTTPRequestHandler]]:
+    """An S3 store that refuses: HEAD by its `head` status, GET by its `get` status and code."""
+
+    class Store(BaseHTTPRequestHandler):
+        head, get = 403, (403, "AccessDenied")
+
+        def do_HEAD(self) -> None:
+            self.send_response(self.head)
+            self.send_header("Content-Length", "99")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            status, code = self.get
+            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "sesame")
+        yield Store
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code", "rejected"),
+    [
+        (403, 403, "AccessDenied", True),
+        (400, 400, "InvalidRequest", True),  # encrypted with a key of the customer's
+        (200, 403, "InvalidObjectState", True),  # archived
+        (403, 404, "NoSuchKey", True),  # it may be that nobody may list it
+        (403, 403, "ExpiredToken", False),
+        (400, 400, "ExpiredToken", False),
+        (403, 403, "InvalidAccessKeyId", False),
+        (403, 403, "RequestTimeTooSkewed", False),
+    ],
+)
+def test_who_is_refused_without_a_word_asks_why(
+    refusing: Any, monkeypatch: pytest.MonkeyPatch, head: int, status: int, code: str, rejected: bool
+) -> None:
+    monkeypatch.setattr(refusing, "head", head)
+    monkeypatch.setattr(refusing, "get", (status, code))
+    with pytest.raises(ImageError if rejected else OSError) as caught:
+        fetch("a.png", "s3://lake/t.parquet", SETTINGS)
+    assert not rejected or caught.value.code == RejectCode.IMAGE_NOT_FOUND

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,30 @@ def test_a_store_that_cannot_be_reached_ends_the_shard(monkeypatch: pytest.Monke
         infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
 
 
+@pytest.mark.parametrize("part", ["bytes_of", "decode"])
+def test_what_nobody_thought_of_costs_the_rows_of_one_image(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = getattr(infer_module, part)
+
+    def odd(what: Any, *rest: Any) -> Any:
+        if PNGS[1] in (what, getattr(what, "image_bytes", None)):
+            raise TypeError("about thing 1: not a number")
+        return real(what, *rest)
+
+    monkeypatch.setattr(infer_module, part, odd)
+    rows = [row(number, number % 2) for number in range(4)]
+    answers = infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
+    assert [mask.row.row for mask in answers.masks] == [0, 2]
+    found = [(reject.row.row, reject.code, reject.detail) for reject in answers.rejects]
+    assert found == [(number, RejectCode.IMAGE_UNREADABLE, "TypeError: about ***: not a number") for number in (1, 3)]
+
+
+def test_a_scheme_that_nobody_knows_is_the_rows_own_fault() -> None:
+    rows = [replace(row(0), image_bytes=None, image_uri="nonsense://x/a.png"), row(1)]
+    answers = infer(rows, shard_of(rows), SegmentSettings(allow_roots=("nonsense://",)), FakeSegmenter(), 4)
+    assert [(reject.row.row, reject.code) for reject in answers.rejects] == [(0, RejectCode.IMAGE_UNREADABLE)]
+    assert "Protocol not known: nonsense" in answers.rejects[0].detail
+
+
 def test_rows_rejected_early_never_reach_the_model() -> None:
     rows = [row(0, mode="all"), row(1, query=" "), row(2), row(3, spatial_refs=((0.1, float("nan")),)), row(4, mode="")]
     model = Recorder()
@@ -201,6 +226,7 @@ class Failing(FakeSegmenter):
     [
         MemoryError(), OSError("disk"), torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("device lost"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("can't start new thread"),
     ],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
@@ -304,10 +330,10 @@ def test_a_row_that_was_answered_is_not_rejected_too() -> None:
 
 def test_pictures_that_cannot_be_read_for_a_reason_of_our_own_end_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> np.ndarray:
-        raise ZeroDivisionError("a bug")
+        raise MemoryError("none left")
 
     monkeypatch.setattr(infer_module, "decode", broken)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(MemoryError):
         infer([row(0), row(1, 1)], shard_of([row(0), row(1)]), SETTINGS, FakeSegmenter(), 4)
 
 

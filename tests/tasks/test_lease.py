@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from schemas.runs import Lease
 from tasks import lease
-from tasks.lease import LEASE_PATH, OutputInUseError, held, read_lease
+from tasks.lease import LEASE_PATH, Hold, LeaseLostError, OutputInUseError, held, read_lease
 from tasks.storage import Store
 
 OTHER = {"token": "t", "run_id": "other", "since": "2026-11-01T00:00:00+00:00"}
@@ -94,6 +95,45 @@ def test_one_of_another_machine_is_over_when_it_gives_no_sign_of_life(tmp_path: 
     put(tmp_path, "elsewhere", 1, "2026-11-01T00:00:00+00:00")
     with held(str(tmp_path), "next"):
         pass
+
+
+def test_a_process_of_the_same_number_does_not_keep_an_old_lease_alive(tmp_path: Path) -> None:
+    """As after a power loss, or in a container that was started again."""
+    put(tmp_path, platform.node(), os.getpid(), lease._now())
+    with (
+        pytest.raises(OutputInUseError, match=r"lease\.json there says so, and counts for nothing 60 s after"),
+        held(str(tmp_path), "next"),
+    ):
+        pass
+    put(tmp_path, platform.node(), os.getpid(), "2026-11-01T00:00:00+00:00")
+    with held(str(tmp_path), "next"):
+        pass
+
+
+def test_who_lost_the_output_is_told_to_whom(tmp_path: Path) -> None:
+    with held(str(tmp_path), "first") as hold:
+        hold.require()
+        put(tmp_path, "elsewhere", 7, lease._now())
+        with pytest.raises(LeaseLostError, match=r"first lost it to run other \(process 7 on elsewhere\), since 2026-11-01T.*goes on"):
+            hold.require()
+        hold.renew()
+        assert read_lease(Store.open(str(tmp_path))).run_id == "other"  # type: ignore[union-attr]
+        (tmp_path / LEASE_PATH).unlink()
+        with pytest.raises(LeaseLostError, match="to one that has ended"):
+            hold.require()
+
+
+def test_no_error_ends_the_renewals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures, renewed = [ValueError("odd"), OSError("down")], threading.Event()
+
+    def renew(_: Hold) -> None:
+        if failures:
+            raise failures.pop()
+        renewed.set()
+
+    monkeypatch.setattr(Hold, "renew", renew)
+    with held(str(tmp_path), "first"):
+        assert renewed.wait(5)
 
 
 def test_clocks_that_disagree_take_nothing_from_the_living(tmp_path: Path) -> None:

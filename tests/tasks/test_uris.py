@@ -72,5 +72,6 @@ def test_https_must_be_allowed_and_http_never_is() -> None:
     refused("https://example.com/a.png")
     url = "https://example.com/a.png"
     assert resolve(url, TABLE, SegmentSettings(allow_https=True)) == url
+    assert resolve("HTTPS://example.com/a.png", TABLE, SegmentSettings(allow_https=True)) == url
     with pytest.raises(ImageError, match="http:// is not among the allowed schemes"):
         resolve("http://example.com/a.png", TABLE, SegmentSettings(allow_https=True))
