@@ -20,6 +20,7 @@ from tasks.worker import SEGMENTER, ResidentModel
 CONNECT_SECONDS = 20
 SHARDS_PER_WORKER = 2  # at a time: one has the model, one reads or writes. Dask blames a dead worker's queue too, so no more wait there
 LOCALHOST = "127.0.0.1"
+SCHEDULER_GONE = "the Dask scheduler went away; shards with receipts are done, and the same command takes up the rest"
 # What distributed reads a client's certificates from; those of a scheduler and its workers have these names with SCHEDULER or WORKER in
 # place of CLIENT.
 TLS_VARIABLES = tuple(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"))
@@ -64,7 +65,7 @@ def workers_of(client: Client) -> list[dict[str, Any]]:
     """What the scheduler knows of its workers at this moment. Raises ClusterError if it went away."""
     info = client.scheduler_info(n_workers=-1)
     if "workers" not in info:
-        raise ClusterError("the Dask scheduler went away; shards with receipts are done, and the same command takes up the rest")
+        raise ClusterError(SCHEDULER_GONE)
     return list(info["workers"].values())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import Client, as_completed
 
-from flows.cluster import ClusterError, replace_lost, shard_resources, workers_of
+from flows.cluster import SCHEDULER_GONE, ClusterError, replace_lost, shard_resources, workers_of
 from tasks.logs import logger
 
 LOOK_EVERY = 5.0  # seconds, at the workers
@@ -30,8 +30,8 @@ class InFlight:
         self._completed.add(self._client.submit(function, *args, **options, key=key, resources=self._resources, pure=False))
 
     def next(self) -> tuple[str, Any]:
-        """Wait for a task to end. Gives its key and its result, or what it ended with: an exception of its own, its worker's death, or
-        its cancellation. Dask forgets it then, and does not do it again when the worker that did it dies.
+        """Wait for a task to end. Gives its key and its result, or what it ended with: an exception of its own, or its worker's
+        death. Dask forgets it then, and does not do it again when the worker that did it dies.
 
         Raises:
             ClusterError: the scheduler went away, or there was no worker for `NO_WORKER_SECONDS`.
@@ -51,8 +51,8 @@ class InFlight:
                     return future.key, future.exception()
                 self._completed.add(future)  # its worker died before it told the result, and another does it again
             except Exception as error:
-                if future.cancelled():  # a scheduler that went away forgot it
-                    self._look()
+                if future.cancelled():  # nobody does that here: a scheduler forgot it, which may be there again, without our model
+                    raise ClusterError(SCHEDULER_GONE) from None
                 return future.key, error
 
     def _look(self) -> None:

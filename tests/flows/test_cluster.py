@@ -14,12 +14,13 @@ import dask
 import psutil
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster
 
 from flows import cluster, dispatch, in_flight
 from flows.calibrate import calibrate
 from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
 from flows.dispatch import StoreGoneError, run_shards
+from flows.in_flight import InFlight
 from schemas.runs import Plan, Receipt, Shard
 from schemas.settings import RunSettings, SegmentSettings
 from tasks.plan import make_plan
@@ -208,6 +209,15 @@ def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
     ):
         run_shards(client, plan.pending, asked, lose_it)
     assert 0 < len(receipts) < 9
+
+
+def test_a_scheduler_that_forgot_a_task_ends_the_run_even_if_it_is_there_again(standing: LocalCluster) -> None:
+    with Client(standing.scheduler_address) as client:
+        flying = InFlight(client)
+        flying.submit("forgotten", abs, -1)
+        client.cancel([Future("forgotten", client)])
+        with pytest.raises(ClusterError, match="the Dask scheduler went away"):
+            flying.next()
 
 
 def test_a_cluster_that_stays_without_workers_ends_the_run_rather_than_hangs_it(
