@@ -234,7 +234,7 @@ SCENARIOS = (
     Scenario(name="reply to a receipt lost", disturb=store_fault(RECEIPTS, "lost_reply", 2)),
     Scenario(name="slow replies", disturb=store_fault(ANY, "slow", 5, skip=10)),
     Scenario(name="truncated bodies", disturb=store_fault(INPUT, "truncated", 2, skip=1)),
-    Scenario(name="credentials expire", disturb=credentials_expired, ends="ExpiredToken"),
+    Scenario(name="credentials expire", disturb=credentials_expired, ends="The provided token has expired"),
     Scenario(name="store dies", disturb=store_dead, ends="takes up the rest"),
     Scenario(name="input deleted in the middle of a run", disturb=input_deleted, ends="table.parquet"),
     Scenario(name="input replaced in the middle of a run", disturb=input_replaced, ends="Run again to plan it anew", changed_input=True),
