@@ -784,6 +784,8 @@ def _explain(error: Exception) -> int:
     """Print an error a person can act on; the exit code. One that is not foreseen keeps its traceback."""
     from pydantic import ValidationError
 
+    from tasks.storage import STORE_ERRORS
+
     if isinstance(error, ValidationError):
         _complain("error", "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()))
         return 2
@@ -791,7 +793,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, (ValueError, FileNotFoundError, PermissionError, ImportError)):
         _complain("error", str(error))
         return 2
-    if isinstance(error, (RuntimeError, OSError)) or type(error).__module__.startswith("botocore"):
+    if isinstance(error, (RuntimeError, *STORE_ERRORS)) or type(error).__module__.startswith("botocore"):
         _complain("failed", str(error))
         return 1
     raise error

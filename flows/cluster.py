@@ -133,7 +133,7 @@ def _run_owns_failures() -> Iterator[None]:
         "distributed.scheduler.allowed-failures": 0,
         "distributed.admin.log-length": 0,
         # After 15 seconds Dask would close the nanny of a worker that died and is not there again, and never replace it. On a busy machine
-        # a worker may take longer than that just to import: one after the other was lost until none was left.
+        # a worker may take longer than that just to import, and in the end none would be left.
         "distributed.deploy.lost-worker-timeout": "1 day",
     }
     with dask.config.set(failures):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.cluster import open_cluster
-from flows.dispatch import run_shards
+from flows.dispatch import StoreGoneError, run_shards
 from model.registry import resolve_model
 from schemas.rejects import RejectCode
 from schemas.runs import Plan, Receipt, RunSummary
@@ -24,7 +25,7 @@ from tasks.lease import held
 from tasks.logs import logger
 from tasks.plan import make_plan
 from tasks.reuse import retry_plan
-from tasks.storage import Store
+from tasks.storage import STORE_ERRORS, Store
 from tasks.summarize import newest_run, publish, summarize
 from tasks.verify import require, verify
 from tasks.worker import SEGMENTER
@@ -112,16 +113,29 @@ def _carry_out(planned: Callable[[], tuple[Plan, RunSettings]], output: str, wai
         pending = sum(shard.rows for shard in plan.pending)
         logger.info("planned", extra={"rows": plan.rows, "rows_done": plan.rows - pending, "shards_pending": len(plan.pending)})
         reached = dispatch(plan, settings, factory) if plan.pending else plan
-        hold.require()
-        verify_run(reached, settings)
-        summary = summarize(reached, settings, rows_left=plan.rows - reached.rows, started_at=started, finished_at=datetime.now(UTC))
-        if not summary.rows_left:
+        with _store_at_fault():
             hold.require()
-            publish(summary, settings)
+            verify_run(reached, settings)
+            summary = summarize(reached, settings, rows_left=plan.rows - reached.rows, started_at=started, finished_at=datetime.now(UTC))
+            if not summary.rows_left:
+                hold.require()
+                publish(summary, settings)
         counts = {"rows": summary.rows, "rows_left": summary.rows_left, "masks": summary.masks, "rejects": summary.rejects}
         logger.info("finished", extra=counts | {"seconds": summary.seconds})
     _publish_artifacts(summary)
     return summary
+
+
+@contextmanager
+def _store_at_fault() -> Iterator[None]:
+    """What a store raises tells of one request; here it says what that means for the run."""
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise StoreGoneError(
+            f"the store failed while the run was verified and published, with {type(error).__name__}: {error}. Shards with receipts are "
+            "done, and the same command takes up the rest"
+        ) from error
 
 
 @task(name="plan", cache_policy=NO_CACHE)

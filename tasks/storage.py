@@ -165,7 +165,8 @@ class Store:
             yield pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER)
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Put a whole object. A write that reports an error may have succeeded (a lost reply), so the object itself decides."""
+        """Put a whole object. A write that reports an error may have succeeded (a lost reply), so the object itself decides. A store
+        that cannot be read either is not asked again."""
         for attempt in range(1, WRITE_ATTEMPTS + 1):
             try:
                 self._put(path, data)
@@ -216,7 +217,7 @@ class Store:
     def _holds(self, path: str, data: bytes) -> bool:
         try:
             return self.read_bytes(path) == data
-        except STORE_ERRORS:
+        except FileNotFoundError:
             return False
 
 

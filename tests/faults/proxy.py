@@ -17,6 +17,10 @@ import psutil
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authenticate", "proxy-authorization"}
 SLOW_SECONDS = 3.0
+REFUSALS = {  # in S3's own words
+    "slow_down": (503, "SlowDown", "Please reduce your request rate."),
+    "expired": (403, "ExpiredToken", "The provided token has expired."),
+}
 
 
 @dataclass(kw_only=True)
@@ -86,8 +90,8 @@ class FaultProxy:
         if kind == "reset_before":
             return _reset(handler)
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-        if kind in ("slow_down", "expired"):
-            return _refuse(handler, *{"slow_down": (503, "SlowDown"), "expired": (403, "ExpiredToken")}[kind])
+        if kind in REFUSALS:
+            return _refuse(handler, *REFUSALS[kind])
         upstream = http.client.HTTPConnection(host, port, timeout=60)
         headers = {name: value for name, value in handler.headers.items() if name.lower() not in HOP_BY_HOP}
         try:
@@ -129,8 +133,8 @@ class FaultProxy:
         return None
 
 
-def _refuse(handler: BaseHTTPRequestHandler, status: int, code: str) -> None:
-    text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as the fault says</Message></Error>".encode()
+def _refuse(handler: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
+    text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
     handler.send_response(status)
     handler.send_header("Content-Type", "application/xml")
     handler.send_header("Content-Length", str(len(text)))

@@ -171,15 +171,19 @@ class StandingCluster:
             process.wait()
 
 
-def credentials_expired(lake: Lake) -> Night:
-    return lake.night(faults=[Fault(request=ANY, kind="expired", times=10**9, skip=60)])
+def from_the_first_receipt(kind: str) -> Callable[[Lake], Night]:
+    """Every request of a longer night meets the fault, once its first shard is done."""
 
+    def disturb(lake: Lake) -> Night:
+        lasting = Fault(request=ANY, kind=kind, times=10**9)
+        first = Fault(request=RECEIPTS, kind="call", call=lambda _pid: lake.proxy.faults.append(lasting) or True)
+        began = time.monotonic()
+        night = lake.night(lake.rows(24), faults=[first])
+        assert lasting.happened, f"the fault did not happen: {night}"
+        assert time.monotonic() - began < 300, "a store that is gone must end the run"
+        return night
 
-def store_dead(lake: Lake) -> Night:
-    began = time.monotonic()
-    night = lake.night(faults=[Fault(request=ANY, kind="reset_before", times=10**9, skip=60)])
-    assert time.monotonic() - began < 300, "a dead store must end the run"
-    return night
+    return disturb
 
 
 def input_replaced(lake: Lake) -> Night:
@@ -234,8 +238,8 @@ SCENARIOS = (
     Scenario(name="reply to a receipt lost", disturb=store_fault(RECEIPTS, "lost_reply", 2)),
     Scenario(name="slow replies", disturb=store_fault(ANY, "slow", 5, skip=10)),
     Scenario(name="truncated bodies", disturb=store_fault(INPUT, "truncated", 2, skip=1)),
-    Scenario(name="credentials expire", disturb=credentials_expired, ends="ExpiredToken"),
-    Scenario(name="store dies", disturb=store_dead, ends="takes up the rest"),
+    Scenario(name="credentials expire", disturb=from_the_first_receipt("expired"), ends="PermissionError"),
+    Scenario(name="store dies", disturb=from_the_first_receipt("reset_before"), ends="takes up the rest"),
     Scenario(name="input deleted in the middle of a run", disturb=input_deleted, ends="table.parquet"),
     Scenario(name="input replaced in the middle of a run", disturb=input_replaced, ends="Run again to plan it anew", changed_input=True),
     Scenario(name="disk full", disturb=disk_full, ends="No space left on device"),
