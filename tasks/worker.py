@@ -61,6 +61,35 @@ class NoModelError(RuntimeError):
     """The model that a shard was planned with is not loaded in this worker."""
 
 
+class UnfitWorkerError(RuntimeError):
+    """The worker at an address fails, and would fail any other shard as well."""
+
+    def __init__(self, what: str, address: str) -> None:
+        super().__init__(what, address)  # so that it can be pickled
+
+    @property
+    def address(self) -> str:
+        return str(self.args[1])
+
+    def __str__(self) -> str:
+        return f"worker {self.address}: {self.args[0]}"
+
+
+class BrokenDeviceError(UnfitWorkerError):
+    """Its device does not work any more, until the process is started again. What it worked on may be to blame."""
+
+
+@contextmanager
+def fitness() -> Iterator[None]:
+    """Errors that leave it say so if the worker is unfit."""
+    try:
+        yield
+    except NoModelError as error:
+        raise UnfitWorkerError(str(error), worker_address()) from error
+    except torch.AcceleratorError as error:
+        raise BrokenDeviceError(f"{type(error).__name__}: {error}", worker_address()) from error
+
+
 # What `ResidentModel` loaded, or why it could not, by its name.
 _resident: dict[str, SegmenterLike | Exception] = {}
 
@@ -127,6 +156,14 @@ def worker_name() -> str:
     """Of the Dask worker that this is a task of; elsewhere this machine's."""
     try:
         return str(get_worker().name)
+    except ValueError:
+        return platform.node()
+
+
+def worker_address() -> str:
+    """Of the Dask worker that this is a task of; elsewhere this machine's name."""
+    try:
+        return str(get_worker().address)
     except ValueError:
         return platform.node()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -12,7 +14,18 @@ import torch
 
 from schemas.settings import ModelSettings, SegmentSettings
 from tasks import worker
-from tasks.worker import NoModelError, ResidentModel, Turn, load_segmenter, own_device, resident_name, resident_segmenter
+from tasks.worker import (
+    BrokenDeviceError,
+    NoModelError,
+    ResidentModel,
+    Turn,
+    UnfitWorkerError,
+    fitness,
+    load_segmenter,
+    own_device,
+    resident_name,
+    resident_segmenter,
+)
 
 FACTORY = f"{__name__}:Family.make"
 
@@ -79,6 +92,17 @@ def test_a_model_that_could_not_be_loaded_says_why_to_the_shard() -> None:
         plugin.setup(SimpleNamespace(name="w"))
     with pytest.raises(NoModelError, match=r"could not load the model: ModuleNotFoundError: .*tests\.nowhere"):
         resident_segmenter("r1", SegmentSettings())
+
+
+def test_an_unfit_worker_says_which_it_is() -> None:
+    for error, kind in ((NoModelError("none"), UnfitWorkerError), (torch.AcceleratorError("device lost"), BrokenDeviceError)):
+        with pytest.raises(kind) as caught, fitness():
+            raise error
+        told = pickle.loads(pickle.dumps(caught.value))
+        assert (type(told), told.address) == (kind, platform.node())
+        assert str(told).startswith(f"worker {platform.node()}: ")
+    with pytest.raises(MemoryError), fitness():
+        raise MemoryError
 
 
 @pytest.mark.parametrize(
