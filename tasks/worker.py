@@ -123,14 +123,15 @@ def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str 
 
 
 class ResidentModel(WorkerPlugin):  # type: ignore[misc]
-    """Loads the model when a worker process starts, and again when it was restarted. `revision` is the planned one."""
+    """Loads the model when a worker process starts, and again when it was restarted. `revision` is the planned one, and what is loaded:
+    a branch may have moved since, or be an older one in a worker's cache."""
 
     idempotent = True  # a further run of the same model neither loads it again nor takes it from a run that is using it
 
     def __init__(
         self, model: ModelSettings, segment: SegmentSettings, *, revision: str, threads: int | None = None, factory: str = SEGMENTER
     ) -> None:
-        self.model = model
+        self.model = model.model_copy(update={"revision": revision})
         self.segment = segment
         self.threads = threads
         self.factory = factory

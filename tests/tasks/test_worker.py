@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.registry import ModelError, resolve_model
 from schemas.settings import ModelSettings, SegmentSettings
 from tasks import worker
 from tasks.worker import (
@@ -59,11 +60,12 @@ def test_the_model_is_made_with_the_settings_values() -> None:
 @pytest.mark.usefixtures("no_resident")
 def test_resident_from_setup_to_teardown() -> None:
     asked = ("r1", SegmentSettings())
-    plugin = ResidentModel(ModelSettings(), asked[1], revision="r1", factory=FACTORY)
+    plugin = ResidentModel(ModelSettings(revision="main"), asked[1], revision="r1", factory=FACTORY)
     with pytest.raises(NoModelError, match=r"register tasks\.worker\.ResidentModel"):
         resident_segmenter(*asked)
     plugin.setup(SimpleNamespace(name="w"))
     assert resident_segmenter(*asked) is resident_segmenter(*asked)
+    assert resident_segmenter(*asked).asked["revision"] == "r1", "as planned, whatever branch was asked for"
     plugin.teardown(SimpleNamespace(name="w"))
     with pytest.raises(NoModelError):
         resident_segmenter(*asked)
@@ -78,6 +80,23 @@ def test_runs_with_other_settings_on_one_worker_each_have_their_own_model() -> N
     assert [resident_segmenter("r1", segment).asked["refiner_iterations"] for segment in (few, many)] == [1, 5]
     plugins[1].teardown(SimpleNamespace(name="w"))
     assert resident_segmenter("r1", few).asked["refiner_iterations"] == 1
+
+
+@pytest.mark.usefixtures("no_resident")
+@pytest.mark.parametrize("refiner", [None, "demo"])
+def test_a_local_model_is_loaded_by_the_revision_of_its_content(refiner: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Located:
+        """Finds its files as `Segmenter.from_pretrained` does, and reads none."""
+
+        def __init__(self, model: str, *, refiner: str | None, revision: str | None, **_: Any) -> None:
+            self.revision = resolve_model(model, refiner=refiner, revision=revision).revision
+
+    monkeypatch.setattr(Family, "make", Located)
+    planned = resolve_model("demo", refiner=refiner).revision
+    ResidentModel(ModelSettings(refiner=refiner), SegmentSettings(), revision=planned, factory=FACTORY).setup(SimpleNamespace(name="w"))
+    assert resident_segmenter(planned, SegmentSettings()).revision == planned
+    with pytest.raises(ModelError, match="its content is"):
+        ResidentModel(ModelSettings(), SegmentSettings(), revision="other", factory=FACTORY).setup(SimpleNamespace(name="w"))
 
 
 def test_settings_that_do_not_concern_the_model_share_it() -> None:
