@@ -105,7 +105,7 @@ def run_shards(
             store_failed.clear()
             budget.took(result.timings.total)
             on_receipt(result)
-        elif may_retry and deaths[shard.shard_id] >= DEATHS:
+        elif isinstance(result, KilledWorker) and deaths[shard.shard_id] >= DEATHS:
             try_again(shard, result, suspects)
         elif may_retry and (store_fault or isinstance(result, KilledWorker)):
             try_again(shard, result, waiting)

@@ -15,13 +15,13 @@ import dask
 import psutil
 import pytest
 import torch
-from distributed import Client, LocalCluster, get_worker
+from distributed import Client, KilledWorker, LocalCluster, get_worker
 
 from flows import cluster, dispatch, in_flight
 from flows.calibrate import calibrate
 from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
 from flows.dispatch import StoreGoneError, run_shards
-from schemas.runs import Plan, Receipt, Shard
+from schemas.runs import Known, Plan, Receipt, Shard
 from schemas.settings import RunSettings, SegmentSettings
 from tasks.plan import make_plan
 from tasks.shard import process_shard
@@ -190,6 +190,26 @@ def test_one_shard_that_the_store_fails_is_given_up_alone(
     assert [shard for shard, _ in outcome.failures] == [plan.shards[0]]
     assert len(receipts) == 8
     assert tried().count(plan.shards[0].shard_id) == times, "a file that is not there is not asked for again"
+
+
+def test_rows_that_kill_are_looked_for_after_a_single_retry(nine_shards: tuple[RunSettings, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plan = nine_shards
+    asked, bad, gone = asked.model_copy(update={"retries": 1}), plan.shards[0].shard_id, types.SimpleNamespace(address="gone")
+
+    def process(shard: Shard, *args: Any, known: Known, **options: Any) -> Receipt:
+        if shard.shard_id == bad and not known.killers:
+            raise KilledWorker(bad, gone, 0)
+        return process_shard(shard, *args, known=known, **options)
+
+    def try_rows(shard: Shard, *_: Any) -> None:
+        raise KilledWorker(shard.shard_id, gone, 0)
+
+    monkeypatch.setattr(dispatch, "process_shard", process)
+    monkeypatch.setattr(dispatch, "try_rows", try_rows)
+    receipts: list[Receipt] = []
+    with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
+        assert run_shards(client, plan.pending, asked, receipts.append).failures == []
+    assert [receipt.rejects for receipt in receipts] == [{}] * 8 + [{"worker_killed": 1}]
 
 
 def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
