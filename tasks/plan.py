@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -71,7 +72,7 @@ def duplicate_rows(files: Sequence[InputFile], settings: RunSettings) -> dict[st
     repeated: dict[str, tuple[int, ...]] = {}
     for file, end in zip(files, ends, strict=True) if met.size else ():
         own = every[end - file.rows : end]
-        suspects = {*np.flatnonzero(np.isin(own, met)).tolist()}
+        suspects = {*np.flatnonzero(met[np.searchsorted(met, own).clip(max=met.size - 1)] == own).tolist()}
         rows: list[int] = []
         for row, value in enumerate(_column(file, column)) if suspects else ():
             if row in suspects and value is not None:
@@ -93,7 +94,7 @@ def _shards(file: InputFile, settings: RunSettings, model_revision: str, repeate
     first, settings_hash = 0, settings.segment.settings_hash
     for ranges in cut(file.row_groups, settings.shard_rows, settings.shard_bytes):
         rows = sum(part.stop - part.start for part in ranges)
-        duplicates = tuple(row - first for row in repeated if first <= row < first + rows)
+        duplicates = tuple(row - first for row in repeated[bisect_left(repeated, first) : bisect_left(repeated, first + rows)])
         identity = [file.name, file.fingerprint, first, ranges, duplicates, model_revision, settings_hash]
         shard_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         yield Shard(
