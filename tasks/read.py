@@ -13,10 +13,14 @@ import pyarrow.parquet as pq
 from schemas.queries import columns_read
 from schemas.runs import Shard
 from schemas.settings import SegmentSettings
-from tasks.storage import Store, fingerprint
+from tasks.storage import Store, fingerprint, is_damaged_parquet
 
 BATCH_ROWS = 64  # rows read at once: their images are in memory together
 GARBLED = "\0garbled"  # no column has such a name
+
+
+class DamagedInputError(RuntimeError):
+    """Rows of an input file cannot be read, however often it is tried."""
 
 
 class InputChangedError(RuntimeError):
@@ -44,17 +48,21 @@ def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Sc
 
     Raises:
         InputChangedError: the file was replaced since the plan was made.
+        DamagedInputError: its footer is intact, but not what lies there.
     """
     store = Store.open(shard.file)
     found = fingerprint(store.fs.info(store.root))
     if found != shard.fingerprint:
         raise InputChangedError(f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan it anew")
-    with store.parquet("") as file:
-        schema = file.schema_arrow
-        rows = [
-            _row(position, values, shard, settings) for position, values in enumerate(_values(file, shard, columns_read(schema, settings)))
-        ]
-    return rows, schema
+    try:
+        with store.parquet("") as file:
+            schema = file.schema_arrow
+            values = enumerate(_values(file, shard, columns_read(schema, settings)))
+            return [_row(position, row, shard, settings) for position, row in values], schema
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        if not is_damaged_parquet(error):
+            raise
+        raise DamagedInputError(f"input {shard.place}: the file is damaged ({error}). Export it again, and run again") from error
 
 
 def _values(file: pq.ParquetFile, shard: Shard, columns: list[str]) -> Iterator[dict[str, Any]]:
