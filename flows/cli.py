@@ -205,7 +205,9 @@ def run(
     deterministic: Deterministic = False, path_style: PathStyle = "exact", shard_rows: ShardRows = 256,
     shard_bytes: ShardBytes = 256_000_000, batch_rows: BatchRows = 64,
     workers: Workers = None, scheduler: Scheduler = None,
-    retries: Annotated[int, typer.Option(min=0, help="How often a shard whose worker died is tried again.")] = 3,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often a shard is tried again whose worker died. 0: rows that kill are not looked for.")
+    ] = 3,
     image_column: ImageColumn = "image", query_column: QueryColumn = "query", row_id_column: RowIdColumn = "row_id", carry: Carry = None,
     max_image_pixels: MaxPixels = 100_000_000, max_image_bytes: MaxBytes = 100_000_000,
     allow_https: Https = False, allow_root: Roots = None,

@@ -58,15 +58,15 @@ def shard_resources(client: Client) -> dict[str, float]:
     """What one shard occupies of a worker: half a GPU where every worker offers one, so that each has two at a time: one that has
     the model (`tasks.worker.Turn`), and one that reads before it or writes after it."""
     workers = workers_of(client)
-    return {"GPU": 1 / SHARDS_PER_WORKER} if workers and all(worker["resources"].get("GPU") for worker in workers) else {}
+    return {"GPU": 1 / SHARDS_PER_WORKER} if workers and all(worker["resources"].get("GPU") for worker in workers.values()) else {}
 
 
-def workers_of(client: Client) -> list[dict[str, Any]]:
-    """What the scheduler knows of its workers at this moment. Raises ClusterError if it went away."""
+def workers_of(client: Client) -> dict[str, dict[str, Any]]:
+    """What the scheduler knows of its workers at this moment, by their addresses. Raises ClusterError if it went away."""
     info = client.scheduler_info(n_workers=-1)
     if "workers" not in info:
         raise ClusterError(SCHEDULER_GONE)
-    return list(info["workers"].values())
+    return dict(info["workers"])
 
 
 def replace_lost(client: Client) -> None:

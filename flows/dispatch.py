@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from distributed import Client, KilledWorker
 
-from flows.cluster import SHARDS_PER_WORKER, workers_of
+from flows.cluster import SHARDS_PER_WORKER
 from flows.in_flight import InFlight
 from schemas.runs import Known, Receipt, Shard
 from schemas.settings import RunSettings
@@ -46,11 +46,11 @@ def run_shards(
 
     A shard is tried again when its worker died or its store failed; any other error is its own and final. One that outlived `DEATHS`
     workers is put aside until the others are done, as it may take them with it; then its rows are tried by halves, each on a worker that
-    has nothing else, and those that kill are rejected.
+    has nothing else, and those that kill are rejected. A worker that is unfit costs no shard an attempt.
 
     Raises:
         StoreGoneError: it failed one shard after the other and none was done in between: a long run does not try all of them.
-        ClusterError: the scheduler went away, or all workers did and none came back.
+        ClusterError: the scheduler went away, or all workers did and none came back, or none is fit.
     """
     waiting, attempts, deaths = deque(shards), Counter[str](), Counter[str]()
     in_flight, shard_of = InFlight(client), dict[str, Shard]()
@@ -68,7 +68,7 @@ def run_shards(
         in_flight.submit(key, process_shard, shard, settings, known=what, run_id=run_id, within=traces.here())
 
     def window() -> int:
-        return SHARDS_PER_WORKER * max(1, len(workers_of(client)))
+        return SHARDS_PER_WORKER * max(1, len(in_flight.fit_workers()))
 
     def submit_more() -> None:
         most = window()
@@ -105,7 +105,7 @@ def run_shards(
             store_failed.clear()
             budget.took(result.timings.total)
             on_receipt(result)
-        elif may_retry and deaths[shard.shard_id] >= DEATHS:
+        elif isinstance(result, KilledWorker) and deaths[shard.shard_id] >= DEATHS:
             try_again(shard, result, suspects)
         elif may_retry and (store_fault or isinstance(result, KilledWorker)):
             try_again(shard, result, waiting)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import UUID
+from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
@@ -31,6 +31,7 @@ from tasks.verify import require, verify
 from tasks.worker import SEGMENTER
 
 ARTIFACT_EVERY = 2.0  # seconds
+OUTAGE_SECONDS = 60.0  # until Prefect is told again: to find that it is away takes time, in which no shard is sent
 SHOWN = 10  # failed shards named in an error
 
 
@@ -179,20 +180,36 @@ def verify_run(plan: Plan, settings: RunSettings) -> None:
     require(verify(plan, settings))
 
 
+class _Prefect:
+    """What is told to Prefect, without which a run goes on: that it cannot be told is logged once."""
+
+    def __init__(self) -> None:
+        self._fails = False
+
+    def tell(self, how: Callable[..., Any], *args: Any, **what: Any) -> Any:
+        """Of an artifact. Its id, or None if that failed."""
+        try:
+            return how(*args, **what)
+        except Exception as error:
+            if not self._fails:
+                logger.warning("Prefect cannot be told", extra={"reason": f"{type(error).__name__}: {error}"})
+            self._fails = True
+            return None
+
+
 def _announce(tally: Tally) -> Callable[[Tally], None]:
     """Tell the terminal of every shard, and Prefect now and then."""
-    watch = watcher.get()
-    artifact = create_progress_artifact(progress=tally.percent, key="wordmask-progress", description=str(tally))
-    assert isinstance(artifact, UUID)
-    last = time.monotonic()
+    watch, prefect = watcher.get(), _Prefect()
+    artifact = prefect.tell(create_progress_artifact, progress=tally.percent, key="wordmask-progress", description=str(tally))
+    due = time.monotonic() + ARTIFACT_EVERY
 
     def tell(now: Tally) -> None:
-        nonlocal last
+        nonlocal due
         if watch is not None:
             watch(now)
-        if now.done == now.rows or time.monotonic() - last > ARTIFACT_EVERY:
-            update_progress_artifact(artifact, progress=now.percent, description=str(now))
-            last = time.monotonic()
+        if artifact is not None and (now.done == now.rows or time.monotonic() > due):
+            told = prefect.tell(update_progress_artifact, artifact, progress=now.percent, description=str(now))
+            due = time.monotonic() + (ARTIFACT_EVERY if told is not None else OUTAGE_SECONDS)
 
     if watch is not None:
         watch(tally)
@@ -206,10 +223,11 @@ def _publish_artifacts(summary: RunSummary) -> None:
         "absent": summary.absent,
         **{f"rejected: {k}": v for k, v in summary.rejects.items()},
     }
-    create_table_artifact(table=[{"what": name, "rows": count} for name, count in counts.items()], key="wordmask-rows")
+    prefect = _Prefect()
+    prefect.tell(create_table_artifact, table=[{"what": name, "rows": count} for name, count in counts.items()], key="wordmask-rows")
     settings = summary.settings
     text = (
         f"Run `{summary.run_id}` of `{settings.input}` with `{settings.model.model}` ({summary.model_revision}): "
         f"{summary.rows} rows in {summary.shards} shards, {summary.seconds} s."
     )
-    create_markdown_artifact(markdown=text, key="wordmask-run")
+    prefect.tell(create_markdown_artifact, markdown=text, key="wordmask-run")

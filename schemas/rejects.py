@@ -36,7 +36,7 @@ class RejectCode(StrEnum):
 _REMEDIES = {
     RejectCode.MISSING_IMAGE: "give the row an image: bytes, or a path that can be read",
     RejectCode.IMAGE_NOT_FOUND: "check that the URI exists; relative ones start at the folder of the table",
-    RejectCode.IMAGE_UNREACHABLE: "the https server did not answer; run a table of these rows again later",
+    RejectCode.IMAGE_UNREACHABLE: "the https server did not answer; try later: wordmask retry OUTPUT --code image_unreachable",
     RejectCode.IMAGE_EMPTY: "the image has no bytes or no pixels; export it again",
     RejectCode.IMAGE_UNREADABLE: "convert the image to JPEG, PNG or WebP",
     RejectCode.IMAGE_TRUNCATED: "the file ends early; fetch or export it again",

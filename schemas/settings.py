@@ -118,7 +118,9 @@ class RunSettings(Frozen):
     scheduler: str | None = Field(None, description="address of a standing Dask scheduler, tcp://host:port or tls://host:port")
     budget_seconds: float | None = Field(None, gt=0, description="begin no shard after so long; what is left is for the next run")
     wait: bool = Field(False, description="wait for another run on this output to end, instead of leaving off")
-    retries: int = Field(3, ge=0, le=100, description="how often a shard whose worker died is tried again")
+    retries: int = Field(
+        3, ge=0, le=100, description="how often a shard whose worker died is tried again; 0: rows that kill are not looked for"
+    )
 
     @field_validator("input", "output")
     @classmethod

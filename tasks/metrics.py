@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Metric, write_to_textfil
 from prometheus_client.core import GaugeMetricFamily
 
 from schemas.runs import Receipt
-from tasks.logs import METRICS_DIR
+from tasks.logs import METRICS_DIR, logger
 
 PREFIX = "wordmask_"
 
@@ -76,11 +77,21 @@ def count(receipt: Receipt) -> None:
 
 
 def save(name: str) -> None:
-    """Write the metrics of this process, which is called so, if a folder was told; the file appears whole."""
+    """Write the metrics of this process, which is called so, if a folder was told; the file appears whole. That it cannot be written is
+    logged once: who watches work does not end it."""
     folder = os.environ.get(METRICS_DIR)
-    if folder:
+    if not folder:
+        return
+    try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_to_textfile(str(Path(folder, f"wordmask-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.prom")), _Named(name))
+    except Exception as error:  # a full disk, or a device that does not even tell its memory any more
+        _log_once(folder, f"{type(error).__name__}: {error}")
+
+
+@cache
+def _log_once(folder: str, reason: str) -> None:
+    logger.warning("metrics not written", extra={"folder": folder, "reason": reason})
 
 
 class _Named:

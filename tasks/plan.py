@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from schemas.queries import InputError
 from schemas.runs import Plan, RowRange, Shard, Unusable
 from schemas.settings import RunSettings
 from tasks.footers import FOOTERS_AT_ONCE, InputFile, RowGroup, distinct_images, input_files
 from tasks.read import values_of
 from tasks.reuse import changed_shards, earlier_answers
-from tasks.storage import Store
+from tasks.storage import Store, is_damaged_parquet
 from tasks.summarize import new_run_id, newest_run_if_any
 
 
@@ -27,7 +30,7 @@ def make_plan(settings: RunSettings, model_revision: str, *, refuse: bool = True
     """Shards of the whole input in a fixed order. Unless told to `refuse` them, files of no use to a run are left out and named.
 
     Raises:
-        InputError: there is no Parquet file, or one is unreadable, or a column is missing or of the wrong type.
+        InputError: there is no Parquet file, or one is unreadable, or its row ids are, or a column is missing or of the wrong type.
     """
     found = input_files(settings, refuse=refuse)
     files = [file for file in found if not file.problem]
@@ -71,7 +74,7 @@ def duplicate_rows(files: Sequence[InputFile], settings: RunSettings) -> dict[st
     repeated: dict[str, tuple[int, ...]] = {}
     for file, end in zip(files, ends, strict=True) if met.size else ():
         own = every[end - file.rows : end]
-        suspects = {*np.flatnonzero(np.isin(own, met)).tolist()}
+        suspects = {*np.flatnonzero(met[np.searchsorted(met, own).clip(max=met.size - 1)] == own).tolist()}
         rows: list[int] = []
         for row, value in enumerate(_column(file, column)) if suspects else ():
             if row in suspects and value is not None:
@@ -84,16 +87,22 @@ def duplicate_rows(files: Sequence[InputFile], settings: RunSettings) -> dict[st
 
 
 def _column(file: InputFile, column: str) -> Iterator[Any]:
-    with Store.open(file.uri).parquet("") as parquet:
-        for batch in parquet.iter_batches(columns=[column], use_threads=False):
-            yield from values_of(batch.column(0))
+    try:
+        with Store.open(file.uri).parquet("") as parquet:
+            for batch in parquet.iter_batches(columns=[column], use_threads=False):
+                yield from values_of(batch.column(0))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        if not is_damaged_parquet(error):
+            raise
+        problem = f"input {file.name}: column {column!r} cannot be read ({error}). Export it again, or move it out of the input"
+        raise InputError(problem) from error
 
 
 def _shards(file: InputFile, settings: RunSettings, model_revision: str, repeated: tuple[int, ...]) -> Iterator[Shard]:
     first, settings_hash = 0, settings.segment.settings_hash
     for ranges in cut(file.row_groups, settings.shard_rows, settings.shard_bytes):
         rows = sum(part.stop - part.start for part in ranges)
-        duplicates = tuple(row - first for row in repeated if first <= row < first + rows)
+        duplicates = tuple(row - first for row in repeated[bisect_left(repeated, first) : bisect_left(repeated, first + rows)])
         identity = [file.name, file.fingerprint, first, ranges, duplicates, model_revision, settings_hash]
         shard_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         yield Shard(

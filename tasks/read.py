@@ -16,11 +16,15 @@ import pyarrow as pa
 from schemas.queries import columns_read
 from schemas.runs import RowRange, Shard
 from schemas.settings import SegmentSettings
-from tasks.storage import Store, fingerprint
+from tasks.storage import Store, fingerprint, is_damaged_parquet
 
 BATCH_ROWS = 64  # rows read at once: their images are in memory together
 REELS = 4  # kept open: a worker reads for two shards at a time
 GARBLED = "\0garbled"  # no column has such a name
+
+
+class DamagedInputError(RuntimeError):
+    """Rows of an input file cannot be read, however often it is tried."""
 
 
 class InputChangedError(RuntimeError):
@@ -48,17 +52,23 @@ def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Sc
 
     Raises:
         InputChangedError: the file was replaced since the plan was made.
+        DamagedInputError: its footer is intact, but not what lies there.
     """
     store = Store.open(shard.file)
     found = fingerprint(store.fs.info(store.root))
     if found != shard.fingerprint:
         raise InputChangedError(f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan it anew")
     rows: list[Row] = []
-    for part in shard.ranges:
-        with _reel(store, shard, settings, part) as reel:
-            schema = reel.schema
-            values = chain.from_iterable(map(rows_of, reel.wind(part.start, part.stop)))
-            rows += [_row(position, each, shard, settings) for position, each in enumerate(values, start=len(rows))]
+    try:
+        for part in shard.ranges:
+            with _reel(store, shard, settings, part) as reel:
+                schema = reel.schema
+                values = chain.from_iterable(map(rows_of, reel.wind(part.start, part.stop)))
+                rows += [_row(position, each, shard, settings) for position, each in enumerate(values, start=len(rows))]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        if not is_damaged_parquet(error):
+            raise
+        raise DamagedInputError(f"input {shard.place}: the file is damaged ({error}). Export it again, and run again") from error
     return rows, schema
 
 

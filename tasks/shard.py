@@ -18,7 +18,7 @@ from tasks.read import Row, read_rows
 from tasks.reuse import answers_of, rejects_of
 from tasks.storage import Store
 from tasks.summarize import read_receipts
-from tasks.worker import SegmenterLike, model_turn, resident_segmenter, worker_name
+from tasks.worker import SegmenterLike, fitness, model_turn, resident_segmenter, worker_name
 from tasks.write import write_parts
 
 NOTHING = Known()
@@ -45,7 +45,7 @@ def process_shard(
     Raises:
         InputChangedError: the file was replaced since it was planned.
         ModelChangedError: the resident model has another revision than the plan.
-        NoModelError: the worker has no model of these settings.
+        UnfitWorkerError: the worker has no model of these settings, or its device does not work any more.
         RowsLostError: rows were lost or doubled. Nothing is written then.
         OSError: the store failed for good.
     """
@@ -53,7 +53,7 @@ def process_shard(
     span = traces.span("shard", within, run_id=run_id, shard_id=shard.shard_id, rows=shard.rows, **place)
     with span, logs.about(run_id=run_id, shard_id=shard.shard_id), logs.discreet():
         try:
-            with metrics.shard_begun():
+            with metrics.shard_begun(), fitness():
                 receipt = _process(shard, settings, segmenter, known)
         except Exception:
             logs.logger.exception("shard failed", extra=place)
@@ -125,9 +125,10 @@ def _log(receipt: Receipt, answers: Answers) -> None:
 
 def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None:
     """Work on rows start..stop of a shard and forget the answers: to see whether the process lives on."""
-    rows, _ = read_rows(shard, settings.segment)
-    segmenter = resident_segmenter(shard.model_revision, settings.segment)
-    infer(rows[start:stop], shard, settings.segment, segmenter, settings.batch_rows, model_turn)
+    with fitness():
+        rows, _ = read_rows(shard, settings.segment)
+        segmenter = resident_segmenter(shard.model_revision, settings.segment)
+        infer(rows[start:stop], shard, settings.segment, segmenter, settings.batch_rows, model_turn)
 
 
 def _known_answers(rows: Sequence[Row], shard: Shard, output: Store, known: Known) -> Answers:

@@ -6,6 +6,7 @@ is had by writing beside it and renaming.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -81,7 +82,12 @@ class _SteadyFile(io.RawIOBase):
 
         def read() -> bytes:
             self._file.seek(start)
-            data: bytes = self._file.read(wanted)
+            try:
+                data: bytes = self._file.read(wanted)
+            except OSError as error:
+                if not is_damaged_parquet(error):
+                    raise
+                raise OSError(errno.EIO, str(error)) from error  # with a number, as it is the store's and not pyarrow's
             if len(data) < wanted:
                 raise ConnectionError(f"{self._file.path}: the store gave {len(data)} of {wanted} bytes")
             return data
@@ -240,8 +246,10 @@ def fingerprint(info: dict[str, Any]) -> str:
 
 
 def is_damaged_parquet(error: Exception) -> bool:
-    """Whether the file is at fault, not the store: pyarrow reports a footer it cannot parse as an OSError, too."""
-    return isinstance(error, pa.ArrowInvalid | pa.ArrowNotImplementedError) or "thrift" in str(error)
+    """Whether the file is at fault, not the store: pyarrow reports a footer or page that it cannot parse or decompress as an OSError, too,
+    but as one without a number."""
+    is_pyarrows = type(error) is OSError and error.errno is None
+    return is_pyarrows or isinstance(error, pa.ArrowInvalid | pa.ArrowNotImplementedError)
 
 
 def sha256(data: bytes) -> str:

@@ -61,6 +61,35 @@ class NoModelError(RuntimeError):
     """The model that a shard was planned with is not loaded in this worker."""
 
 
+class UnfitWorkerError(RuntimeError):
+    """The worker at an address fails, and would fail any other shard as well."""
+
+    def __init__(self, what: str, address: str) -> None:
+        super().__init__(what, address)  # so that it can be pickled
+
+    @property
+    def address(self) -> str:
+        return str(self.args[1])
+
+    def __str__(self) -> str:
+        return f"worker {self.address}: {self.args[0]}"
+
+
+class BrokenDeviceError(UnfitWorkerError):
+    """Its device does not work any more, until the process is started again. What it worked on may be to blame."""
+
+
+@contextmanager
+def fitness() -> Iterator[None]:
+    """Errors that leave it say so if the worker is unfit."""
+    try:
+        yield
+    except NoModelError as error:
+        raise UnfitWorkerError(str(error), worker_address()) from error
+    except torch.AcceleratorError as error:
+        raise BrokenDeviceError(f"{type(error).__name__}: {error}", worker_address()) from error
+
+
 # What `ResidentModel` loaded, or why it could not, by its name.
 _resident: dict[str, SegmenterLike | Exception] = {}
 
@@ -91,14 +120,15 @@ def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str 
 
 
 class ResidentModel(WorkerPlugin):  # type: ignore[misc]
-    """Loads the model when a worker process starts, and again when it was restarted. `revision` is the planned one."""
+    """Loads the model when a worker process starts, and again when it was restarted. `revision` is the planned one, and what is loaded:
+    a branch may have moved since, or be an older one in a worker's cache."""
 
     idempotent = True  # a further run of the same model neither loads it again nor takes it from a run that is using it
 
     def __init__(
         self, model: ModelSettings, segment: SegmentSettings, *, revision: str, threads: int | None = None, factory: str = SEGMENTER
     ) -> None:
-        self.model = model
+        self.model = model.model_copy(update={"revision": revision})
         self.segment = segment
         self.threads = threads
         self.factory = factory
@@ -124,6 +154,14 @@ def worker_name() -> str:
     """Of the Dask worker that this is a task of; elsewhere this machine's."""
     try:
         return str(get_worker().name)
+    except ValueError:
+        return platform.node()
+
+
+def worker_address() -> str:
+    """Of the Dask worker that this is a task of; elsewhere this machine's name."""
+    try:
+        return str(get_worker().address)
     except ValueError:
         return platform.node()
 

@@ -8,25 +8,26 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import dask
 import psutil
 import pytest
 import torch
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
 
 from flows import cluster, dispatch, in_flight
 from flows.calibrate import calibrate
 from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
 from flows.dispatch import StoreGoneError, run_shards
 from flows.in_flight import InFlight
-from schemas.runs import Plan, Receipt, Shard
+from schemas.runs import Known, Plan, Receipt, Shard
 from schemas.settings import RunSettings, SegmentSettings
 from tasks.plan import make_plan
 from tasks.shard import process_shard
 from tasks.summarize import status
-from tasks.worker import resident_segmenter
+from tasks.worker import BrokenDeviceError, UnfitWorkerError, resident_segmenter
 from tests.conftest import png, write_input
 from tests.fakes import REVISION, FakeSegmenter
 
@@ -192,6 +193,26 @@ def test_one_shard_that_the_store_fails_is_given_up_alone(
     assert tried().count(plan.shards[0].shard_id) == times, "a file that is not there is not asked for again"
 
 
+def test_rows_that_kill_are_looked_for_after_a_single_retry(nine_shards: tuple[RunSettings, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plan = nine_shards
+    asked, bad, gone = asked.model_copy(update={"retries": 1}), plan.shards[0].shard_id, types.SimpleNamespace(address="gone")
+
+    def process(shard: Shard, *args: Any, known: Known, **options: Any) -> Receipt:
+        if shard.shard_id == bad and not known.killers:
+            raise KilledWorker(bad, gone, 0)
+        return process_shard(shard, *args, known=known, **options)
+
+    def try_rows(shard: Shard, *_: Any) -> None:
+        raise KilledWorker(shard.shard_id, gone, 0)
+
+    monkeypatch.setattr(dispatch, "process_shard", process)
+    monkeypatch.setattr(dispatch, "try_rows", try_rows)
+    receipts: list[Receipt] = []
+    with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
+        assert run_shards(client, plan.pending, asked, receipts.append).failures == []
+    assert [receipt.rejects for receipt in receipts] == [{}] * 8 + [{"worker_killed": 1}]
+
+
 def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
     nine_shards: tuple[RunSettings, Plan], standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +259,83 @@ def test_a_cluster_that_stays_without_workers_ends_the_run_rather_than_hangs_it(
     ):
         run_shards(client, plan.pending, asked, lose_all)
     assert 0 < len(receipts) < 9
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, error: type[UnfitWorkerError], unfit: Sequence[str], at: Sequence[Shard] = ()) -> None:
+    """Let some workers fail whatever they are given, or all of them some shards."""
+    ids = {shard.shard_id for shard in at}
+
+    def process(shard: Shard, *args: Any, **options: Any) -> Receipt:
+        address = get_worker().address
+        if address in unfit or shard.shard_id in ids:
+            raise error("device lost", address)
+        return process_shard(shard, *args, **options)
+
+    monkeypatch.setattr(dispatch, "process_shard", process)
+
+
+def test_an_unfit_worker_gets_no_more_shards_and_costs_none_an_attempt(
+    nine_shards: tuple[RunSettings, Plan], standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plan = nine_shards
+    asked = asked.model_copy(update={"retries": 0})
+    breaking(monkeypatch, BrokenDeviceError, [worker.address for worker in standing.workers.values()])
+    standing.scale(2)
+    receipts: list[Receipt] = []
+    with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
+        client.wait_for_workers(2)
+        assert run_shards(client, plan.pending, asked, receipts.append).failures == []
+    assert {receipt.shard.shard_id for receipt in receipts} == {shard.shard_id for shard in plan.shards}
+
+
+def test_a_cluster_without_a_fit_worker_ends_the_run(
+    nine_shards: tuple[RunSettings, Plan], standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plan = nine_shards
+    (unfit,) = [worker.address for worker in standing.workers.values()]
+    breaking(monkeypatch, UnfitWorkerError, [unfit])
+    with (
+        pytest.raises(ClusterError, match=rf"no fit worker is left: worker {unfit}: device lost\..*takes up the rest"),
+        open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
+    ):
+        run_shards(client, plan.pending, asked, lambda _: None)
+
+
+def test_a_shard_that_breaks_devices_is_given_up_before_it_breaks_them_all(
+    nine_shards: tuple[RunSettings, Plan], standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plan = nine_shards
+    breaking(monkeypatch, BrokenDeviceError, [], plan.shards[:1])
+    standing.scale(3)
+    receipts: list[Receipt] = []
+    with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
+        client.wait_for_workers(3)
+        outcome = run_shards(client, plan.pending, asked, receipts.append)
+    assert [shard for shard, _ in outcome.failures] == [plan.shards[0]]
+    assert len(receipts) == 8
+
+
+def test_what_waits_for_fit_workers_that_went_away_is_given_to_those_that_came(
+    nine_shards: tuple[RunSettings, Plan], standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plan = nine_shards
+    breaking(monkeypatch, UnfitWorkerError, [worker.address for worker in standing.workers.values()])
+    monkeypatch.setattr(in_flight, "LOOK_EVERY", 0.1)
+    standing.scale(2)
+    receipts: list[Receipt] = []
+
+    def replace_the_fit_one(receipt: Receipt) -> None:
+        receipts.append(receipt)
+        if len(receipts) == 3:
+            standing.sync(standing.workers[1].close)
+            del standing.workers[1], standing.worker_spec[1]
+            Thread(target=standing.scale, args=(2,)).start()
+
+    with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
+        client.wait_for_workers(2)
+        outcome = run_shards(client, plan.pending, asked, replace_the_fit_one)
+    assert outcome.failures == []
+    assert {receipt.shard.shard_id for receipt in receipts} == {shard.shard_id for shard in plan.shards}
 
 
 def test_workers_that_dask_gave_up_are_replaced_where_the_cluster_is_ours(nine_shards: tuple[RunSettings, Plan]) -> None:

@@ -196,6 +196,27 @@ def test_a_standing_cluster(tmp_path: Path) -> None:
         assert run(settings).masks == 4
 
 
+@pytest.mark.parametrize("part", ["create_progress_artifact", "update_progress_artifact"])
+def test_a_run_goes_on_without_prefect(part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Prefect is away")
+
+    monkeypatch.setattr(flow, "ARTIFACT_EVERY", -1.0)
+    monkeypatch.setattr(flow, "OUTAGE_SECONDS", -1.0)
+    for name in ("create_progress_artifact", "update_progress_artifact"):
+        monkeypatch.setattr(flow, name, away if name == part else lambda *_, **__: "id")
+    told: list[int] = []
+    token = watcher.set(lambda tally: told.append(tally.done))
+    try:
+        tell = flow._announce(flow.Tally(rows=3))
+        for done in (1, 2, 3):
+            tell(flow.Tally(rows=3, done=done))
+    finally:
+        watcher.reset(token)
+    assert told == [0, 1, 2, 3]
+    assert [record.message for record in caplog.records if record.name == "wordmask"] == ["Prefect cannot be told"]
+
+
 def test_object_storage(tmp_path: Path, s3: str) -> None:
     local = settings_for(tmp_path, ["a", "b", "", "d"])
     Store.open(f"{s3}/flow").write_bytes("in.parquet", Path(local.input).read_bytes())

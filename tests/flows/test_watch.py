@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from distributed import LocalCluster
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -271,3 +272,17 @@ def test_gpus_are_told_of_where_there_are_some(monkeypatch: pytest.MonkeyPatch) 
     assert found["wordmask_gpu_memory_bytes", "1", "used"] == 89
     assert found["wordmask_gpu_memory_bytes", "0", "peak"] == 80
     assert [found.get(("wordmask_gpu_busy_share", gpu, None)) for gpu in "01"] == [0.75, None]
+
+
+@pytest.mark.parametrize("fault", [OSError("No space left on device"), torch.AcceleratorError("device lost")])
+def test_metrics_that_cannot_be_written_end_nothing(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise fault
+
+    monkeypatch.setenv("WORDMASK_METRICS_DIR", str(tmp_path / "metrics"))
+    monkeypatch.setattr(metrics, "write_to_textfile", broken)
+    for _ in range(3):
+        metrics.save("0")
+    assert [record.message for record in caplog.records if record.name == "wordmask"] == ["metrics not written"]

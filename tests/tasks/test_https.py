@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,6 +19,8 @@ from tasks import https
 from tasks.https import fetch_https, public_address
 from tasks.uris import ImageError
 from tests.conftest import png
+
+TLS = https._Connection
 
 PUBLIC = "93.184.216.34"
 NAMES = {"public.example": [PUBLIC], "inside.example": ["10.0.0.7"], "both.example": [PUBLIC, "127.0.0.1"]}
@@ -30,6 +34,14 @@ REDIRECTS = {
 }
 STATUS = {"/gone.png": 404, "/slowly.png": 429, "/later.png": 503}
 
+DRIPS = {
+    "/drip.png": b"HTTP/1.1 200 OK\r\n\r\n",
+    "/drip-status": b"HTTP",
+    "/drip-headers": b"HTTP/1.1 200 OK\r\nX-Slow: ",
+    "/drip-chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "/drip-moved": b"HTTP/1.1 302 Found\r\nLocation: https://public.example/a.png\r\n\r\n",
+}  # what a server sends before it goes on by a byte now and then
+
 
 class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
@@ -38,14 +50,16 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Location", REDIRECTS[self.path])
             self.end_headers()
             return
+        if self.path in DRIPS:
+            self.wfile.write(DRIPS[self.path])
+            with suppress(ConnectionError):
+                for _ in range(20):
+                    self.wfile.write(b"0")
+                    time.sleep(0.1)
+            return
         self.send_response(STATUS.get(self.path, 200))
         self.end_headers()
-        if self.path == "/drip.png":
-            for _ in range(20):
-                self.wfile.write(b"x")
-                self.wfile.flush()
-                time.sleep(0.1)
-        elif self.path not in STATUS:
+        if self.path not in STATUS:
             self.wfile.write(png())
 
     def log_message(self, *_: Any) -> None: ...
@@ -62,9 +76,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return [entry for address in NAMES.get(host, [host]) for entry in real(address, port, *rest, **options)]
 
     class Plain(http.client.HTTPConnection):
+        def __init__(self, *args: Any, deadline: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.deadline = deadline
+
         def connect(self) -> None:
             public_address(self.host, 443)
-            self.sock = socket.create_connection(running.server_address[:2], self.timeout)  # type: ignore[arg-type]
+            self.sock = self.deadline.connection(socket.create_connection(running.server_address[:2], self.timeout))  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(https, "_Connection", Plain)
@@ -111,13 +129,40 @@ def test_a_server_that_is_down_is_told_from_an_image_that_is_gone(path: str, cod
     assert refused(f"https://public.example{path}")[0] == code
 
 
-def test_a_server_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/drip.png", "/drip-status", "/drip-headers", "/drip-chunks", "/drip-moved"])
+def test_a_server_that_drips_is_left(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(https, "WHOLE_SECONDS", 0.3)
     began = time.monotonic()
-    code, detail = refused("https://public.example/drip.png")
+    code, detail = refused(f"https://public.example{path}")
     assert code == RejectCode.IMAGE_UNREACHABLE
     assert "not done after 0.3 s" in detail
     assert time.monotonic() - began < 1.5, "the whole reply takes 2 s"
+
+
+def test_a_server_that_drips_before_it_is_trusted_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(https, "WHOLE_SECONDS", 0.3)
+    monkeypatch.setattr(https, "_Connection", TLS)
+    context = ssl.create_default_context()
+    monkeypatch.setattr(ssl, "_create_default_https_context", lambda: context)  # to make one takes long on a busy machine
+    monkeypatch.setattr(https, "public_address", lambda *_: "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection, suppress(ConnectionError):
+                connection.sendall(b"\x16\x03\x03\x20\x00\x02")  # a long message of the handshake begins
+                for _ in range(20):
+                    connection.sendall(b"0")
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        began = time.monotonic()
+        code, detail = refused(f"https://public.example:{listening.getsockname()[1]}/a.png")
+        assert (code, "not done after 0.3 s" in detail) == (RejectCode.IMAGE_UNREACHABLE, True)
+        assert time.monotonic() - began < 1.5
+        thread.join(5)
+        assert not thread.is_alive(), "it was connected to, and then shut"
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from schemas.queries import InputError
 from schemas.rejects import RejectCode
 from schemas.settings import RunSettings
 from tasks.plan import make_plan
-from tasks.read import read_rows
+from tasks.read import DamagedInputError, read_rows
 from tasks.shard import process_shard
+from tasks.storage import STORE_ERRORS, Store, is_damaged_parquet
 from tasks.verify import require, verify
 from tests import conftest
 from tests.conftest import png, write_input
@@ -163,3 +165,46 @@ def test_an_extension_type_of_a_stranger_is_plain_data(tmp_path: Path, name: str
     assert not sprung.exists()
     pickle.loads(pickled)
     assert sprung.exists(), "the trap was none"
+
+
+def damaged(path: Path, column: str, at: int) -> None:
+    """Write a table whose footer is intact, and overwrite a few bytes of a column."""
+    count = 500
+    columns = {"image": ["a.png"] * count, "query": [f"thing {i}" for i in range(count)], "row_id": [f"r{i}" for i in range(count)]}
+    pq.write_table(pa.table(columns), path, use_dictionary=False)
+    footer = pq.read_metadata(path).row_group(0)
+    page = next(c.data_page_offset for c in map(footer.column, range(footer.num_columns)) if c.path_in_schema == column)
+    data = bytearray(path.read_bytes())
+    data[page + at : page + at + 40] = b"\xff" * 40
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0, 300], ids=["header", "body"])
+def test_a_damaged_page_is_told_by_its_file_and_is_no_fault_of_the_store(tmp_path: Path, at: int) -> None:
+    damaged(tmp_path / "in.parquet", "query", at)
+    settings = RunSettings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=300)
+    shard = make_plan(settings, REVISION).shards[1]
+    with pytest.raises(DamagedInputError, match=r"input in\.parquet rows 300-499: the file is damaged") as caught:
+        process_shard(shard, settings, FakeSegmenter())
+    assert not isinstance(caught.value, STORE_ERRORS), "or it would be tried again, and count against the store"
+
+
+@pytest.mark.parametrize("at", [0, 300], ids=["header", "body"])
+def test_damaged_row_ids_are_told_by_their_file_while_planning(tmp_path: Path, at: int) -> None:
+    damaged(tmp_path / "in.parquet", "row_id", at)
+    settings = RunSettings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"(?s)input in\.parquet: column 'row_id' cannot be read .*Export it again"):
+        make_plan(settings, REVISION)
+
+
+def test_what_the_store_says_without_a_number_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(f"memory://{tmp_path}")
+    store.write_bytes("a.parquet", Path(write_input(tmp_path / "a.parquet", [{"image": png(), "query": "x"}])).read_bytes())
+
+    def forbidden(*_: Any) -> bytes:
+        raise OSError("Forbidden")  # as some file systems have it
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.read", forbidden)
+    with pytest.raises(OSError, match="Forbidden") as caught, store.parquet("a.parquet"):
+        pass
+    assert not is_damaged_parquet(caught.value)

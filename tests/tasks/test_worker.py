@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -10,9 +12,21 @@ from typing import Any
 import pytest
 import torch
 
+from model.registry import ModelError, resolve_model
 from schemas.settings import ModelSettings, SegmentSettings
 from tasks import worker
-from tasks.worker import NoModelError, ResidentModel, Turn, load_segmenter, own_device, resident_name, resident_segmenter
+from tasks.worker import (
+    BrokenDeviceError,
+    NoModelError,
+    ResidentModel,
+    Turn,
+    UnfitWorkerError,
+    fitness,
+    load_segmenter,
+    own_device,
+    resident_name,
+    resident_segmenter,
+)
 
 FACTORY = f"{__name__}:Family.make"
 
@@ -46,11 +60,12 @@ def test_the_model_is_made_with_the_settings_values() -> None:
 @pytest.mark.usefixtures("no_resident")
 def test_resident_from_setup_to_teardown() -> None:
     asked = ("r1", SegmentSettings())
-    plugin = ResidentModel(ModelSettings(), asked[1], revision="r1", factory=FACTORY)
+    plugin = ResidentModel(ModelSettings(revision="main"), asked[1], revision="r1", factory=FACTORY)
     with pytest.raises(NoModelError, match=r"register tasks\.worker\.ResidentModel"):
         resident_segmenter(*asked)
     plugin.setup(SimpleNamespace(name="w"))
     assert resident_segmenter(*asked) is resident_segmenter(*asked)
+    assert resident_segmenter(*asked).asked["revision"] == "r1", "as planned, whatever branch was asked for"
     plugin.teardown(SimpleNamespace(name="w"))
     with pytest.raises(NoModelError):
         resident_segmenter(*asked)
@@ -67,6 +82,23 @@ def test_runs_with_other_settings_on_one_worker_each_have_their_own_model() -> N
     assert resident_segmenter("r1", few).asked["refiner_iterations"] == 1
 
 
+@pytest.mark.usefixtures("no_resident")
+@pytest.mark.parametrize("refiner", [None, "demo"])
+def test_a_local_model_is_loaded_by_the_revision_of_its_content(refiner: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Located:
+        """Finds its files as `Segmenter.from_pretrained` does, and reads none."""
+
+        def __init__(self, model: str, *, refiner: str | None, revision: str | None, **_: Any) -> None:
+            self.revision = resolve_model(model, refiner=refiner, revision=revision).revision
+
+    monkeypatch.setattr(Family, "make", Located)
+    planned = resolve_model("demo", refiner=refiner).revision
+    ResidentModel(ModelSettings(refiner=refiner), SegmentSettings(), revision=planned, factory=FACTORY).setup(SimpleNamespace(name="w"))
+    assert resident_segmenter(planned, SegmentSettings()).revision == planned
+    with pytest.raises(ModelError, match="its content is"):
+        ResidentModel(ModelSettings(), SegmentSettings(), revision="other", factory=FACTORY).setup(SimpleNamespace(name="w"))
+
+
 def test_settings_that_do_not_concern_the_model_share_it() -> None:
     assert resident_name("r1", SegmentSettings(carry=("split",), max_image_bytes=9)) == resident_name("r1", SegmentSettings())
     assert resident_name("r2", SegmentSettings()) != resident_name("r1", SegmentSettings())
@@ -79,6 +111,17 @@ def test_a_model_that_could_not_be_loaded_says_why_to_the_shard() -> None:
         plugin.setup(SimpleNamespace(name="w"))
     with pytest.raises(NoModelError, match=r"could not load the model: ModuleNotFoundError: .*tests\.nowhere"):
         resident_segmenter("r1", SegmentSettings())
+
+
+def test_an_unfit_worker_says_which_it_is() -> None:
+    for error, kind in ((NoModelError("none"), UnfitWorkerError), (torch.AcceleratorError("device lost"), BrokenDeviceError)):
+        with pytest.raises(kind) as caught, fitness():
+            raise error
+        told = pickle.loads(pickle.dumps(caught.value))
+        assert (type(told), told.address) == (kind, platform.node())
+        assert str(told).startswith(f"worker {platform.node()}: ")
+    with pytest.raises(MemoryError), fitness():
+        raise MemoryError
 
 
 @pytest.mark.parametrize(
