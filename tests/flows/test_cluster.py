@@ -236,7 +236,7 @@ def test_a_scheduler_that_forgot_a_task_ends_the_run_even_if_it_is_there_again(s
     with Client(standing.scheduler_address) as client:
         flying = InFlight(client)
         flying.submit("forgotten", abs, -1)
-        client.cancel([Future("forgotten", client)])
+        client.cancel([Future("forgotten-0", client)])  # as its first try is named
         with pytest.raises(ClusterError, match="the Dask scheduler went away"):
             flying.next()
 
