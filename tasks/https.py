@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.error import HTTPError
 
 from schemas.rejects import RejectCode
@@ -146,6 +146,14 @@ class _Https(urllib.request.HTTPSHandler):
         return self.do_open(_Connection, request, deadline=self._deadline)  # type: ignore[arg-type]
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows without reading what comes with a redirect, which may have no end."""
+
+    def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], *rest: Any) -> urllib.request.Request | None:
+        fp.close()
+        return super().redirect_request(req, fp, *rest)
+
+
 class _NoHttp(urllib.request.HTTPHandler):
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         raise ImageError(RejectCode.URI_NOT_ALLOWED, f"leads to {request.full_url}, which is not https://")
@@ -155,7 +163,7 @@ def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
     """Nothing but https: no files, no ftp, no proxies."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        _Https(deadline), _NoHttp(), urllib.request.HTTPRedirectHandler(), urllib.request.HTTPDefaultErrorHandler(),
+        _Https(deadline), _NoHttp(), _Redirects(), urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(), urllib.request.UnknownHandler(),
     ):  # fmt: skip
         opener.add_handler(handler)

@@ -6,18 +6,22 @@ No container was ever started here: there is no Docker engine and no cluster. `t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 from typing import Any
 
+import dask
 import kubernetes_validate
 import pytest
 import typer
 import yaml
+from distributed import Client, LocalCluster, Security
 
 from flows.cli import OF_THIS_PROCESS, _run_settings, app
 from flows.schedule import deployment_of
@@ -29,6 +33,7 @@ DEPLOY = ROOT / "deploy"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
 CLUSTER = yaml.safe_load((DEPLOY / "kubernetes/cluster.yaml").read_text())
+NETWORK = list(yaml.safe_load_all((DEPLOY / "kubernetes/network.yaml").read_text()))
 NIGHTLY = yaml.safe_load((DEPLOY / "kubernetes/nightly.yaml").read_text())
 PODS = {
     "worker": CLUSTER["spec"]["worker"]["spec"],
@@ -97,11 +102,82 @@ def test_compose_schedules_a_night_on_its_own_dask_cluster() -> None:
     settings = run_settings(command[2:-3])
     assert settings.scheduler == "tcp://scheduler:8786"
     assert {COMPOSE[name]["command"].split()[2] for name in ("cpu", "gpu")} == {settings.scheduler}
+    assert [COMPOSE[name]["profiles"] for name in ("cpu", "gpu")] == [["cpu"], ["gpu"]], "either, not both"
+
+
+def dask_told(environ: dict[str, str]) -> dict[str, Any]:
+    """Dask's configuration in a process of that environment."""
+    told: dict[str, Any] = dask.config.merge(dask.config.config, dask.config.collect(paths=[], env=environ))
+    return told
+
+
+def test_schedulers_tell_of_a_workers_death_at_once() -> None:
+    name = "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"
+    (of_pod,) = [each["value"] for each in PODS["scheduler"]["containers"][0]["env"] if each["name"] == name]
+    for value in (of_pod, COMPOSE["scheduler"]["environment"][name]):
+        assert dask.config.get("distributed.scheduler.allowed-failures", config=dask_told({name: value})) == 0
+    assert f'"{name}": "0"' in (DEPLOY / "local/up").read_text()
+
+
+def test_only_runs_and_its_own_pods_reach_the_dask_cluster() -> None:
+    inside, scheduler = NETWORK
+    own = {"dask.org/cluster-name": CLUSTER["metadata"]["name"]}
+    assert inside["spec"]["podSelector"]["matchLabels"] == own
+    assert inside["spec"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": own}}]}]
+    assert scheduler["spec"]["podSelector"]["matchLabels"] == CLUSTER["spec"]["scheduler"]["service"]["selector"]
+    ((rule,), labels) = scheduler["spec"]["ingress"], NIGHTLY["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": labels}}]
+    assert {port["port"] for port in rule["ports"]} <= {port["name"] for port in PODS["scheduler"]["containers"][0]["ports"]}
+
+
+def test_slurm_runs_a_night_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("slurm", DEPLOY / "slurm.py")
+    assert spec is not None
+    assert spec.loader is not None
+    slurm = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(slurm)
+    asked: dict[str, Any] = {}
+    calls: list[list[str]] = []
+
+    class Local(LocalCluster):  # type: ignore[misc]
+        """Stands for dask-jobqueue's."""
+
+        def __init__(self, *, protocol: str, security: Security, **options: Any) -> None:
+            asked.update(options, failures=dask.config.get("distributed.scheduler.allowed-failures"))
+            super().__init__(n_workers=1, processes=False, dashboard_address=None, protocol=protocol, security=security)
+
+        def scale(self, n: int = 0, *, jobs: int | None = None) -> None:
+            if jobs is None:
+                super().scale(n)
+            asked["jobs"] = asked.get("jobs", jobs)
+
+    def call(command: list[str], env: dict[str, str]) -> int:
+        calls.append(command)
+        assert Path(asked["shared_temp_directory"]).stat().st_mode & 0o077 == 0, "keys lie there"
+        with dask.config.set(dask_told(env)), Client(command[command.index("--scheduler") + 1]) as client:
+            assert len(client.scheduler_info()["workers"]) == 1
+        return 7
+
+    module = types.ModuleType("dask_jobqueue")
+    module.SLURMCluster = Local  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", module)
+    monkeypatch.setattr(slurm.subprocess, "call", call)
+    monkeypatch.setattr(
+        sys, "argv", ["slurm.py", "in", "out", "--partition", "gpu", "--jobs", "3", "--shared", str(tmp_path), "--budget", "6h"]
+    )
+    with pytest.raises(SystemExit, match="7"):
+        slurm.main()
+    ((_, *words),) = calls
+    assert (words[:4], words[5:]) == (["run", "in", "out", "--scheduler"], ["--budget", "6h"])
+    assert words[4].startswith("tls://")
+    assert (asked["jobs"], asked["queue"], asked["failures"]) == (3, "gpu", 0)
+    assert list(tmp_path.iterdir()) == [], "no key is left"
 
 
 def test_kubernetes_manifests_are_valid_to_the_last_field() -> None:
     version = kubernetes_validate.latest_version()
-    kubernetes_validate.validate(NIGHTLY, version, strict=True)
+    for manifest in (NIGHTLY, *NETWORK):
+        kubernetes_validate.validate(manifest, version, strict=True)
     # The operator's own kinds hold pods and a service as they are.
     assert (CLUSTER["apiVersion"], CLUSTER["kind"]) == ("kubernetes.dask.org/v1", "DaskCluster")
     wrapped = [("Pod", PODS["worker"]), ("Pod", PODS["scheduler"]), ("Service", CLUSTER["spec"]["scheduler"]["service"])]
