@@ -240,6 +240,7 @@ def test_a_cluster_that_stays_without_workers_ends_the_run_rather_than_hangs_it(
     assert 0 < len(receipts) < 9
 
 
+@pytest.mark.timeout(900)  # workers start twice, which takes minutes where others have the machine
 def test_workers_that_dask_gave_up_are_replaced_where_the_cluster_is_ours(nine_shards: tuple[RunSettings, Plan]) -> None:
     asked, plan = nine_shards
     asked = asked.model_copy(update={"scheduler": None, "workers": 1})
