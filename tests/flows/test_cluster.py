@@ -261,7 +261,6 @@ def test_a_cluster_that_stays_without_workers_ends_the_run_rather_than_hangs_it(
     assert 0 < len(receipts) < 9
 
 
-<<<<<<< HEAD
 def breaking(monkeypatch: pytest.MonkeyPatch, error: type[UnfitWorkerError], unfit: Sequence[str], at: Sequence[Shard] = ()) -> None:
     """Let some workers fail whatever they are given, or all of them some shards."""
     ids = {shard.shard_id for shard in at}
@@ -339,9 +338,7 @@ def test_what_waits_for_fit_workers_that_went_away_is_given_to_those_that_came(
     assert {receipt.shard.shard_id for receipt in receipts} == {shard.shard_id for shard in plan.shards}
 
 
-=======
 @pytest.mark.timeout(900)  # workers start twice, which takes minutes where others have the machine
->>>>>>> faults
 def test_workers_that_dask_gave_up_are_replaced_where_the_cluster_is_ours(nine_shards: tuple[RunSettings, Plan]) -> None:
     asked, plan = nine_shards
     asked = asked.model_copy(update={"scheduler": None, "workers": 1})
