@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from distributed import Client, KilledWorker
 
-from flows.cluster import SHARDS_PER_WORKER
+from flows.cluster import SHARDS_PER_WORKER, ClusterError
 from flows.in_flight import InFlight
 from schemas.runs import Known, Receipt, Shard
 from schemas.settings import RunSettings
@@ -128,7 +128,11 @@ def _about(shard: Shard) -> dict[str, Any]:
 
 
 def _killers(in_flight: InFlight, shard: Shard, settings: RunSettings) -> tuple[int, ...]:
-    """Rows of the shard that kill a worker by themselves. Raises what else goes wrong: it is not a row's fault."""
+    """Rows of the shard that kill a worker by themselves. Raises what else goes wrong: it is not a row's fault.
+
+    Raises:
+        ClusterError: a worker dies without any row as well, as where its model takes more memory than there is.
+    """
 
     def survives(start: int, stop: int) -> bool:
         in_flight.submit(f"try-{shard.shard_id}-{start}-{stop}-{uuid4().hex[:8]}", try_rows, shard, settings, start, stop)
@@ -137,7 +141,13 @@ def _killers(in_flight: InFlight, shard: Shard, settings: RunSettings) -> tuple[
             raise tried
         return tried is None
 
-    return isolate(shard.rows, survives)
+    killers = isolate(shard.rows, survives)
+    if killers and not survives(0, 0):
+        raise ClusterError(
+            "workers die even with no row to work on. Their machines' logs say why; where memory is short, --workers 1 takes less. "
+            "Shards with receipts are done, and the same command takes up the rest"
+        )
+    return killers
 
 
 class _Budget:

@@ -22,7 +22,7 @@ from flows.calibrate import calibrate
 from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
 from flows.dispatch import StoreGoneError, run_shards
 from flows.in_flight import InFlight
-from schemas.runs import Known, Plan, Receipt, Shard
+from schemas.runs import Known, Plan, Receipt, RowRange, Shard
 from schemas.settings import RunSettings, SegmentSettings
 from tasks.plan import make_plan
 from tasks.shard import process_shard
@@ -364,6 +364,29 @@ def test_a_worker_that_is_long_in_coming_back_is_waited_for() -> None:
         client.cluster.sync(stopped.wait)
         client.wait_for_workers(1, timeout=200)
         assert client.cluster.workers == {0: nanny}
+
+
+class Deadly:
+    """In place of `InFlight`: whoever works on rows with these numbers dies; -1: on whatever it is given."""
+
+    def __init__(self, deadly: set[int]) -> None:
+        self._deadly = deadly
+        self._range = (0, 0)
+
+    def submit(self, _key: str, _try: Any, _shard: Shard, _settings: RunSettings, start: int, stop: int) -> None:
+        self._range = (start, stop)
+
+    def next(self) -> tuple[str, Any]:
+        dies = -1 in self._deadly or self._deadly & {*range(*self._range)}
+        return "try", KilledWorker("try", None, 0) if dies else None
+
+
+def test_rows_are_not_blamed_where_workers_die_without_any(nine_shards: tuple[RunSettings, Plan]) -> None:
+    asked, plan = nine_shards
+    shard = plan.shards[0].model_copy(update={"ranges": (RowRange(0, 0, 9),)})
+    assert dispatch._killers(Deadly({2, 7}), shard, asked) == (2, 7)  # type: ignore[arg-type]
+    with pytest.raises(ClusterError, match="workers die even with no row"):
+        dispatch._killers(Deadly({-1}), shard, asked)  # type: ignore[arg-type]
 
 
 def test_calibrating_does_a_few_shards_and_publishes_nothing(tmp_path: Path, standing: LocalCluster) -> None:
