@@ -202,8 +202,9 @@ def test_rows_that_kill_are_looked_for_after_a_single_retry(nine_shards: tuple[R
             raise KilledWorker(bad, gone, 0)
         return process_shard(shard, *args, known=known, **options)
 
-    def try_rows(shard: Shard, *_: Any) -> None:
-        raise KilledWorker(shard.shard_id, gone, 0)
+    def try_rows(shard: Shard, _: RunSettings, start: int, stop: int) -> None:
+        if start < stop:
+            raise KilledWorker(shard.shard_id, gone, 0)
 
     monkeypatch.setattr(dispatch, "process_shard", process)
     monkeypatch.setattr(dispatch, "try_rows", try_rows)
