@@ -20,6 +20,7 @@ from tasks.worker import SEGMENTER, ResidentModel
 CONNECT_SECONDS = 20
 SHARDS_PER_WORKER = 2  # at a time: one has the model, one reads or writes. Dask blames a dead worker's queue too, so no more wait there
 LOCALHOST = "127.0.0.1"
+TAKES_UP = "Shards with receipts are done, and the same command takes up the rest"  # what a run that ends early says last
 SCHEDULER_GONE = "the Dask scheduler went away; shards with receipts are done, and the same command takes up the rest"
 # What distributed reads a client's certificates from; those of a scheduler and its workers have these names with SCHEDULER or WORKER in
 # place of CLIENT.

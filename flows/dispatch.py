@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from distributed import Client, KilledWorker
 
-from flows.cluster import SHARDS_PER_WORKER, ClusterError
+from flows.cluster import SHARDS_PER_WORKER, TAKES_UP, ClusterError
 from flows.in_flight import InFlight
 from schemas.runs import Known, Receipt, Shard
 from schemas.settings import RunSettings
@@ -98,7 +98,7 @@ def run_shards(
             if len(store_failed) >= STORE_FAILURES * window():
                 raise StoreGoneError(
                     f"the store failed {len(store_failed)} shards and none was done in between, at last with {type(result).__name__}: "
-                    f"{result}. Shards with receipts are done, and the same command takes up the rest"
+                    f"{result}. {TAKES_UP}"
                 )
         may_retry = attempts[shard.shard_id] <= settings.retries
         if isinstance(result, Receipt):
@@ -145,7 +145,7 @@ def _killers(in_flight: InFlight, shard: Shard, settings: RunSettings) -> tuple[
     if killers and not survives(0, 0):
         raise ClusterError(
             "workers die even with no row to work on. Their machines' logs say why; where memory is short, --workers 1 takes less. "
-            "Shards with receipts are done, and the same command takes up the rest"
+            f"{TAKES_UP}"
         )
     return killers
 

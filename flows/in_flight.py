@@ -10,14 +10,13 @@ from typing import Any
 
 from distributed import Client, Future, as_completed
 
-from flows.cluster import SCHEDULER_GONE, ClusterError, replace_lost, shard_resources, workers_of
+from flows.cluster import SCHEDULER_GONE, TAKES_UP, ClusterError, replace_lost, shard_resources, workers_of
 from tasks.logs import logger
 from tasks.worker import BrokenDeviceError, UnfitWorkerError
 
 LOOK_EVERY = 5.0  # seconds, at the workers
 NO_WORKER_SECONDS = 600.0  # without any, until a run ends: a machine that was taken back may be replaced by then
 BREAKS = 2  # devices that broke under a task, before it is blamed rather than they
-TAKES_UP = "Shards with receipts are done, and the same command takes up the rest"
 
 
 @dataclass(kw_only=True)

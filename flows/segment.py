@@ -14,7 +14,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import open_cluster
+from flows.cluster import TAKES_UP, open_cluster
 from flows.dispatch import StoreGoneError, run_shards
 from model.registry import resolve_model
 from schemas.rejects import RejectCode
@@ -27,7 +27,7 @@ from tasks.plan import make_plan
 from tasks.reuse import retry_plan
 from tasks.storage import STORE_ERRORS, Store
 from tasks.summarize import newest_run, publish, summarize
-from tasks.verify import require, verify
+from tasks.verify import VerifyReport, require, verify
 from tasks.worker import SEGMENTER
 
 ARTIFACT_EVERY = 2.0  # seconds
@@ -116,8 +116,8 @@ def _carry_out(planned: Callable[[], tuple[Plan, RunSettings]], output: str, wai
         reached = dispatch(plan, settings, factory) if plan.pending else plan
         with _store_at_fault():
             hold.require()
-            verify_run(reached, settings)
-            summary = summarize(reached, settings, rows_left=plan.rows - reached.rows, started_at=started, finished_at=datetime.now(UTC))
+            receipts, left = verify_run(reached, settings).receipts, plan.rows - reached.rows
+            summary = summarize(reached, settings, receipts, rows_left=left, started_at=started, finished_at=datetime.now(UTC))
             if not summary.rows_left:
                 hold.require()
                 publish(summary, settings)
@@ -134,8 +134,7 @@ def _store_at_fault() -> Iterator[None]:
         yield
     except STORE_ERRORS as error:
         raise StoreGoneError(
-            f"the store failed while the run was verified and published, with {type(error).__name__}: {error}. Shards with receipts are "
-            "done, and the same command takes up the rest"
+            f"the store failed while the run was verified and published, with {type(error).__name__}: {error}. {TAKES_UP}"
         ) from error
 
 
@@ -176,8 +175,10 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Pla
 
 @task(name="verify", cache_policy=NO_CACHE)
 @logs.discreet()
-def verify_run(plan: Plan, settings: RunSettings) -> None:
-    require(verify(plan, settings))
+def verify_run(plan: Plan, settings: RunSettings) -> VerifyReport:
+    report = verify(plan, settings)
+    require(report)
+    return report
 
 
 class _Prefect:

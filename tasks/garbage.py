@@ -35,24 +35,19 @@ def find_garbage(output_uri: str, keep_runs: int | None = None) -> Garbage:
     kept, gone = runs[:keep_runs], runs[len(runs[:keep_runs]) :]
     named = {shard_id for run in kept for shard_id in run.shard_ids}
     parts = {part.path for run in kept for part in (*run.masks_parts, *run.rejects_parts)}
-    recent = {path.removeprefix("receipts/").removesuffix(".json") for path in output.since(f"runs/{runs[0].run_id}.json", "receipts")}
-    paths, size, shards = [f"runs/{run.run_id}.json" for run in gone], 0, set()
-
-    def drop(path: str, shard_id: str, bytes_: int) -> None:
-        nonlocal size
-        paths.append(path)
-        size += bytes_
-        shards.add(shard_id)
-
-    for shard_id, bytes_ in sorted(output.sizes("receipts", ".json").items()):
-        if shard_id not in named | recent:
-            drop(receipt_path(shard_id), shard_id, bytes_)
+    receipts = output.files("receipts", ".json")
+    published = output.files("runs", ".json")[runs[0].run_id].changed
+    recent = {shard_id for shard_id, file in receipts.items() if file.changed >= published}
+    found = [(receipt_path(each), each, file.bytes) for each, file in sorted(receipts.items()) if each not in named | recent]
     for kind in KINDS:
-        for name, bytes_ in sorted(output.sizes(kind, ".parquet").items()):
+        for name, file in sorted(output.files(kind, ".parquet").items()):
             path, shard_id = f"{kind}/{name}.parquet", name.removeprefix("part-").split("-")[0]
             if path not in parts and shard_id not in recent:
-                drop(path, shard_id, bytes_)
-    return Garbage(runs_kept=len(kept), shards=len(shards), paths=tuple(paths), bytes=size)
+                found.append((path, shard_id, file.bytes))
+    return Garbage(
+        runs_kept=len(kept), shards=len({shard_id for _, shard_id, _ in found}), bytes=sum(size for _, _, size in found),
+        paths=(*(f"runs/{run.run_id}.json" for run in gone), *(path for path, _, _ in found)),
+    )  # fmt: skip
 
 
 def remove_garbage(output_uri: str, found: Garbage) -> None:

@@ -89,11 +89,11 @@ class _Reel:
         """Rows start..stop, of which the first was not passed yet."""
         while self.at < stop:
             batch = next(self._batches) if self._left is None else self._left
-            first, end = min(start - self.at, len(batch)), min(stop - self.at, len(batch))
+            first, end = max(start - self.at, 0), min(stop - self.at, len(batch))
             self._left = batch.slice(end) if end < len(batch) else None
             self.at += end
-            if max(first, 0) < end:
-                yield batch.slice(max(first, 0), end - max(first, 0))
+            if first < end:
+                yield batch.slice(first, end - first)
 
     @property
     def ended(self) -> bool:

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import aiohttp
 import fsspec
@@ -107,6 +107,13 @@ class _SteadyFile(io.RawIOBase):
         return True
 
 
+class FileInfo(NamedTuple):
+    """Of a file; `changed` is of use only to be compared with that of another file of its store."""
+
+    bytes: int
+    changed: str
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder of a file system. Paths given to its methods are relative to it."""
@@ -138,11 +145,6 @@ class Store:
         files = [info for info in self._list(folder, detail=True) if _is_file(info["name"], suffix)]
         files.sort(key=lambda info: _changed(info), reverse=True)
         return [_name(info["name"]).removesuffix(suffix) for info in files]
-
-    def since(self, path: str, folder: str) -> list[str]:
-        """Paths of the files directly in a folder that were written no earlier than another file was."""
-        then = _changed(self.fs.info(self.full(path)))
-        return [f"{folder}/{_name(info['name'])}" for info in self._list(folder, detail=True) if _changed(info) >= then]
 
     def _list(self, folder: str, *, detail: bool) -> list[Any]:
         refresh = {} if self.is_local else {"refresh": True}
@@ -188,10 +190,10 @@ class Store:
         with suppress(FileNotFoundError):
             self.fs.rm_file(self.full(path))
 
-    def sizes(self, folder: str, suffix: str) -> dict[str, int]:
-        """Bytes of each file directly in a folder, by its name without the suffix."""
+    def files(self, folder: str, suffix: str) -> dict[str, FileInfo]:
+        """The files directly in a folder, by their names without the suffix."""
         files = (info for info in self._list(folder, detail=True) if _is_file(info["name"], suffix))
-        return {_name(info["name"]).removesuffix(suffix): int(info["size"]) for info in files}
+        return {_name(info["name"]).removesuffix(suffix): FileInfo(int(info["size"]), _changed(info)) for info in files}
 
     def check_writable(self) -> None:
         """Write and remove a small file, so that a run is told before its work rather than after it. Raises OSError."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from schemas.runs import Part, Plan, Shard
+from schemas.runs import Part, Plan, Receipt, Shard
 from schemas.settings import Frozen, RunSettings
 from tasks.storage import Store, is_damaged_parquet, sha256
 from tasks.summarize import newest_run, read_receipts
@@ -28,6 +28,7 @@ class VerifyReport(Frozen):
     shards: int
     rows: int
     violations: tuple[str, ...] = Field(())
+    receipts: tuple[Receipt, ...] = Field((), exclude=True, repr=False, description="of the plan's shards, those that there are")
 
     @property
     def holds(self) -> bool:
@@ -41,15 +42,18 @@ class AccountingError(RuntimeError):
 def verify(plan: Plan, settings: RunSettings) -> VerifyReport:
     """Compare the plan with what lies in the output."""
     output = Store.open(settings.output)
+    receipts: dict[str, Receipt] = {}
 
     def check(shard: Shard) -> list[str]:
         try:
             (receipt,) = read_receipts(output, [shard.shard_id])
         except FileNotFoundError:
             return [f"shard {shard.shard_id} ({shard.name}): has no receipt"]
+        receipts[shard.shard_id] = receipt
         return list(_violations(shard, (receipt.masks_part, receipt.rejects_part), output))
 
-    return _report(check, plan.shards, plan.rows)
+    report = _report(check, plan.shards, plan.rows)
+    return report.model_copy(update={"receipts": tuple(receipts[s.shard_id] for s in plan.shards if s.shard_id in receipts)})
 
 
 def verify_output(output_uri: str) -> VerifyReport:

@@ -34,7 +34,7 @@ from model.train.templates import SYNONYMS
 IGNORE = -100
 NAMES = (*NOUNS, *SHAPES)
 SIZES = (*SIZE_NAMES, "large")
-ABSENT_SHARE = 0.2  # of expressions: more than are asked elsewhere, as to find nothing is learned last
+TAUGHT_ABSENT = 0.2  # share of expressions: more than are asked elsewhere, as to find nothing is learned last
 MAX_RANK = 6  # ordinal labels: how many like objects lie before this one, 0..5
 
 
@@ -86,7 +86,7 @@ class SceneBatches(Dataset[Batch]):
         while True:
             seed = int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop))
             scene = self.questions.scene(seed, n_objects=self.n_objects, **size)
-            expressions = self.questions.about(scene, seed, self.queries, absent=ABSENT_SHARE)
+            expressions = self.questions.about(scene, seed, self.queries, absent=TAUGHT_ABSENT)
             if len(expressions) == self.queries:
                 return self._encode(scene, expressions, paths)
 
