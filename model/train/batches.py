@@ -61,12 +61,16 @@ class Batch:
 
 
 class SceneBatches(Dataset[Batch]):
-    """Batch number `step` is a function of (seed, step) alone, so a resumed run sees what the first would have seen."""
+    """Batch number `step` is a function of (seed, step, process) alone, so a resumed run sees what the first would have seen.
+
+    `process`: which of those that train together it is for (`process_number`).
+    """
 
     def __init__(self, *, config: MoondreamSegmentationConfig, tokenizer: PathTokenizer, questions: Questions, seed: int, steps: range,
-                 images: int, queries: int, path_every: int, n_objects: tuple[int, int], large_share: float = 0.0) -> None:  # fmt: skip
+                 images: int, queries: int, path_every: int, n_objects: tuple[int, int], large_share: float = 0.0,
+                 process: int = 0) -> None:  # fmt: skip
         """`path_every`: steps from one whose sequences have their paths to the next; those of the others end after the size."""
-        self.config, self.tokenizer, self.questions, self.seed, self.steps = config, tokenizer, questions, seed, steps
+        self.config, self.tokenizer, self.questions, self.steps, self.seed = config, tokenizer, questions, steps, (seed, process)
         self.images, self.queries, self.path_every, self.n_objects, self.large_share = images, queries, path_every, n_objects, large_share
 
     def __len__(self) -> int:
@@ -75,7 +79,7 @@ class SceneBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         cv2.setNumThreads(1)
         step = self.steps[index]
-        rng = np.random.default_rng((self.seed, step))
+        rng = np.random.default_rng((*self.seed, step))
         samples = [self._sample(rng, paths=step % self.path_every == 0) for _ in range(self.images)]
         return _collate(samples, self.config)
 

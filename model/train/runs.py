@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 # Who is told of a run's course: the part of it, steps done of how many, and the means of what was measured since last told.
 Tell = Callable[[str, int, int, Mapping[str, float]], object]
@@ -34,3 +36,23 @@ def save_checkpoint(path: Path, **parts: Any) -> None:
 def progress_bar(console: Console) -> Progress:
     """Steps done, of how many, and the time left."""
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+
+
+def process_number() -> int:
+    """Which of the processes that train together (`torchrun`) this is; 0 where it trains alone. The first one logs and saves."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace gradients by their means over the processes that train together, in one exchange; nothing where one trains alone."""
+    if not dist.is_initialized():
+        return
+    learned = [p for p in parameters if p.requires_grad]
+    for p in learned:  # an expert that no token of one process was routed to
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    flat = torch.cat([p.grad.flatten() for p in learned])
+    dist.all_reduce(flat)
+    means = (flat / dist.get_world_size()).split([p.numel() for p in learned])
+    for p, mean in zip(learned, means, strict=True):
+        p.grad.copy_(mean.view_as(p))

@@ -14,27 +14,33 @@ The abstract says only that paths are learned with a token loss. What is ours:
   the region decoders read; and the size token, where the path is about to begin, knowing the target's name. What finds
   nothing looks at the token that begins the prefix, and the answer to it, its first token, counts for itself as well.
 - The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
+- What a run gives is not its last weights but their running mean (`average`): a step sees few scenes, and its noise is most of what
+  one set of weights errs by.
 - A model that can do much already, of whatever size (`--model moondream/moondream3-preview`), learns whole sequences at once, by the token
   losses alone, through LoRA (`lora`): its encoder and its experts are frozen.
 
 Run: `python -m model.train.sft --out runs/sft` (again with the same --out to resume; `--init model/assets/demo` starts from
-the weights of a model folder instead of fresh ones).
+the weights of a model folder instead of fresh ones), or on N devices or cores, with N times the images of a step,
+`torchrun --nproc-per-node N -m model.train.sft --out runs/sft --threads 1`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.config import BOX_TOKENS
 from model.image_crops import normalise
@@ -45,7 +51,7 @@ from model.tokenizer import PathTokenizer
 from model.train.batches import IGNORE, N_CLASSES, NAMES, Batch, SceneBatches, batch_stream, number_ids, to_device
 from model.train.lora import adapt, learned_state, load_learned
 from model.train.questions import SOURCES, Questions
-from model.train.runs import Tell, falling_rate, progress_bar, save_checkpoint, tell_nobody
+from model.train.runs import Tell, average_gradients, falling_rate, process_number, progress_bar, save_checkpoint, tell_nobody
 from model.train.small import small_model, small_tokenizer, warm_start
 from model.vision import CropFeatures
 from model.weights import load_model, load_tokenizer
@@ -56,7 +62,8 @@ LOG_EVERY = 50  # steps
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """Part of the run: how long, on what, how fast. `n_objects` is (fewest, most) objects of a scene; `large_share` the
-    share of scenes large enough to be tiled; `path_every` the steps from one with whole paths to the next."""
+    share of scenes large enough to be tiled; `path_every` the steps from one with whole paths to the next. Questions are cheap where
+    their answers end after the size: ten about an image cost a third more than five."""
 
     name: str
     steps: int
@@ -73,11 +80,12 @@ class SftSettings:
     seed: int = 0
     phases: tuple[Phase, ...] = (
         Phase(name="vision", steps=3000, images=32, queries=1, n_objects=(2, 7), learning_rate=1e-3),
-        Phase(name="box", steps=2500, images=8, queries=5, n_objects=(2, 7), learning_rate=1e-3, path_every=4),
-        Phase(name="path", steps=6000, images=8, queries=5, n_objects=(2, 7), learning_rate=7e-4, large_share=0.12),
+        Phase(name="box", steps=2500, images=8, queries=10, n_objects=(2, 7), learning_rate=1e-3, path_every=8),
+        Phase(name="path", steps=6000, images=8, queries=8, n_objects=(2, 7), learning_rate=7e-4, large_share=0.12, path_every=3),
     )
     rate: float = 1.0  # times the learning rates of the phases; less for a model that can do much already
     warmup: int = 200
+    average: float = 0.998  # of the running mean of the weights, how much a step leaves of it
     weight_decay: float = 0.02
     checkpoint_every: int = 250
     workers: int = 1
@@ -323,7 +331,8 @@ WEIGHTS = {
 
 @dataclass
 class State:
-    """What a checkpoint holds."""
+    """What a checkpoint holds: as `model` the running mean of the weights, which all that comes after takes; as `weights` the last
+    ones, which the stage itself goes on from."""
 
     step: int
     model: MoondreamSegmentation
@@ -332,16 +341,32 @@ class State:
     adapted: str | None = None  # the model that is adapted
     lora_rank: int = 0
 
+    def __post_init__(self) -> None:
+        self.begin_mean()
+
+    def begin_mean(self) -> None:
+        """From the weights as they are."""
+        self.mean = {name: value.clone() for name, value in learned_state(self.model).items()}
+        self.mean_steps = 0
+
+    @torch.no_grad()
+    def update_mean(self, decay: float) -> None:
+        """`decay` of what was, less in the first steps, where what was says little."""
+        self.mean_steps += 1
+        decay = min(decay, self.mean_steps / (self.mean_steps + 9))
+        get_ema_multi_avg_fn(decay)([*self.mean.values()], [*learned_state(self.model).values()], None)
+
     def save(self, path: Path) -> None:
-        parts = {"model": learned_state(self.model), "optimizer": self.optimizer.state_dict()}
+        parts = {"model": self.mean, "weights": learned_state(self.model), "optimizer": self.optimizer.state_dict()}
         if self.auxiliary is not None:
             parts["auxiliary"] = self.auxiliary.state_dict()
-        save_checkpoint(path, step=self.step, adapted=self.adapted, lora_rank=self.lora_rank, **parts)
+        save_checkpoint(path, step=self.step, mean_steps=self.mean_steps, adapted=self.adapted, lora_rank=self.lora_rank, **parts)
 
     def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
-        self.step = saved["step"]
-        load_learned(self.model, saved["model"])
+        self.step, self.mean_steps = saved["step"], saved["mean_steps"]
+        load_learned(self.model, saved["weights"])
+        self.mean = {name: value.to(self.model.device) for name, value in saved["model"].items()}
         if self.auxiliary is not None:
             self.auxiliary.load_state_dict(saved["auxiliary"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -389,13 +414,14 @@ def train(
         state.load(out / "last.pt")
     elif init is not None:
         warm_start(state.model, tokenizer, str(init))
-        state.save(out / "last.pt")
+        state.begin_mean()
     if settings.model is None:
         state.model.model.vision.requires_grad_(not settings.freeze_vision)
-    console = Console(stderr=True)
+    first = process_number() == 0
+    console = Console(stderr=True, quiet=not first)
     console.print(f"{parameter_count(state.model) / 1e6:.2f} M parameters, from step {state.step}")
     start = 0
-    with progress_bar(console) as progress, (out / "log.csv").open("a", newline="") as log:
+    with progress_bar(console) as progress, (out / "log.csv" if first else Path(os.devnull)).open("a", newline="") as log:
         for phase in settings.phases:
             if state.step < start + phase.steps:
                 _train_phase(state, phase, start, settings, tokenizer, out, progress, log, tell)
@@ -421,6 +447,7 @@ def _train_phase(
         config=config, tokenizer=tokenizer, questions=Questions(settings.scenes, side=config.vision.crop_size),
         seed=settings.seed, steps=steps,
         images=phase.images, queries=phase.queries, path_every=phase.path_every, n_objects=phase.n_objects, large_share=phase.large_share,
+        process=process_number(),
     )  # fmt: skip
     task = progress.add_task(phase.name, total=phase.steps, completed=state.step - start)
     writer, sums, began = csv.writer(log), {}, time.perf_counter()
@@ -438,7 +465,7 @@ def _train_phase(
             log.flush()
             tell(phase.name, state.step - start, phase.steps, means)
             sums, began = {}, time.perf_counter()
-        if state.step % settings.checkpoint_every == 0 or state.step == start + phase.steps:
+        if process_number() == 0 and (state.step % settings.checkpoint_every == 0 or state.step == start + phase.steps):
             state.save(out / "last.pt")
 
 
@@ -448,8 +475,11 @@ def _step(state: State, soft: SoftTargets, batch: Batch, phase: Phase, settings:
     total = sum(WEIGHTS[name] * value for name, value in found.items())
     state.optimizer.zero_grad(set_to_none=True)
     total.backward()
-    nn.utils.clip_grad_norm_([p for g in state.optimizer.param_groups for p in g["params"]], 1.0)
+    learned = [p for g in state.optimizer.param_groups for p in g["params"]]
+    average_gradients(learned)
+    nn.utils.clip_grad_norm_(learned, 1.0)
     state.optimizer.step()
+    state.update_mean(settings.average)
     return {name: value.item() for name, value in found.items()}
 
 
@@ -470,6 +500,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    if dist.is_torchelastic_launched():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
+        dist.init_process_group(device_id=device if device.type == "cuda" else None)
     phases = SftSettings.phases
     if args.steps:
         phases = tuple(replace(phase, steps=steps) for phase, steps in zip(phases, args.steps, strict=True))
@@ -486,7 +520,7 @@ def main() -> None:
     )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "settings.txt").write_text(repr(asdict(settings)))
-    train(args.out, settings, args.init, args.device)
+    train(args.out, settings, args.init, device)
 
 
 if __name__ == "__main__":
