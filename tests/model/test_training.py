@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from model.path_tokens import parse_path
 from model.rasterize import rasterize
@@ -20,8 +21,9 @@ from model.train.colours import COLOUR_NAMES
 from model.train.package import package
 from model.train.questions import Questions
 from model.train.refiner import RefinerSettings
+from model.train.runs import average_gradients
 from model.train.sft import Phase, SftSettings
-from model.train.small import small_config, small_tokenizer
+from model.train.small import small_config, small_tokenizer, trained_model
 from model.train.targets import path_target
 from model.weights import load_model
 
@@ -72,7 +74,49 @@ def test_a_stopped_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 3
     heal()
     assert sft.train(tmp_path, settings()).step == 3 * STEPS
-    assert_equal(weights(trained, "model"), weights(tmp_path, "model"))
+    for part in ("model", "weights", "auxiliary"):
+        assert_equal(weights(trained, part), weights(tmp_path, part))
+
+
+def test_a_run_gives_the_running_mean_of_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, seen = "model.text.wte", []
+    real = sft._step
+
+    def watched(state: sft.State, *args: Any) -> Any:
+        seen.extend([] if seen else [state.model.state_dict()[name].clone()])
+        found = real(state, *args)
+        seen.append(state.model.state_dict()[name].clone())
+        return found
+
+    monkeypatch.setattr(sft, "_step", watched)
+    sft.train(tmp_path, settings(("box",), average=0.15))
+    first, second, third = seen
+    mean = 0.15 * (0.1 * first + 0.9 * second) + 0.85 * third  # it forgets faster than it was told in the first step: 1 of 10
+    torch.testing.assert_close(weights(tmp_path, "model")[name], mean)
+    assert torch.equal(weights(tmp_path, "weights")[name], third)
+    assert torch.equal(trained_model(tmp_path).model.state_dict()[name], weights(tmp_path, "model")[name])
+
+
+def train_together(process: int, folder: Path) -> None:
+    """One of two processes that do."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=process, world_size=2)
+    both, one = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1, 3))
+    both.grad = torch.tensor([1.0, 3.0]) * (process + 1)
+    one.grad = torch.ones(1, 3) if process else None  # as of an expert that no token of the other was routed to
+    average_gradients([both, one])
+    assert torch.equal(both.grad, torch.tensor([1.5, 4.5]))
+    assert torch.equal(one.grad, torch.full((1, 3), 0.5))
+    state = sft.train(folder / "out", settings(("box",)))
+    torch.save(state.model.state_dict(), folder / f"{process}.pt")
+
+
+def test_processes_that_train_together_share_weights_and_not_scenes(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_together, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{process}.pt", weights_only=True) for process in range(2))
+    assert_equal(first, second)
+    assert_equal(first, weights(tmp_path / "out", "weights"))
+    sft.train(tmp_path / "alone", settings(("box",)))
+    assert not torch.equal(first["model.text.wte"], weights(tmp_path / "alone", "weights")["model.text.wte"])
 
 
 def test_another_seed_is_another_run(trained: Path, tmp_path: Path) -> None:
@@ -128,11 +172,12 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     options |= {"images": 2, "queries": 3, "path_every": 1, "n_objects": (2, 5)}
     whole = SceneBatches(seed=3, steps=range(4), **options)
     resumed = SceneBatches(seed=3, steps=range(2, 4), **options)
-    other = SceneBatches(seed=4, steps=range(4), **options)
+    other, elsewhere = (SceneBatches(steps=range(4), **own, **options) for own in ({"seed": 4}, {"seed": 3, "process": 1}))
     assert torch.equal(whole[2].crops, resumed[0].crops)
     assert torch.equal(whole[2].ids, resumed[0].ids)
     assert not torch.equal(whole[2].crops, whole[3].crops)
-    assert whole[2].crops.shape != other[2].crops.shape or not torch.equal(whole[2].crops, other[2].crops)
+    for another in (other, elsewhere):
+        assert whole[2].crops.shape != another[2].crops.shape or not torch.equal(whole[2].crops, another[2].crops)
 
 
 def test_each_name_colour_and_size_is_found_in_an_expression_at_its_last_token() -> None:
