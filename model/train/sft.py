@@ -8,11 +8,12 @@ The abstract says only that paths are learned with a token loss. What is ours:
   the neighbours of a coordinate are nearly right.
 - Auxiliary losses, for training only: each patch's name, colour, size, ranks and box from the vision features; each word
   for a name, colour or size pointing at all patches it fits, early, so that the words of an expression can be added up;
-  one attention head of a middle block looking, at each name, with its colour, at what fits both, so that a relation finds
-  what it is to; the last prompt token pointing at the image tokens that the target covers; one attention head of a late
-  block looking there while the box and the first path tokens are drawn; image tokens holding their object's box in the code
-  the region decoders read; and the size token, where the path is about to begin, knowing the target's name. What finds
-  nothing looks at the token that begins the prefix, and the answer to it, its first token, counts for itself as well.
+  one attention head of a middle block looking, at each name, with its colour, at what fits both, and its token holding the box
+  of that, so that a relation knows where what it is to lies; the last prompt token pointing at the image tokens that the
+  target covers; one attention head of a late block looking there while the box and the first path tokens are drawn; image
+  tokens holding their object's box in the code the region decoders read; and the size token, where the path is about to begin,
+  knowing the target's name. What finds nothing looks at the token that begins the prefix, and the answer to it, its first
+  token, counts for itself as well.
 - The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
 - What a run gives is not its last weights but their running mean (`average`): a step sees few scenes, and its noise is most of what
   one set of weights errs by.
@@ -102,6 +103,9 @@ class SftSettings:
             raise ValueError("freeze_vision leaves phase vision nothing to learn: give it 0 steps")
 
 
+ONE_BOX = 1e-5  # variance of box coordinates (unit of image), up to which they are one object's: rounding
+
+
 class Auxiliary(nn.Module):
     """Heads that exist in training only."""
 
@@ -115,6 +119,7 @@ class Auxiliary(nn.Module):
         self.word_query = nn.Linear(text_dim, text_dim)
         self.word_key = nn.Linear(text_dim, text_dim)
         self.name = nn.Linear(text_dim, len(NAMES))
+        self.phrase_box = nn.Linear(text_dim, 4)
 
     def patch_losses(self, final_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What each patch shows. Ranks and boxes count only where there is an object."""
@@ -136,6 +141,15 @@ class Auxiliary(nn.Module):
         fits = batch.word_fits / batch.word_fits.sum(-1, keepdim=True).clamp(min=1)
         meant = batch.word_fits.any(-1)
         return -(fits * (scores * words_IKTD.shape[-1] ** -0.5).log_softmax(-1)).sum(-1)[meant].mean()
+
+    def phrase_box_loss(self, words_IKTD: Tensor, batch: Batch) -> Tensor:
+        """The box of what a name, with its colour, fits, at its token: of those that fit one object alone."""
+        shares, boxes = batch.phrase_share[..., 1:], batch.patch_box.nan_to_num()
+        means = torch.einsum("iktp,ipc->iktc", shares, boxes)
+        spread = torch.einsum("iktp,ipc->iktc", shares, boxes.square()) - means.square()
+        alone = batch.is_phrase & (batch.phrase_share[..., 0] == 0) & (spread < ONE_BOX).all(-1)
+        found = F.smooth_l1_loss(self.phrase_box(words_IKTD).float(), means, beta=0.05, reduction="none").mean(-1)
+        return (found * alone).sum() / alone.sum().clamp(min=1)
 
     def place_losses(self, image_IPD: Tensor, batch: Batch, region: Region, soft: SoftTargets) -> Tensor:
         """Each object's box from its image tokens, through the region decoders themselves."""
@@ -289,6 +303,8 @@ def losses(model: Moondream, auxiliary: Auxiliary | None, soft: SoftTargets, bat
     found["place"] = auxiliary.place_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch, model.region, soft)
     found["look"] = look_loss(packed, batch)
     found["phrase"] = phrase_loss(packed, batch)
+    phrases = packed.streams[PHRASE_LAYER][:, prefix:].unflatten(1, batch.ids.shape[1:])
+    found["phrase_box"] = auxiliary.phrase_box_loss(phrases, batch)
     size_token = (batch.pointer + BOX_TOKENS).clamp(max=hidden.shape[2] - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
     names = auxiliary.name(hidden.gather(2, size_token)[:, :, 0]).float()
     found["name"] = F.cross_entropy(names.flatten(0, 1), batch.target_name.flatten(), ignore_index=IGNORE)
@@ -319,6 +335,7 @@ WEIGHTS = {
     "place": 0.3,
     "look": 0.5,
     "phrase": 0.5,
+    "phrase_box": 20.0,
     "word": 1.0,
     "name": 0.5,
     "coord": 1.0,
