@@ -8,12 +8,12 @@ The abstract says only that paths are learned with a token loss. What is ours:
   the neighbours of a coordinate are nearly right.
 - Auxiliary losses, for training only: each patch's name, colour, size, ranks and box from the vision features; each word
   for a name, colour or size pointing at all patches it fits, early, so that the words of an expression can be added up;
-  one attention head of a middle block looking, at each name, with its colour, at what fits both, and its token holding the box
-  of that, so that a relation knows where what it is to lies; the last prompt token pointing at the image tokens that the
-  target covers; one attention head of a late block looking there while the box and the first path tokens are drawn; image
-  tokens holding their object's box in the code the region decoders read; and the size token, where the path is about to begin,
-  knowing the target's name. What finds nothing looks at the token that begins the prefix, and the answer to it, its first
-  token, counts for itself as well.
+  one attention head of a middle block looking, at each name, with its colour, at what fits both, and its token, and later the
+  last prompt token, holding the box of that, so that a relation knows where what it is to lies; the last prompt token pointing
+  at the image tokens that the target covers; one attention head of a late block looking there while the box and the first path
+  tokens are drawn; image tokens holding their object's box in the code the region decoders read; and the size token, where the
+  path is about to begin, knowing the target's name. What finds nothing looks at the token that begins the prefix, and the
+  answer to it, its first token, counts for itself as well.
 - The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
 - What a run gives is not its last weights but their running mean (`average`): a step sees few scenes, and its noise is most of what
   one set of weights errs by.
@@ -120,6 +120,7 @@ class Auxiliary(nn.Module):
         self.word_key = nn.Linear(text_dim, text_dim)
         self.name = nn.Linear(text_dim, len(NAMES))
         self.phrase_box = nn.Linear(text_dim, 4)
+        self.anchor_box = nn.Linear(text_dim, 4)
 
     def patch_losses(self, final_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What each patch shows. Ranks and boxes count only where there is an object."""
@@ -142,14 +143,17 @@ class Auxiliary(nn.Module):
         meant = batch.word_fits.any(-1)
         return -(fits * (scores * words_IKTD.shape[-1] ** -0.5).log_softmax(-1)).sum(-1)[meant].mean()
 
-    def phrase_box_loss(self, words_IKTD: Tensor, batch: Batch) -> Tensor:
-        """The box of what a name, with its colour, fits, at its token: of those that fit one object alone."""
-        shares, boxes = batch.phrase_share[..., 1:], batch.patch_box.nan_to_num()
-        means = torch.einsum("iktp,ipc->iktc", shares, boxes)
-        spread = torch.einsum("iktp,ipc->iktc", shares, boxes.square()) - means.square()
-        alone = batch.is_phrase & (batch.phrase_share[..., 0] == 0) & (spread < ONE_BOX).all(-1)
-        found = F.smooth_l1_loss(self.phrase_box(words_IKTD).float(), means, beta=0.05, reduction="none").mean(-1)
-        return (found * alone).sum() / alone.sum().clamp(min=1)
+    def phrase_box_losses(self, words_IKTD: Tensor, asked_IKD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The box of what a name, with its colour, fits, of those that fit one object alone: at its token; and of an expression's last
+        name, where it is not the first, at the last prompt token: a relation is to that."""
+        boxes, alone = lone_boxes(batch)
+        last = (batch.is_phrase * torch.arange(batch.is_phrase.shape[-1], device=boxes.device)).amax(-1, keepdim=True)
+        related = alone.gather(2, last)[..., 0] & (batch.is_phrase.sum(-1) > 1)
+        anchors = boxes.gather(2, last[..., None].expand(-1, -1, -1, 4))[:, :, 0]
+        return {
+            "phrase_box": _box_loss(self.phrase_box(words_IKTD), boxes, alone),
+            "anchor_box": _box_loss(self.anchor_box(asked_IKD), anchors, related),
+        }
 
     def place_losses(self, image_IPD: Tensor, batch: Batch, region: Region, soft: SoftTargets) -> Tensor:
         """Each object's box from its image tokens, through the region decoders themselves."""
@@ -160,6 +164,20 @@ class Auxiliary(nn.Module):
         coords = [soft.bins(region.coord_logits(code), value * (n_coord - 1), soft.coord_sigma) for code, value in ((x, cx), (y, cy))]
         octaves = (torch.stack([w, h], dim=-1).log2() / SIZE_OCTAVES + 1) * (n_size - 1)
         return sum(coords) + soft.bins(region.size_logits(size).flatten(0, 1), octaves.flatten(), soft.size_sigma)
+
+
+def lone_boxes(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Boxes (I, K, T, 4) of what the names, with their colours, fit; and (I, K, T) of which tokens that is one object."""
+    shares, boxes = batch.phrase_share[..., 1:], batch.patch_box.nan_to_num()
+    means = torch.einsum("iktp,ipc->iktc", shares, boxes)
+    spread = torch.einsum("iktp,ipc->iktc", shares, boxes.square()) - means.square()
+    return means, batch.is_phrase & (batch.phrase_share[..., 0] == 0) & (spread < ONE_BOX).all(-1)
+
+
+def _box_loss(found_N4: Tensor, boxes_N4: Tensor, counts_N: Tensor) -> Tensor:
+    """Mean over the boxes that count; nothing where none does."""
+    off = F.smooth_l1_loss(found_N4.float(), boxes_N4, beta=0.05, reduction="none").mean(-1)
+    return (off * counts_N).sum() / counts_N.sum().clamp(min=1)
 
 
 class SoftTargets(nn.Module):
@@ -293,18 +311,18 @@ def losses(model: Moondream, auxiliary: Auxiliary | None, soft: SoftTargets, bat
     packed = forward_packed(model, features, batch)
     hidden = packed.hidden
     prefix = 1 + model.vision.config.n_tokens
+    index = batch.pointer[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
     for layer in POINTER_LAYERS:
         stream = packed.streams[layer]
-        queries = stream[:, prefix:].unflatten(1, batch.ids.shape[1:])
-        index = batch.pointer[..., None, None].expand(-1, -1, 1, queries.shape[-1])
-        found[f"point{layer}"] = auxiliary.pointer_loss(queries.gather(2, index)[:, :, 0], stream[:, :prefix], batch.target_share)
+        asked = stream[:, prefix:].unflatten(1, batch.ids.shape[1:]).gather(2, index)[:, :, 0]
+        found[f"point{layer}"] = auxiliary.pointer_loss(asked, stream[:, :prefix], batch.target_share)
     words = packed.streams[WORD_LAYER]
     found["word"] = auxiliary.word_loss(words[:, prefix:].unflatten(1, batch.ids.shape[1:]), words[:, 1:prefix], batch)
     found["place"] = auxiliary.place_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch, model.region, soft)
     found["look"] = look_loss(packed, batch)
     found["phrase"] = phrase_loss(packed, batch)
     phrases = packed.streams[PHRASE_LAYER][:, prefix:].unflatten(1, batch.ids.shape[1:])
-    found["phrase_box"] = auxiliary.phrase_box_loss(phrases, batch)
+    found |= auxiliary.phrase_box_losses(phrases, asked, batch)
     size_token = (batch.pointer + BOX_TOKENS).clamp(max=hidden.shape[2] - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
     names = auxiliary.name(hidden.gather(2, size_token)[:, :, 0]).float()
     found["name"] = F.cross_entropy(names.flatten(0, 1), batch.target_name.flatten(), ignore_index=IGNORE)
@@ -336,6 +354,7 @@ WEIGHTS = {
     "look": 0.5,
     "phrase": 0.5,
     "phrase_box": 20.0,
+    "anchor_box": 20.0,
     "word": 1.0,
     "name": 0.5,
     "coord": 1.0,

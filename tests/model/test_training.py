@@ -225,18 +225,23 @@ def test_a_name_has_the_box_of_what_it_fits_where_that_is_one_object() -> None:
     batch = SceneBatches(config=small_config(tokenizer), tokenizer=tokenizer, questions=Questions("shipped"), seed=0, steps=range(1),
                          images=6, queries=6, path_every=2, n_objects=(3, 6))[0]  # fmt: skip
     auxiliary = sft.Auxiliary(8, 8)
-    torch.nn.init.zeros_(auxiliary.phrase_box.weight)
-    torch.nn.init.zeros_(auxiliary.phrase_box.bias)
-    expected, several = [], 0
-    for image, query, token in batch.is_phrase.nonzero().tolist():
-        boxes = batch.patch_box[image][batch.phrase_share[image, query, token, 1:] > 0].unique(dim=0)
-        several += len(boxes) > 1
-        if len(boxes) == 1:
-            expected.append(torch.nn.functional.smooth_l1_loss(boxes[0], torch.zeros(4), beta=0.05).item())
-    assert len(expected) > 5
+    for head in (auxiliary.phrase_box, auxiliary.anchor_box):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+    expected, anchors, several = [], [], 0
+    for image, query in np.ndindex(*batch.ids.shape[:2]):
+        tokens = batch.is_phrase[image, query].nonzero()[:, 0].tolist()
+        for token in tokens:
+            boxes = batch.patch_box[image][batch.phrase_share[image, query, token, 1:] > 0].unique(dim=0)
+            several += len(boxes) > 1
+            if len(boxes) == 1:
+                expected.append(torch.nn.functional.smooth_l1_loss(boxes[0], torch.zeros(4), beta=0.05).item())
+                anchors += expected[-1:] if token == tokens[-1] and len(tokens) > 1 else []
+    assert len(expected) > len(anchors) > 2
     assert several > 5
-    loss = auxiliary.phrase_box_loss(torch.zeros(*batch.ids.shape, 8), batch)
-    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-4)
+    found = auxiliary.phrase_box_losses(torch.zeros(*batch.ids.shape, 8), torch.zeros(*batch.ids.shape[:2], 8), batch)
+    assert found["phrase_box"].item() == pytest.approx(np.mean(expected), rel=1e-4)
+    assert found["anchor_box"].item() == pytest.approx(np.mean(anchors), rel=1e-4)
 
 
 def test_targets_of_the_decoder_draw_the_mask() -> None:
