@@ -16,8 +16,9 @@ mask itself. The algorithm, the reward and their numbers are not in it. What is 
 - A model too large to learn whole, or to be held twice, learns through LoRA (`--lora-rank`); without what it learned it is its own
   reference.
 
-Run: `python -m model.train.rl --init demo --out runs/rl` (again with the same --out to resume). `model.train.package --sft runs/rl`
-makes a model folder of it.
+Run: `python -m model.train.rl --init demo --out runs/rl` (again with the same --out to resume), or on N devices or cores, with N times the
+questions of a step, `torchrun --nproc-per-node N -m model.train.rl --init demo --out runs/rl --threads 1`.
+`model.train.package --sft runs/rl` makes a model folder of it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +45,16 @@ from model.train.lora import adapt, as_it_was, learned_state, load_learned
 from model.train.questions import Questions
 from model.train.rewards import Reward, mean_pairwise_iou, reward
 from model.train.rollouts import Packed, Policy, Question, ask, choices, pack, roll_out
-from model.train.runs import Tell, falling_rate, progress_bar, save_checkpoint, tell_nobody
+from model.train.runs import (
+    Tell,
+    average_gradients,
+    falling_rate,
+    join_processes,
+    process_number,
+    progress_bar,
+    save_checkpoint,
+    tell_nobody,
+)
 from model.train.scenes import TRAIN_SEEDS, VAL_SEEDS
 from model.weights import load_model, load_tokenizer
 
@@ -190,8 +201,8 @@ def _parts(
 
 
 def _step(state: State, settings: RlSettings) -> dict[str, float]:
-    """One step: a function of the weights, the seed and the number of the step alone."""
-    rng = np.random.default_rng((settings.seed, state.step, 17))
+    """One step: a function of the weights, the seed, the number of the step and that of the process alone."""
+    rng = np.random.default_rng((settings.seed, state.step, 17, process_number()))
     questions = ask(state.policy, state.asks, rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, settings.questions).tolist())
     return learn(state, questions, settings, rng)
 
@@ -211,6 +222,7 @@ def learn(state: State, questions: Sequence[Question], settings: RlSettings, rng
             state.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+            average_gradients(trained)
             log["grad_norm"] = nn.utils.clip_grad_norm_(trained, 1.0).item()
             state.optimizer.step()
             logs.append(log)
@@ -277,27 +289,28 @@ def train(out: Path, settings: RlSettings, init: str, device: torch.device | str
         state.load(out / "last.pt")
     state.policy.tokenizer.save(out / TOKENIZER_FILE)
     unseen = ask(state.policy, replace(state.asks, split="val"), range(VAL_SEEDS.start, VAL_SEEDS.start + settings.eval_scenes))
-    log = Log(out / "log.csv", state.step)
+    first = process_number() == 0
+    log = Log(out / "log.csv" if first else Path(os.devnull), state.step)
     for step in _tracked(state.step, settings.steps):
         began = time.perf_counter()
-        evaluated = evaluate(state.policy, unseen) if step == 0 else {}
+        evaluated = evaluate(state.policy, unseen) if first and step == 0 else {}
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         found = _step(state, settings)
         state.step += 1
         last = state.step == settings.steps
         seconds = time.perf_counter() - began
-        if last or state.step % settings.eval_every == 0:
+        if first and (last or state.step % settings.eval_every == 0):
             evaluated = evaluate(state.policy, unseen)
         log.write({"step": state.step, **found, "seconds": seconds, **(evaluated or NOT_EVALUATED)})
         tell("rl", state.step, settings.steps, found | evaluated)
-        if last or state.step % settings.checkpoint_every == 0:
+        if first and (last or state.step % settings.checkpoint_every == 0):
             state.save(out / "last.pt")
     return state
 
 
 def _tracked(first: int, steps: int) -> Iterator[int]:
-    with progress_bar(Console(stderr=True)) as progress:
+    with progress_bar(Console(stderr=True, quiet=process_number() > 0)) as progress:
         task = progress.add_task("rl", total=steps, completed=first)
         for step in range(first, steps):
             yield step
@@ -318,7 +331,7 @@ def main() -> None:
     settings = RlSettings(**{name: getattr(args, name) for name in asdict(RlSettings())})
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "settings.txt").write_text(repr(asdict(settings)))
-    train(args.out, settings, args.init, args.device)
+    train(args.out, settings, args.init, join_processes(args.device))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ def save_checkpoint(path: Path, **parts: Any) -> None:
 def progress_bar(console: Console) -> Progress:
     """Steps done, of how many, and the time left."""
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+
+
+def join_processes(device: str) -> torch.device:
+    """Join the others, if `torchrun` started this process as one of several; the device that is its own, of that type."""
+    if not dist.is_torchelastic_launched():
+        return torch.device(device)
+    own = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    dist.init_process_group(device_id=own if own.type == "cuda" else None)
+    return own
 
 
 def process_number() -> int:

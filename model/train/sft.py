@@ -36,7 +36,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
@@ -52,7 +51,16 @@ from model.tokenizer import PathTokenizer
 from model.train.batches import IGNORE, N_CLASSES, NAMES, Batch, SceneBatches, batch_stream, number_ids, to_device
 from model.train.lora import adapt, learned_state, load_learned
 from model.train.questions import SOURCES, Questions
-from model.train.runs import Tell, average_gradients, falling_rate, process_number, progress_bar, save_checkpoint, tell_nobody
+from model.train.runs import (
+    Tell,
+    average_gradients,
+    falling_rate,
+    join_processes,
+    process_number,
+    progress_bar,
+    save_checkpoint,
+    tell_nobody,
+)
 from model.train.small import small_model, small_tokenizer, warm_start
 from model.vision import CropFeatures
 from model.weights import load_model, load_tokenizer
@@ -536,10 +544,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    if dist.is_torchelastic_launched():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device
-        dist.init_process_group(device_id=device if device.type == "cuda" else None)
+    device = join_processes(args.device)
     phases = SftSettings.phases
     if args.steps:
         phases = tuple(replace(phase, steps=steps) for phase, steps in zip(phases, args.steps, strict=True))

@@ -51,6 +51,23 @@ def test_a_stopped_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path
     assert_equal(weights(trained, "model"), weights(tmp_path, "model"))
 
 
+def train_together(process: int, folder: Path) -> None:
+    """One of two processes that do."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=process, world_size=2)
+    state = rl.train(folder / "out", replace(SMALL, steps=1), "demo")
+    torch.save(state.model.state_dict(), folder / f"{process}.pt")
+
+
+def test_processes_that_train_together_share_weights_and_not_questions(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_together, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{process}.pt", weights_only=True) for process in range(2))
+    assert_equal(first, second)
+    assert_equal(first, weights(tmp_path / "out", "model"))
+    rl.train(tmp_path / "alone", replace(SMALL, steps=1), "demo")
+    name = "model.text.blocks.0.attn.qkv.weight"
+    assert not torch.equal(first[name], weights(tmp_path / "alone", "model")[name])
+
+
 def test_another_model_to_stay_near_is_refused(trained: Path, tmp_path: Path) -> None:
     package(trained, None, tmp_path)
     with pytest.raises(ValueError, match="give --init the same model"):
