@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A CPU's matrix product takes rows in blocks, and rounds the rows of a block that is not full otherwise (4 rows with AVX2, measured).
-# Few rows are therefore filled up to whole blocks: their last digits do not depend on how many there are then.
-ROW_BLOCK = 8
+# A CPU's matrix product takes rows in blocks, and rounds the rows of a block that is not full otherwise (measured: of 4 rows with
+# AVX2; with AVX-512 products of up to 15 rows are other ones). Few rows are therefore filled up to whole blocks: their last digits do
+# not depend on how many there are then.
+ROW_BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of glibc's mallopt
 
 
