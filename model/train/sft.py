@@ -6,14 +6,15 @@ The abstract says only that paths are learned with a token loss. What is ours:
   after the size token: half the tokens), `path` (whole sequences). Finding the object is the slow part, so it goes first.
 - Bins and the numbers of a path are learned against a Gaussian around the target rather than a single class, because
   the neighbours of a coordinate are nearly right.
-- Auxiliary losses, for training only: each patch's name, colour, size, ranks and box from the vision features; each word
-  for a name, colour or size pointing at all patches it fits, early, so that the words of an expression can be added up;
-  one attention head of a middle block looking, at each name, with its colour, at what fits both, and its token, and later the
-  last prompt token, holding the box of that, so that a relation knows where what it is to lies; the last prompt token pointing
-  at the image tokens that the target covers; one attention head of a late block looking there while the box and the first path
-  tokens are drawn; image tokens holding their object's box in the code the region decoders read; and the size token, where the
-  path is about to begin, knowing the target's name. What finds nothing looks at the token that begins the prefix, and the
-  answer to it, its first token, counts for itself as well.
+- Auxiliary losses, for training only: each patch's name, colour, size, ranks and box from the vision features, and once more from the
+  image tokens in the decoder, with how near there is something of each name, so that what is closest to a thing is as plain to
+  see as what is red; each word for a name, colour or size pointing at all patches it fits, early, so that the words of an
+  expression can be added up; one attention head of a middle block looking, at each name, with its colour, at what fits both, and
+  its token, and later the last prompt token, holding the box of that, so that a relation knows where what it is to lies; the last
+  prompt token pointing at the image tokens that the target covers; one attention head of a late block looking there while the box
+  and the first path tokens are drawn; image tokens holding their object's box in the code the region decoders read; and the size
+  token, where the path is about to begin, knowing the target's name. What finds nothing looks at the token that begins the prefix,
+  and the answer to it, its first token, counts for itself as well.
 - The queries of an image share its prefix: one sequence per image, in which a query attends to the prefix and itself.
 - What a run gives is not its last weights but their running mean (`average`): a step sees few scenes, and its noise is most of what
   one set of weights errs by.
@@ -43,6 +44,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.config import BOX_TOKENS
+from model.devices import keep_freed_memory
 from model.image_crops import normalise
 from model.moondream import Moondream, MoondreamSegmentation, parameter_count
 from model.region import SIZE_OCTAVES, Region
@@ -129,15 +131,24 @@ class Auxiliary(nn.Module):
         self.name = nn.Linear(text_dim, len(NAMES))
         self.phrase_box = nn.Linear(text_dim, 4)
         self.anchor_box = nn.Linear(text_dim, 4)
+        self.seen = nn.Linear(text_dim, sum(N_CLASSES))
+        self.near = nn.Linear(text_dim, len(NAMES))
+        nn.init.constant_(self.near.bias, -5.0)  # of nearly all names there is nothing
 
     def patch_losses(self, final_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """What each patch shows. Ranks and boxes count only where there is an object."""
-        parts = self.patch(final_IPD).float().split(N_CLASSES, dim=-1)
+        """What each patch shows. Boxes count only where there is an object."""
         owned = batch.patch_labels[..., 0] > 0
-        losses = [F.cross_entropy(part.flatten(0, 1), batch.patch_labels[..., c].flatten()) for c, part in enumerate(parts[:3])]
-        ranks = [F.cross_entropy(part[owned], batch.patch_labels[..., c][owned]) for c, part in enumerate(parts[3:], start=3)]
+        attributes, ranks = _label_losses(self.patch(final_IPD), batch)
         box = F.smooth_l1_loss(self.box(final_IPD).float()[owned], batch.patch_box[owned], beta=0.05)
-        return {"patch": torch.stack(losses).sum(), "rank": torch.stack(ranks).mean(), "patch_box": box}
+        return {"patch": attributes, "rank": ranks, "patch_box": box}
+
+    def seen_losses(self, image_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The same of image tokens, and how near to their object there is something of each name."""
+        owned = batch.patch_labels[..., 0] > 0
+        attributes, ranks = _label_losses(self.seen(image_IPD), batch)
+        found, nearness = self.near(image_IPD[owned]).float(), nearness_to_names(batch.patch_box, batch.patch_labels[..., 0])[owned]
+        near = F.binary_cross_entropy_with_logits(found, nearness, reduction="none").sum(-1).mean()
+        return {"seen": attributes, "seen_rank": ranks, "near": near}
 
     def pointer_loss(self, query_IKD: Tensor, prefix_IPD: Tensor, share_IKP: Tensor) -> Tensor:
         """Cross-entropy of the query's attention over the prefix against the share of the target in each of its tokens."""
@@ -172,6 +183,34 @@ class Auxiliary(nn.Module):
         coords = [soft.bins(region.coord_logits(code), value * (n_coord - 1), soft.coord_sigma) for code, value in ((x, cx), (y, cy))]
         octaves = (torch.stack([w, h], dim=-1).log2() / SIZE_OCTAVES + 1) * (n_size - 1)
         return sum(coords) + soft.bins(region.size_logits(size).flatten(0, 1), octaves.flatten(), soft.size_sigma)
+
+
+def _label_losses(logits_IPC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of name, colour and size, summed; and of the ranks, their mean, which count only where there is an object."""
+    parts = logits_IPC.float().split(N_CLASSES, dim=-1)
+    owned = batch.patch_labels[..., 0] > 0
+    attributes = [F.cross_entropy(part.flatten(0, 1), batch.patch_labels[..., c].flatten()) for c, part in enumerate(parts[:3])]
+    ranks = [F.cross_entropy(part[owned], batch.patch_labels[..., c][owned]) for c, part in enumerate(parts[3:], start=3)]
+    return torch.stack(attributes).sum(), torch.stack(ranks).mean()
+
+
+NEAR = 0.25  # unit of image: nearness falls to 1/e over it
+
+
+def nearness_to_names(box_IP4: Tensor, name_IP: Tensor) -> Tensor:
+    """(I, P, names) in 0..1: how near to each patch's object the nearest other of each name is, centre to centre; 0 if there is none.
+
+    From the patches' boxes (unit of image; NaN: background) and the classes of their names (0: background).
+
+    What is said to be closest to a thing is that of its like which has the most of this, so distances need not be compared where
+    the expression is read: they are another attribute of what is seen.
+    """
+    centre = box_IP4[..., :2]
+    distance = (centre[:, :, None] - centre[:, None]).square().sum(-1).sqrt()  # NaN from or to the background
+    other = (box_IP4[:, :, None] != box_IP4[:, None]).any(-1)
+    nearness = torch.where(other, (-distance / NEAR).exp(), 0).nan_to_num()
+    found = nearness.new_zeros(*name_IP.shape, 1 + len(NAMES))
+    return found.scatter_reduce(2, name_IP[:, None].expand_as(nearness), nearness, "amax")[..., 1:]
 
 
 def lone_boxes(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -327,6 +366,7 @@ def losses(model: Moondream, auxiliary: Auxiliary | None, soft: SoftTargets, bat
     words = packed.streams[WORD_LAYER]
     found["word"] = auxiliary.word_loss(words[:, prefix:].unflatten(1, batch.ids.shape[1:]), words[:, 1:prefix], batch)
     found["place"] = auxiliary.place_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch, model.region, soft)
+    found |= auxiliary.seen_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch)
     found["look"] = look_loss(packed, batch)
     found["phrase"] = phrase_loss(packed, batch)
     phrases = packed.streams[PHRASE_LAYER][:, prefix:].unflatten(1, batch.ids.shape[1:])
@@ -359,6 +399,9 @@ WEIGHTS = {
     "point2": 0.5,
     "point3": 0.5,
     "place": 0.3,
+    "seen": 0.5,
+    "seen_rank": 1.0,
+    "near": 0.3,
     "look": 0.5,
     "phrase": 0.5,
     "phrase_box": 20.0,
@@ -544,6 +587,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     device = join_processes(args.device)
     phases = SftSettings.phases
     if args.steps:

@@ -16,8 +16,9 @@ from model.path_tokens import parse_path
 from model.rasterize import rasterize
 from model.registry import resolve_model
 from model.train import refiner, sft
-from model.train.batches import IGNORE, NAMES, SIZES, SceneBatches, attributes_of
+from model.train.batches import IGNORE, NAMES, SIZES, SceneBatches, attributes_of, object_labels
 from model.train.colours import COLOUR_NAMES
+from model.train.groups import View
 from model.train.package import package
 from model.train.questions import Questions
 from model.train.refiner import RefinerSettings
@@ -242,6 +243,29 @@ def test_a_name_has_the_box_of_what_it_fits_where_that_is_one_object() -> None:
     found = auxiliary.phrase_box_losses(torch.zeros(*batch.ids.shape, 8), torch.zeros(*batch.ids.shape[:2], 8), batch)
     assert found["phrase_box"].item() == pytest.approx(np.mean(expected), rel=1e-4)
     assert found["anchor_box"].item() == pytest.approx(np.mean(anchors), rel=1e-4)
+
+
+def test_what_is_closest_to_a_thing_has_the_most_nearness_to_its_name() -> None:
+    closest = 0
+    for seed in range(30):
+        scene = Questions("shipped").scene(seed, n_objects=(4, 7))
+        view = View(scene, ())
+        labels, boxes = (torch.from_numpy(values)[None] for values in object_labels(scene))
+        background = torch.full((1, 1, 4), torch.nan, dtype=boxes.dtype)
+        names = torch.cat([labels[..., 0], torch.zeros(1, 1, dtype=torch.long)], dim=1)
+        nearness = sft.nearness_to_names(torch.cat([boxes, background], dim=1), names)[0]
+        assert not nearness[-1].any(), "the background is near to nothing"
+        assert 0 <= nearness.min() <= nearness.max() <= 1
+        assert set(nearness.any(dim=0).nonzero()[:, 0].tolist()) == {NAMES.index(name) for name in view.names}
+        for name, members in view.names.items():
+            anchor, to_name = members.bit_length() - 1, nearness[:, NAMES.index(name)]
+            target = view.by_distance(view.everything, anchor, nearest_first=True)
+            if members.bit_count() == 1:
+                assert to_name[anchor] == 0, "nothing is near to itself"
+                if target is not None:
+                    assert to_name.argmax() == target
+                    closest += 1
+    assert closest > 20
 
 
 def test_targets_of_the_decoder_draw_the_mask() -> None:
