@@ -35,6 +35,10 @@ IGNORE = -100
 NAMES = (*NOUNS, *SHAPES)
 SIZES = (*SIZE_NAMES, "large")
 TAUGHT_ABSENT = 0.2  # share of expressions: more than are asked elsewhere, as to find nothing is learned last
+BY_DISTANCE = ("closest", "next-to", "farthest", "closest-to-placed")  # templates
+# Up to this share of an image's expressions is by distance, where they can be. No other relation needs to know where what it is to
+# lies: the one dog left of the car is the leftmost dog, too.
+TAUGHT_DISTANCE = 0.3
 MAX_RANK = 6  # ordinal labels: how many like objects lie before this one, 0..5
 
 
@@ -90,9 +94,15 @@ class SceneBatches(Dataset[Batch]):
         while True:
             seed = int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop))
             scene = self.questions.scene(seed, n_objects=self.n_objects, **size)
-            expressions = self.questions.about(scene, seed, self.queries, absent=TAUGHT_ABSENT)
+            expressions = self._expressions(scene, seed)
             if len(expressions) == self.queries:
                 return self._encode(scene, expressions, paths)
+
+    def _expressions(self, scene: Scene, seed: int) -> list[Expression]:
+        by_distance = self.questions.about(scene, seed, int(TAUGHT_DISTANCE * self.queries), absent=0, templates=BY_DISTANCE)
+        said = {expression.text for expression in by_distance}
+        others = self.questions.about(scene, seed, self.queries, absent=TAUGHT_ABSENT)
+        return [*by_distance, *(other for other in others if other.text not in said)][: self.queries]
 
     def _encode(self, scene: Scene, expressions: list[Expression], paths: bool) -> Sample:
         crops = crop_image(scene.image_HW3, self.config.vision)

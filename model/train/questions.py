@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,6 +41,10 @@ class Questions:
             options["height"] = self.side
         return make_scene(seed, sprites=self.sprites, **options)
 
-    def about(self, scene: Scene, seed: int, count: int, absent: float = ABSENT_SHARE) -> list[Expression]:
-        """Up to `count` expressions, of which a share of `absent` names nothing."""
-        return refer(scene, seed, count, nouns=self.sprites.nouns, templates=SPLITS[self.split].templates, absent=absent)
+    def about(
+        self, scene: Scene, seed: int, count: int, absent: float = ABSENT_SHARE, templates: Iterable[str] | None = None
+    ) -> list[Expression]:
+        """Up to `count` expressions, of which a share of `absent` names nothing. `templates`: some of the split's, instead of all."""
+        allowed = SPLITS[self.split].templates
+        templates = allowed if templates is None else [name for name in templates if name in allowed]
+        return refer(scene, seed, count, nouns=self.sprites.nouns, templates=templates, absent=absent)

@@ -7,8 +7,7 @@ The abstract says only that paths are learned with a token loss. What is ours:
 - Bins and the numbers of a path are learned against a Gaussian around the target rather than a single class, because
   the neighbours of a coordinate are nearly right.
 - Auxiliary losses, for training only: each patch's name, colour, size, ranks and box from the vision features, and once more from the
-  image tokens in the decoder, with how near there is something of each name, so that what is closest to a thing is as plain to
-  see as what is red; each word for a name, colour or size pointing at all patches it fits, early, so that the words of an
+  image tokens in the decoder; each word for a name, colour or size pointing at all patches it fits, early, so that the words of an
   expression can be added up; one attention head of a middle block looking, at each name, with its colour, at what fits both, and
   its token, and later the last prompt token, holding the box of that, so that a relation knows where what it is to lies; the last
   prompt token pointing at the image tokens that the target covers; one attention head of a late block looking there while the box
@@ -132,8 +131,6 @@ class Auxiliary(nn.Module):
         self.phrase_box = nn.Linear(text_dim, 4)
         self.anchor_box = nn.Linear(text_dim, 4)
         self.seen = nn.Linear(text_dim, sum(N_CLASSES))
-        self.near = nn.Linear(text_dim, len(NAMES))
-        nn.init.constant_(self.near.bias, -5.0)  # of nearly all names there is nothing
 
     def patch_losses(self, final_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What each patch shows. Boxes count only where there is an object."""
@@ -143,12 +140,9 @@ class Auxiliary(nn.Module):
         return {"patch": attributes, "rank": ranks, "patch_box": box}
 
     def seen_losses(self, image_IPD: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The same of image tokens, and how near to their object there is something of each name."""
-        owned = batch.patch_labels[..., 0] > 0
+        """The same of image tokens, but for the boxes: see `place_losses`."""
         attributes, ranks = _label_losses(self.seen(image_IPD), batch)
-        found, nearness = self.near(image_IPD[owned]).float(), nearness_to_names(batch.patch_box, batch.patch_labels[..., 0])[owned]
-        near = F.binary_cross_entropy_with_logits(found, nearness, reduction="none").sum(-1).mean()
-        return {"seen": attributes, "seen_rank": ranks, "near": near}
+        return {"seen": attributes, "seen_rank": ranks}
 
     def pointer_loss(self, query_IKD: Tensor, prefix_IPD: Tensor, share_IKP: Tensor) -> Tensor:
         """Cross-entropy of the query's attention over the prefix against the share of the target in each of its tokens."""
@@ -192,25 +186,6 @@ def _label_losses(logits_IPC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     attributes = [F.cross_entropy(part.flatten(0, 1), batch.patch_labels[..., c].flatten()) for c, part in enumerate(parts[:3])]
     ranks = [F.cross_entropy(part[owned], batch.patch_labels[..., c][owned]) for c, part in enumerate(parts[3:], start=3)]
     return torch.stack(attributes).sum(), torch.stack(ranks).mean()
-
-
-NEAR = 0.25  # unit of image: nearness falls to 1/e over it
-
-
-def nearness_to_names(box_IP4: Tensor, name_IP: Tensor) -> Tensor:
-    """(I, P, names) in 0..1: how near to each patch's object the nearest other of each name is, centre to centre; 0 if there is none.
-
-    From the patches' boxes (unit of image; NaN: background) and the classes of their names (0: background).
-
-    What is said to be closest to a thing is that of its like which has the most of this, so distances need not be compared where
-    the expression is read: they are another attribute of what is seen.
-    """
-    centre = box_IP4[..., :2]
-    distance = (centre[:, :, None] - centre[:, None]).square().sum(-1).sqrt()  # NaN from or to the background
-    other = (box_IP4[:, :, None] != box_IP4[:, None]).any(-1)
-    nearness = torch.where(other, (-distance / NEAR).exp(), 0).nan_to_num()
-    found = nearness.new_zeros(*name_IP.shape, 1 + len(NAMES))
-    return found.scatter_reduce(2, name_IP[:, None].expand_as(nearness), nearness, "amax")[..., 1:]
 
 
 def lone_boxes(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -401,7 +376,6 @@ WEIGHTS = {
     "place": 0.3,
     "seen": 0.5,
     "seen_rank": 1.0,
-    "near": 0.3,
     "look": 0.5,
     "phrase": 0.5,
     "phrase_box": 20.0,

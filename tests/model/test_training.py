@@ -16,9 +16,8 @@ from model.path_tokens import parse_path
 from model.rasterize import rasterize
 from model.registry import resolve_model
 from model.train import refiner, sft
-from model.train.batches import IGNORE, NAMES, SIZES, SceneBatches, attributes_of, object_labels
+from model.train.batches import BY_DISTANCE, IGNORE, NAMES, SIZES, SceneBatches, attributes_of
 from model.train.colours import COLOUR_NAMES
-from model.train.groups import View
 from model.train.package import package
 from model.train.questions import Questions
 from model.train.refiner import RefinerSettings
@@ -245,27 +244,18 @@ def test_a_name_has_the_box_of_what_it_fits_where_that_is_one_object() -> None:
     assert found["anchor_box"].item() == pytest.approx(np.mean(anchors), rel=1e-4)
 
 
-def test_what_is_closest_to_a_thing_has_the_most_nearness_to_its_name() -> None:
-    closest = 0
-    for seed in range(30):
-        scene = Questions("shipped").scene(seed, n_objects=(4, 7))
-        view = View(scene, ())
-        labels, boxes = (torch.from_numpy(values)[None] for values in object_labels(scene))
-        background = torch.full((1, 1, 4), torch.nan, dtype=boxes.dtype)
-        names = torch.cat([labels[..., 0], torch.zeros(1, 1, dtype=torch.long)], dim=1)
-        nearness = sft.nearness_to_names(torch.cat([boxes, background], dim=1), names)[0]
-        assert not nearness[-1].any(), "the background is near to nothing"
-        assert 0 <= nearness.min() <= nearness.max() <= 1
-        assert set(nearness.any(dim=0).nonzero()[:, 0].tolist()) == {NAMES.index(name) for name in view.names}
-        for name, members in view.names.items():
-            anchor, to_name = members.bit_length() - 1, nearness[:, NAMES.index(name)]
-            target = view.by_distance(view.everything, anchor, nearest_first=True)
-            if members.bit_count() == 1:
-                assert to_name[anchor] == 0, "nothing is near to itself"
-                if target is not None:
-                    assert to_name.argmax() == target
-                    closest += 1
-    assert closest > 20
+def test_some_expressions_are_by_distance_and_none_is_said_twice() -> None:
+    tokenizer = small_tokenizer()
+    questions = Questions("shipped")
+    batches = SceneBatches(config=small_config(tokenizer), tokenizer=tokenizer, questions=questions, seed=0, steps=range(1), images=1,
+                           queries=10, path_every=2, n_objects=(5, 7))  # fmt: skip
+    found = 0
+    for seed in range(20):
+        expressions = batches._expressions(questions.scene(seed, n_objects=(5, 7)), seed)
+        assert len({expression.text for expression in expressions}) == len(expressions) <= 10
+        found += sum(expression.template in BY_DISTANCE for expression in expressions)
+        assert {expression.kind for expression in expressions} > {"relation"}
+    assert found >= 40
 
 
 def test_targets_of_the_decoder_draw_the_mask() -> None:
