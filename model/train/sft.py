@@ -279,7 +279,7 @@ def forward_packed(model: Moondream, features: CropFeatures, batch: Batch) -> Pa
     return Packed(hidden=hidden, streams=streams, looks=looks)
 
 
-PHRASE_LAYER, LOOK_LAYER, LOOK_HEAD = 2, 4, 0
+PHRASE_LAYER, LOOK_LAYER, LOOK_HEAD = 2, 5, 0
 LOOK_TOKENS = 1 + BOX_TOKENS + 4  # the last prompt token, the box, and M x y L
 
 
@@ -315,7 +315,10 @@ def packed_layout(prefix: int, queries: int, length: int, device: torch.device) 
 
 
 WORD_LAYER = 1
-POINTER_LAYERS = (2, 3)  # after these blocks the last prompt token should know where to look: later blocks read the box there
+ANCHOR_LAYER = 3  # after it the last prompt token knows where what a relation is to lies, and image tokens hold boxes
+# After these blocks the last prompt token should know where to look. A block's two halves run beside each other, so that it takes
+# the block after `ANCHOR_LAYER` to make a place to look at (near that, of this name) of the two; later blocks read the box there.
+POINTER_LAYERS = (2, 3, 4)
 
 
 def losses(model: Moondream, auxiliary: Auxiliary | None, soft: SoftTargets, batch: Batch, phase: Phase) -> dict[str, Tensor]:
@@ -334,18 +337,17 @@ def losses(model: Moondream, auxiliary: Auxiliary | None, soft: SoftTargets, bat
     hidden = packed.hidden
     prefix = 1 + model.vision.config.n_tokens
     index = batch.pointer[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
+    asked = [stream[:, prefix:].unflatten(1, batch.ids.shape[1:]).gather(2, index)[:, :, 0] for stream in packed.streams]
     for layer in POINTER_LAYERS:
-        stream = packed.streams[layer]
-        asked = stream[:, prefix:].unflatten(1, batch.ids.shape[1:]).gather(2, index)[:, :, 0]
-        found[f"point{layer}"] = auxiliary.pointer_loss(asked, stream[:, :prefix], batch.target_share)
+        found[f"point{layer}"] = auxiliary.pointer_loss(asked[layer], packed.streams[layer][:, :prefix], batch.target_share)
     words = packed.streams[WORD_LAYER]
     found["word"] = auxiliary.word_loss(words[:, prefix:].unflatten(1, batch.ids.shape[1:]), words[:, 1:prefix], batch)
-    found["place"] = auxiliary.place_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch, model.region, soft)
-    found |= auxiliary.seen_losses(packed.streams[POINTER_LAYERS[-1]][:, 1:prefix], batch)
+    found["place"] = auxiliary.place_losses(packed.streams[ANCHOR_LAYER][:, 1:prefix], batch, model.region, soft)
+    found |= auxiliary.seen_losses(packed.streams[ANCHOR_LAYER][:, 1:prefix], batch)
     found["look"] = look_loss(packed, batch)
     found["phrase"] = phrase_loss(packed, batch)
     phrases = packed.streams[PHRASE_LAYER][:, prefix:].unflatten(1, batch.ids.shape[1:])
-    found |= auxiliary.phrase_box_losses(phrases, asked, batch)
+    found |= auxiliary.phrase_box_losses(phrases, asked[ANCHOR_LAYER], batch)
     size_token = (batch.pointer + BOX_TOKENS).clamp(max=hidden.shape[2] - 1)[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
     names = auxiliary.name(hidden.gather(2, size_token)[:, :, 0]).float()
     found["name"] = F.cross_entropy(names.flatten(0, 1), batch.target_name.flatten(), ignore_index=IGNORE)
@@ -373,6 +375,7 @@ WEIGHTS = {
     "patch_box": 20.0,
     "point2": 0.5,
     "point3": 0.5,
+    "point4": 0.5,
     "place": 0.3,
     "seen": 0.5,
     "seen_rank": 1.0,
@@ -415,7 +418,8 @@ class State:
         """`decay` of what was, less in the first steps, where what was says little."""
         self.mean_steps += 1
         decay = min(decay, self.mean_steps / (self.mean_steps + 9))
-        get_ema_multi_avg_fn(decay)([*self.mean.values()], [*learned_state(self.model).values()], None)
+        learned = learned_state(self.model)
+        get_ema_multi_avg_fn(decay)([self.mean[name] for name in learned], [*learned.values()], None)
 
     def save(self, path: Path) -> None:
         parts = {"model": self.mean, "weights": learned_state(self.model), "optimizer": self.optimizer.state_dict()}

@@ -23,7 +23,7 @@ SMALL_VISION = {
     "proj_inner_dim": 384, "crop_size": 120, "max_crops": 4, "overlap_margin": 1, "early_layer": 1,
 }  # fmt: skip
 SMALL_TEXT = {
-    "dim": 192, "ff_dim": 512, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "max_context": 512, "prefix_attn": 101, "rope_theta": 10_000.0,
+    "dim": 192, "ff_dim": 512, "n_layers": 7, "n_heads": 4, "n_kv_heads": 4, "max_context": 512, "prefix_attn": 101, "rope_theta": 10_000.0,
     "rotary_dim": 24, "moe": {"num_experts": 8, "start_layer": 2, "experts_per_token": 2, "expert_inner_dim": 128},
 }  # fmt: skip
 SMALL_REGION = {"dim": 192, "coord_feat_dim": 64, "size_feat_dim": 128}
@@ -36,7 +36,7 @@ def small_tokenizer() -> PathTokenizer:
 
 
 def small_config(tokenizer: PathTokenizer) -> MoondreamSegmentationConfig:
-    """Full architecture, small numbers: about 7 M parameters."""
+    """Full architecture, small numbers: about 8 M parameters."""
     segment = tokenizer.fast.convert_tokens_to_ids("segment")
     return MoondreamSegmentationConfig(
         vision=SMALL_VISION,
