@@ -76,13 +76,13 @@ def drawn_log_p(policy: Policy, seen: Sequence[Tensor], slot: int, row: Decoded)
 
 
 def test_recomputed_log_probabilities_are_those_drawn_from(policy: Policy, questions: list[Question]) -> None:
-    """Of three rollouts that do not fill their block of rows, of different lengths, packed behind one prompt."""
+    """Of five rollouts that do not fill their block of rows, of different lengths, packed behind one prompt."""
     engine_sampling = Recording(TEMPERATURE, 1)
     engine = Engine(policy.model, policy.config.tokens, policy.grammar, rows=8, sampling=engine_sampling)
-    before = zip(questions, roll_out(policy, questions, 3, seed=3), strict=True)
+    before = zip(questions, roll_out(policy, questions, 5, seed=3), strict=True)
     question = next(question for question, rows in before if not any(row.absent for row in rows))  # absent is one choice alone
-    rows = dict(engine.draw([(question.image_PD, [(g, question.prompt) for g in range(3)])]))
-    packed = pack(policy, [question], [[rows[g] for g in range(3)]])
+    rows = dict(engine.draw([(question.image_PD, [(g, question.prompt) for g in range(5)])]))
+    packed = pack(policy, [question], [[rows[g] for g in range(5)]])
     with torch.no_grad():
         found = choices(policy, packed)
     for g, row in rows.items():

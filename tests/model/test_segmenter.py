@@ -40,8 +40,10 @@ def scene() -> np.ndarray:
     return SCENES.scene(TEST_SEEDS.start).image_HW3
 
 
-def test_result_is_the_moondream_clients(segmenter: Segmenter, scene: np.ndarray) -> None:
-    found = segmenter.segment(Image.fromarray(scene), "the red circle", spatial_refs=[(0.5, 0.5)])
+def test_result_is_the_moondream_clients(segmenter: Segmenter) -> None:
+    drawn = SCENES.scene(TEST_SEEDS.start)
+    scene, (expression,) = drawn.image_HW3, SCENES.about(drawn, 0, 1, templates=("noun",))
+    found = segmenter.segment(Image.fromarray(scene), expression.text, spatial_refs=[(0.5, 0.5)])
     box = found["bbox"]
     assert set(box) == {"x_min", "y_min", "x_max", "y_max"}
     assert 0 <= box["x_min"] < box["x_max"] <= 1
