@@ -283,6 +283,7 @@ class Log:
 
 def train(out: Path, settings: RlSettings, init: str, device: torch.device | str = "cpu", tell: Tell = tell_nobody) -> State:
     """Train the model `init` (a name that `resolve_model` knows) to the last step, from the checkpoint in `out` if there is one."""
+    keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     state = new_state(settings, init, device)
     if (out / "last.pt").exists():
@@ -327,7 +328,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    keep_freed_memory()
     settings = RlSettings(**{name: getattr(args, name) for name in asdict(RlSettings())})
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "settings.txt").write_text(repr(asdict(settings)))

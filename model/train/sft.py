@@ -471,6 +471,7 @@ def train(
 ) -> State:
     """Train to the last step of the last phase: from the checkpoint in `out` if there is one, else from the weights in the
     model folder `init` if it is given, else afresh."""
+    keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = small_tokenizer() if settings.model is None else load_tokenizer(resolve_model(settings.model))
     tokenizer.save(out / TOKENIZER_FILE)
@@ -565,7 +566,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    keep_freed_memory()
     device = join_processes(args.device)
     phases = SftSettings.phases
     if args.steps:
