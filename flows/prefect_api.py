@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import os
 
-from flows.interrupts import held_back
-from tasks import logs
+from wordmask.flows.execution.signals import held_back
+from wordmask.tasks.telemetry import logs
 
 
 def configure(verbose: bool) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 from prefect.client.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
-from schemas.settings import RunSettings
+from wordmask.schemas.settings import RunSettings
 
 
 class PrefectServerError(RuntimeError):
@@ -36,7 +36,7 @@ def deployment_of(settings: RunSettings, *, cron: str, timezone: str, name: str,
     settings = settings.model_copy(update={"input": _absolute(settings.input), "output": _absolute(settings.output), "segment": segment})
     deployment = {
         "name": name,
-        "entrypoint": "flows.segment.segment",
+        "entrypoint": "wordmask.flows.segment.segment",
         "parameters": {"settings": settings.model_dump(mode="json", exclude_defaults=True)},
         "schedules": [{"cron": cron, "timezone": timezone, "active": True}],
         "work_pool": {"name": pool},
@@ -74,7 +74,7 @@ def apply(prefect_yaml: dict[str, Any]) -> UUID:
         raise ValueError(f"--pool {pool}: {url} has none of that name. Make it: `prefect work-pool create {pool} --type process`") from None
     except httpx.HTTPError as error:
         raise PrefectServerError(f"PREFECT_API_URL {url}: no Prefect server answers there ({error})") from None
-    from flows.segment import segment
+    from wordmask.flows.segment import segment
 
     made = segment.to_deployment(
         deployment["name"], parameters=deployment["parameters"], work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH,

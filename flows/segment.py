@@ -14,21 +14,21 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import TAKES_UP, open_cluster
-from flows.dispatch import StoreGoneError, run_shards
-from model.registry import resolve_model
-from schemas.rejects import RejectCode
-from schemas.runs import Plan, Receipt, RunSummary
-from schemas.settings import RunSettings
-from tasks import logs, traces
-from tasks.lease import held
-from tasks.logs import logger
-from tasks.plan import make_plan
-from tasks.reuse import retry_plan
-from tasks.storage import STORE_ERRORS, Store
-from tasks.summarize import newest_run, publish, summarize
-from tasks.verify import VerifyReport, require, verify
-from tasks.worker import SEGMENTER
+from wordmask.flows.execution.cluster import TAKES_UP, open_cluster
+from wordmask.flows.execution.dispatcher import StoreGoneError, run_shards
+from wordmask.model.hub.registry import resolve_model
+from wordmask.schemas.rejects import RejectCode
+from wordmask.schemas.runs import Plan, Receipt, RunSummary
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.output.catalog import newest_run, publish, summarize
+from wordmask.tasks.output.lease import held
+from wordmask.tasks.output.reuse import retry_plan
+from wordmask.tasks.output.verify import VerifyReport, require, verify
+from wordmask.tasks.plan import make_plan
+from wordmask.tasks.storage import STORE_ERRORS, Store
+from wordmask.tasks.telemetry import logs, traces
+from wordmask.tasks.telemetry.logs import logger
+from wordmask.tasks.worker import SEGMENTER
 
 ARTIFACT_EVERY = 2.0  # seconds
 OUTAGE_SECONDS = 60.0  # until Prefect is told again: to find that it is away takes time, in which no shard is sent

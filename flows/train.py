@@ -18,15 +18,17 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.segment import segment
-from model.registry import CARD_FILE
-from model.train import refiner, rl, sft
-from model.train.package import package
-from model.train.runs import Tell
-from model.train.splits import SPLITS
-from schemas.settings import ModelSettings, RunSettings, SegmentSettings
-from tasks.export_scenes import SCENES_PER_SEED, export_scenes
-from tasks.results import evaluate
+from wordmask.flows.segment import segment
+from wordmask.model.hub.registry import CARD_FILE
+from wordmask.model.scenes.splits import SPLITS
+from wordmask.model.train.export import package
+from wordmask.model.train.loop import Tell
+from wordmask.model.train.refiner import train as refiner
+from wordmask.model.train.rl import train as rl
+from wordmask.model.train.sft import train as sft
+from wordmask.schemas.settings import ModelSettings, RunSettings, SegmentSettings
+from wordmask.tasks.convert.scenes import SCENES_PER_SEED, export_scenes
+from wordmask.tasks.output.results import evaluate
 
 TESTS = tuple(name for name in SPLITS if name.startswith("test"))
 MEASURES = ("rows", "miou", "ciou", "boundary_iou", "absent_f1")

@@ -14,26 +14,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model import rle
-from model.ahead import ahead
-from model.answers import Query, QueryError, Segmentation
-from model.devices import OnItsWay, keep_freed_memory
-from model.engine import ROWS, Decoded, Engine
-from model.image_crops import crop_image, normalise
-from model.mask_cleanup import clean
-from model.mask_smooth import smooth_tracer
-from model.mask_trace import scale_path, trace
-from model.moondream import MoondreamSegmentation
-from model.path_grammar import FreeDecoding, PathGrammar
-from model.path_tokens import ParsedPath, parse_path
-from model.prompt import Prompt, SpatialRef, build_prompt
-from model.rasterize import rasterize
-from model.refiner_crops import RefinerCrop, cut, paste
-from model.registry import ModelSource, resolve_model
-from model.scores import mask_iou, trust
-from model.tokenizer import PathTokenizer
-from model.vision import CropFeatures
-from model.weights import load_model, load_tokenizer
+from wordmask.model.decoding.engine import ROWS, Decoded, Engine
+from wordmask.model.decoding.path_grammar import FreeDecoding, PathGrammar
+from wordmask.model.decoding.path_tokens import ParsedPath, parse_path
+from wordmask.model.decoding.prompt import Prompt, SpatialRef, build_prompt
+from wordmask.model.decoding.tokenizer import PathTokenizer
+from wordmask.model.hub.registry import ModelSource, resolve_model
+from wordmask.model.loading import load_model, load_tokenizer
+from wordmask.model.masks import rle
+from wordmask.model.masks.cleanup import clean
+from wordmask.model.masks.confidence import mask_iou, trust
+from wordmask.model.masks.crops import RefinerCrop, cut, paste
+from wordmask.model.masks.rasterize import rasterize
+from wordmask.model.masks.smooth import smooth_tracer
+from wordmask.model.masks.trace import scale_path, trace
+from wordmask.model.nn.image_crops import crop_image, normalise
+from wordmask.model.nn.moondream import MoondreamSegmentation
+from wordmask.model.nn.vision import CropFeatures
+from wordmask.model.runtime.devices import OnItsWay, keep_freed_memory
+from wordmask.model.runtime.prefetch import ahead
+from wordmask.model.types import Query, QueryError, Segmentation
 
 CROPS_AT_ONCE = 32  # bounds the encoder's memory
 IMAGES_AHEAD = 16  # cut into crops before they are encoded

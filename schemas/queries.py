@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.types as pt
 
-from schemas.masks import MASKS
-from schemas.settings import SegmentSettings
+from wordmask.schemas.masks import MASKS
+from wordmask.schemas.settings import SegmentSettings
 
 
 class InputError(ValueError):

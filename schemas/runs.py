@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from schemas.settings import Frozen, RunSettings
+from wordmask.schemas.settings import Frozen, RunSettings
 
 KINDS = ("masks", "rejects")  # of parts
 DIGITS = 16  # of a part's SHA-256 in its name

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from schemas.redaction import redacted
+from wordmask.schemas.redaction import redacted
 
 PILLOW_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS: it refuses larger images whatever is set here
 

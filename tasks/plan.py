@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.queries import InputError
-from schemas.runs import Plan, RowRange, Shard, Unusable
-from schemas.settings import RunSettings
-from tasks.footers import FOOTERS_AT_ONCE, InputFile, RowGroup, distinct_images, input_files
-from tasks.read import values_of
-from tasks.reuse import changed_shards, earlier_answers
-from tasks.storage import Store, is_damaged_parquet
-from tasks.summarize import new_run_id, newest_run_if_any
+from wordmask.schemas.queries import InputError
+from wordmask.schemas.runs import Plan, RowRange, Shard, Unusable
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.output.catalog import new_run_id, newest_run_if_any
+from wordmask.tasks.output.reuse import changed_shards, earlier_answers
+from wordmask.tasks.storage import Store, is_damaged_parquet
+from wordmask.tasks.table.footers import FOOTERS_AT_ONCE, InputFile, RowGroup, distinct_images, input_files
+from wordmask.tasks.table.read import values_of
 
 
 def make_plan(settings: RunSettings, model_revision: str, *, refuse: bool = True) -> Plan:

@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 
-from schemas.rejects import RejectCode
-from schemas.runs import Known, Receipt, Shard, Timings, receipt_path
-from schemas.settings import RunSettings
-from tasks import logs, metrics, traces
-from tasks.infer import Answers, Reject, copy_of, infer
-from tasks.read import Row, read_rows
-from tasks.reuse import answers_of, rejects_of
-from tasks.storage import Store
-from tasks.summarize import read_receipts
-from tasks.worker import SegmenterLike, fitness, model_turn, resident_segmenter, worker_name
-from tasks.write import write_parts
+from wordmask.schemas.rejects import RejectCode
+from wordmask.schemas.runs import Known, Receipt, Shard, Timings, receipt_path
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.infer.stage import Answers, Reject, copy_of, infer
+from wordmask.tasks.output.catalog import read_receipts
+from wordmask.tasks.output.reuse import answers_of, rejects_of
+from wordmask.tasks.storage import Store
+from wordmask.tasks.table.read import Row, read_rows
+from wordmask.tasks.table.write import write_parts
+from wordmask.tasks.telemetry import logs, metrics, traces
+from wordmask.tasks.worker import SegmenterLike, fitness, model_turn, resident_segmenter, worker_name
 
 NOTHING = Known()
 KILLED = "every process that worked on this row alone died; the rows beside it did not harm it"

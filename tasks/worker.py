@@ -18,11 +18,11 @@ import torch
 from distributed import Worker, WorkerPlugin, get_worker
 from numpy.typing import NDArray
 
-from model.answers import Query, Segmentation
-from schemas.settings import ModelSettings, SegmentSettings
-from tasks import logs, traces
+from wordmask.model.types import Query, Segmentation
+from wordmask.schemas.settings import ModelSettings, SegmentSettings
+from wordmask.tasks.telemetry import logs, traces
 
-SEGMENTER = "model.segmenter:Segmenter.from_pretrained"
+SEGMENTER = "wordmask.model.segmenter:Segmenter.from_pretrained"
 
 
 class SegmenterLike(Protocol):

@@ -39,17 +39,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from flows.cluster import worker_environ
-from model.segmenter import Segmenter
-from schemas.queries import InputError
-from schemas.settings import RunSettings
-from tasks import infer
-from tasks.metrics import peak_memory
-from tasks.plan import make_plan
-from tasks.shard import process_shard
-from tasks.verify import require, verify
-from tests.conftest import IMAGE, png
-from tests.fakes import REVISION, FakeSegmenter
+from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.tables import IMAGE, png
+from wordmask.flows.execution.cluster import worker_environ
+from wordmask.model.segmenter import Segmenter
+from wordmask.schemas.queries import InputError
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.infer import stage as infer
+from wordmask.tasks.output.verify import require, verify
+from wordmask.tasks.plan import make_plan
+from wordmask.tasks.shard import process_shard
+from wordmask.tasks.telemetry.metrics import peak_memory
 
 MOST_SECONDS = 10.0  # of a row
 MOST_BYTES = 3e9  # of the process

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 BIN = Path(sys.executable).parent
 PACKAGES = ("schemas", "model", "tasks", "flows")
@@ -32,7 +32,11 @@ def test_no_path_of_a_machine_in_the_repository() -> None:
 
 def test_importing_does_nothing() -> None:
     """No client, no logging set-up: importing leaves the root logger untouched. (flows import Prefect, which does as it likes.)"""
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for name in PACKAGES[:3] for path in (ROOT / name).rglob("*.py")]
+    modules = [
+        "wordmask." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for name in PACKAGES[:3]
+        for path in (ROOT / name).rglob("*.py")
+    ]
     modules = [module.removesuffix(".__init__") for module in modules]
     code = f"import importlib, logging, threading\nfor m in {modules!r}: importlib.import_module(m)\nprint(logging.root.handlers)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
@@ -50,11 +54,12 @@ def test_packages_are_flat_of_side_effects() -> None:
     ("modules", "absent"),
     [
         (
-            "tasks.footers, tasks.plan, tasks.estimate, tasks.summarize, tasks.results, tasks.verify, tasks.overlay",
+            "wordmask.tasks.table.footers, wordmask.tasks.plan, wordmask.tasks.review.estimate, wordmask.tasks.output.catalog, "
+            "wordmask.tasks.output.results, wordmask.tasks.output.verify, wordmask.tasks.review.overlay",
             ("torch", "prefect", "distributed"),
         ),
-        ("flows.segment", ("transformers",)),
-        ("flows.cli, flows.schedule", ("torch", "distributed")),
+        ("wordmask.flows.segment", ("transformers",)),
+        ("wordmask.flows.cli.app, wordmask.flows.schedule", ("torch", "distributed")),
     ],
 )
 def test_who_only_reads_or_sends_loads_no_model(modules: str, absent: tuple[str, ...]) -> None:

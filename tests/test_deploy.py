@@ -23,10 +23,10 @@ import typer
 import yaml
 from distributed import Client, LocalCluster, Security
 
-from flows.cli import OF_THIS_PROCESS, _run_settings, app
-from flows.schedule import deployment_of
-from schemas.settings import RunSettings
-from tests.conftest import ROOT
+from tests.support.places import ROOT
+from wordmask.flows.cli.app import OF_THIS_PROCESS, _run_settings, app
+from wordmask.flows.schedule import deployment_of
+from wordmask.schemas.settings import RunSettings
 
 BIN = Path(sys.executable).parent
 DEPLOY = ROOT / "deploy"

@@ -23,24 +23,25 @@ import asyncpg
 import psutil
 import pytest
 
-from tasks.storage import Store
-from tasks.summarize import status
-from tasks.verify import verify_output
-from tests.conftest import ROOT, png, write_input
+from tests.support.places import ROOT
+from tests.support.tables import png, write_input
+from wordmask.tasks.output.catalog import status
+from wordmask.tasks.output.verify import verify_output
+from wordmask.tasks.storage import Store
 
 LOCAL = ROOT / "deploy/local"
 NIGHT_SECONDS = 400
 EVERY_FIVE_SECONDS = "* * * * * */5"
 # `wordmask schedule` as it is, but for the model, which answers at once.
 SCHEDULE = """
-import flows.schedule
-whole = flows.schedule.deployment_of
+import wordmask.flows.schedule
+whole = wordmask.flows.schedule.deployment_of
 def of_fakes(*args, **options):
     made = whole(*args, **options)
-    made["deployments"][0]["parameters"]["factory"] = "tests.fakes:FakeSegmenter"
+    made["deployments"][0]["parameters"]["factory"] = "tests.support.fakes:FakeSegmenter"
     return made
-flows.schedule.deployment_of = of_fakes
-from flows.cli import main
+wordmask.flows.schedule.deployment_of = of_fakes
+from wordmask.flows.cli.app import main
 main()
 """
 

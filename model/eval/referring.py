@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from model import rle
-from model.eval.metrics import Overlap, boundary_overlap, ciou, miou, overlap
+from wordmask.model.eval.metrics import Overlap, boundary_overlap, ciou, miou, overlap
+from wordmask.model.masks import rle
 
 
 @dataclass(frozen=True, kw_only=True)

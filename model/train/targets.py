@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from model.path_tokens import PATH_SCALE
+from wordmask.model.decoding.path_tokens import PATH_SCALE
 
 UPSAMPLE = 3  # contours are traced on the enlarged mask: OpenCV's run through pixel centres, which lie 1/6 px off the true edge then
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from model.config import BOX_TOKENS
-from model.engine import Engine
-from model.path_grammar import FreeDecoding
-from model.segmenter import Segmenter
 from tests.benchmarks.harness import Paired, Report, Target, main, paired
 from tests.benchmarks.models import Work, default_model, medium_model, photographs, scenes
 from tests.benchmarks.published import Published
+from wordmask.model.decoding.engine import Engine
+from wordmask.model.decoding.path_grammar import FreeDecoding
+from wordmask.model.nn.config import BOX_TOKENS
+from wordmask.model.segmenter import Segmenter
 
 THREADS = 2
 DEFAULT_TARGETS, MEDIUM_TARGETS = {1: 10.0, 8: 16.0}, {1: 1.3, 8: 4.5}  # by queries per image

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import costs
-from model.engine import Engine, prefill_prefix
-from model.segmenter import Segmenter
 from tests.benchmarks.harness import Report, Target, main, paired
 from tests.benchmarks.models import Work, medium_model, photographs
+from wordmask.model.costs import flops as costs
+from wordmask.model.decoding.engine import Engine, prefill_prefix
+from wordmask.model.segmenter import Segmenter
 
 THREADS = 2
 Shape = tuple[int, int, int]  # rows, inner, columns of a product

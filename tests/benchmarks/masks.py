@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from model import rle
-from model.mask_cleanup import clean
-from model.mask_trace import trace
-from model.path_tokens import PATH_SCALE, format_number
-from model.rasterize import rasterize, rasterize_pixels
 from tests.benchmarks.harness import Paired, Report, Target, main, paired
+from wordmask.model.decoding.path_tokens import PATH_SCALE, format_number
+from wordmask.model.masks import rle
+from wordmask.model.masks.cleanup import clean
+from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
+from wordmask.model.masks.trace import trace
 
 try:
     import potrace

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from flows.cluster import worker_environ
 from tests.benchmarks.harness import Report, Target, main
 from tests.benchmarks.models import default_model
 from tests.benchmarks.tables import plan_of, scene_table, work_through
+from wordmask.flows.execution.cluster import worker_environ
 
 SHARD_ROWS = 50  # two shards are in work at a time, so the first hundred rows show what a worker needs
 DISTINCT = 200  # scenes in the table

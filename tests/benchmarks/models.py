@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.config import MoondreamSegmentationConfig
-from model.moondream import MoondreamSegmentation
-from model.segmenter import Query, Segmenter
-from model.train.questions import Questions
-from model.train.scenes import TEST_SEEDS
+from wordmask.model.nn.config import MoondreamSegmentationConfig
+from wordmask.model.nn.moondream import MoondreamSegmentation
+from wordmask.model.scenes.compose import TEST_SEEDS
+from wordmask.model.scenes.dataset import Questions
+from wordmask.model.segmenter import Query, Segmenter
 
 PHOTOGRAPH = (480, 640)  # height, width
 MEDIUM = {

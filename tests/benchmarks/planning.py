@@ -23,7 +23,7 @@ SECONDS, MEGABYTES = 60, 500
 # The peak since the program was begun, told by itself: what a parent is told of a child has the parent's own memory in it.
 PLAN = """
 import sys
-from flows.cli import main
+from wordmask.flows.cli.app import main
 try:
     main()
 finally:

@@ -15,20 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import rle
-from model.image_crops import crop_image, normalise
-from model.mask_cleanup import clean
-from model.mask_trace import trace
-from model.moe import MixtureOfExperts
-from model.path_tokens import parse_path
-from model.prompt import build_prompt, embed_prompts
-from model.rasterize import rasterize
-from model.refiner import TwoWayBlock
-from model.refiner_crops import cut, paste
-from model.rope import rotary_table, rotate
-from model.segmenter import Segmenter
-from model.text import TextBlock
-from model.vision import VisionBlock, patchify, stitch
+from wordmask.model.decoding.path_tokens import parse_path
+from wordmask.model.decoding.prompt import build_prompt, embed_prompts
+from wordmask.model.masks import rle
+from wordmask.model.masks.cleanup import clean
+from wordmask.model.masks.crops import cut, paste
+from wordmask.model.masks.rasterize import rasterize
+from wordmask.model.masks.trace import trace
+from wordmask.model.nn.image_crops import crop_image, normalise
+from wordmask.model.nn.moe import MixtureOfExperts
+from wordmask.model.nn.refiner import TwoWayBlock
+from wordmask.model.nn.rope import rotary_table, rotate
+from wordmask.model.nn.text import TextBlock
+from wordmask.model.nn.vision import VisionBlock, patchify, stitch
+from wordmask.model.segmenter import Segmenter
 
 
 class Published:

@@ -17,14 +17,14 @@ import torch
 from distributed import Client, LocalCluster
 from PIL import Image
 
-from flows.cluster import SHARDS_PER_WORKER
-from flows.dispatch import run_shards
-from schemas.runs import Receipt, Shard
-from schemas.settings import RunSettings
-from tasks.worker import ResidentModel
 from tests.benchmarks.harness import Report, Target, main, paired
 from tests.benchmarks.models import Work, default_model
 from tests.benchmarks.tables import plan_of, scene_table, work_through
+from wordmask.flows.execution.cluster import SHARDS_PER_WORKER
+from wordmask.flows.execution.dispatcher import run_shards
+from wordmask.schemas.runs import Receipt, Shard
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.worker import ResidentModel
 
 PRODUCT_SECONDS = 1.0
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flows.cluster import SHARDS_PER_WORKER
-from model.segmenter import Segmenter
-from schemas.runs import Plan, Receipt
-from schemas.settings import ModelSettings, RunSettings
-from tasks.export_scenes import export_scenes
-from tasks.plan import make_plan
-from tasks.shard import process_shard
+from wordmask.flows.execution.cluster import SHARDS_PER_WORKER
+from wordmask.model.segmenter import Segmenter
+from wordmask.schemas.runs import Plan, Receipt
+from wordmask.schemas.settings import ModelSettings, RunSettings
+from wordmask.tasks.convert.scenes import export_scenes
+from wordmask.tasks.plan import make_plan
+from wordmask.tasks.shard import process_shard
 
 
 def scene_table(folder: Path, rows: int, *, distinct: int, shard_rows: int) -> RunSettings:

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from s3fs import S3FileSystem
 
-from flows.prefect_api import configure
-from tasks.verify import verify_output
-from tests.conftest import free_port, serve_s3, wait_for
 from tests.faults.lake import Lake, Night, lake
 from tests.faults.scenarios import SCENARIOS, Scenario
+from tests.support.servers import free_port, serve_s3, wait_for
+from wordmask.flows.prefect_api import configure
+from wordmask.tasks.output.verify import verify_output
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.settings import RunSettings
-from tests.conftest import IMAGE, png
 from tests.faults.night import PRELOADED, run_night
 from tests.faults.proxy import Fault, FaultProxy
+from tests.support.tables import IMAGE, png
+from wordmask.schemas.settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
 NIGHT_SECONDS = 400

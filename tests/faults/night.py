@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from schemas.settings import RunSettings
+from wordmask.schemas.settings import RunSettings
 
-FACTORY = "tests.fakes:FakeSegmenter"
-PRELOADED = ["tests.faults.night", "flows.segment", "tests.fakes", "s3fs"]  # by the process that nights are forked from
+FACTORY = "tests.support.fakes:FakeSegmenter"
+PRELOADED = ["tests.faults.night", "wordmask.flows.segment", "tests.support.fakes", "s3fs"]  # by the process that nights are forked from
 
 
 def run_night(settings: str, environ: Mapping[str, str], said: Path) -> None:
@@ -20,7 +20,7 @@ def run_night(settings: str, environ: Mapping[str, str], said: Path) -> None:
     log = os.open(said.with_suffix(".log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 1), os.dup2(log, 2)
     os.environ.update(environ)
-    from flows.segment import segment
+    from wordmask.flows.segment import segment
 
     try:
         summary = segment(RunSettings.model_validate_json(settings), factory=FACTORY)

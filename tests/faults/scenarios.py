@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import free_port
 from tests.faults.lake import Lake, Night, table_bytes
 from tests.faults.proxy import Fault
+from tests.support.servers import free_port
 
 INPUT, MASKS, RECEIPTS = r"GET /lake/in/table\.parquet.*", r"PUT /lake/out/masks/part-.*", r"PUT /lake/out/receipts/.*"
 ANY = r".*/lake/(in|out)/.*"

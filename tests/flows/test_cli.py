@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from model import rle
-from model.train.scenes import TEST_SEEDS, TRAIN_SEEDS
-from model.train.splits import SPLITS
-from model.train.sprites import fetched_path, load_shipped, save
-from tests.conftest import read_rows
+from tests.support.tables import read_rows
+from wordmask.model.masks import rle
+from wordmask.model.scenes.compose import TEST_SEEDS, TRAIN_SEEDS
+from wordmask.model.scenes.splits import SPLITS
+from wordmask.model.scenes.sprites import fetched_path, load_shipped, save
 
 WORDMASK = Path(sys.executable).parent / "wordmask"
 

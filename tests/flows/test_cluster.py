@@ -17,21 +17,23 @@ import pytest
 import torch
 from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
 
-from flows import cluster, dispatch, in_flight
-from flows.calibrate import calibrate
-from flows.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
-from flows.dispatch import StoreGoneError, run_shards
-from flows.in_flight import InFlight
-from schemas.runs import Known, Plan, Receipt, RowRange, Shard
-from schemas.settings import RunSettings, SegmentSettings
-from tasks.plan import make_plan
-from tasks.shard import process_shard
-from tasks.summarize import status
-from tasks.worker import BrokenDeviceError, UnfitWorkerError, resident_segmenter
-from tests.conftest import png, write_input
-from tests.fakes import REVISION, FakeSegmenter
+from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.tables import png, write_input
+from wordmask.flows.execution import cluster
+from wordmask.flows.execution import dispatcher as dispatch
+from wordmask.flows.execution import futures as in_flight
+from wordmask.flows.execution.calibrate import calibrate
+from wordmask.flows.execution.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
+from wordmask.flows.execution.dispatcher import StoreGoneError, run_shards
+from wordmask.flows.execution.futures import InFlight
+from wordmask.schemas.runs import Known, Plan, Receipt, RowRange, Shard
+from wordmask.schemas.settings import RunSettings, SegmentSettings
+from wordmask.tasks.output.catalog import status
+from wordmask.tasks.plan import make_plan
+from wordmask.tasks.shard import process_shard
+from wordmask.tasks.worker import BrokenDeviceError, UnfitWorkerError, resident_segmenter
 
-FAKE = "tests.fakes:FakeSegmenter"
+FAKE = "tests.support.fakes:FakeSegmenter"
 
 
 def settings(device: str | None = None, **options: Any) -> RunSettings:

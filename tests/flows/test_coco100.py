@@ -19,9 +19,9 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from model.rasterize import rasterize_pixels
-from tests.conftest import read_rows
 from tests.flows.test_cli import wordmask
+from tests.support.tables import read_rows
+from wordmask.model.masks.rasterize import rasterize_pixels
 
 ROWS = 273
 

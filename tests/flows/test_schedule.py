@@ -9,9 +9,9 @@ import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.schedule import PrefectServerError, apply, deployment_of
-from schemas.settings import RunSettings
+from wordmask.flows.cli.app import app
+from wordmask.flows.schedule import PrefectServerError, apply, deployment_of
+from wordmask.schemas.settings import RunSettings
 
 SETTINGS = RunSettings(input="s3://lake/in/", output="s3://lake/out/")
 WHEN = {"cron": "30 1 * * 1-5", "timezone": "Europe/Berlin", "name": "nightly", "pool": "local"}

@@ -13,18 +13,18 @@ import pytest
 from distributed import LocalCluster
 from prefect.artifacts import Artifact
 
-from flows import segment as flow
-from flows.segment import ShardsFailedError, retry, segment, watcher
-from schemas.rejects import RejectCode
-from schemas.runs import Lease, RunSummary
-from schemas.settings import RunSettings
-from tasks.lease import LEASE_PATH, Hold, LeaseLostError, held
-from tasks.storage import Store
-from tasks.summarize import status
-from tests.conftest import png, read_rows, write_input
+from tests.support.tables import png, read_rows, write_input
+from wordmask.flows import segment as flow
+from wordmask.flows.segment import ShardsFailedError, retry, segment, watcher
+from wordmask.schemas.rejects import RejectCode
+from wordmask.schemas.runs import Lease, RunSummary
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.output.catalog import status
+from wordmask.tasks.output.lease import LEASE_PATH, Hold, LeaseLostError, held
+from wordmask.tasks.storage import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
-FAKE = "tests.fakes:FakeSegmenter"
+FAKE = "tests.support.fakes:FakeSegmenter"
 
 
 def settings_for(tmp_path: Path, queries: list[str], **options: Any) -> RunSettings:

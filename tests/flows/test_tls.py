@@ -11,13 +11,13 @@ import pytest
 from distributed import LocalCluster
 from distributed.security import Security
 
-from flows.cluster import TLS_VARIABLES, ClusterError, open_cluster
-from flows.segment import segment
-from schemas.settings import RunSettings
-from tests.conftest import png, write_input
-from tests.fakes import REVISION
+from tests.support.fakes import REVISION
+from tests.support.tables import png, write_input
+from wordmask.flows.execution.cluster import TLS_VARIABLES, ClusterError, open_cluster
+from wordmask.flows.segment import segment
+from wordmask.schemas.settings import RunSettings
 
-FAKE = "tests.fakes:FakeSegmenter"
+FAKE = "tests.support.fakes:FakeSegmenter"
 
 
 def certificates(folder: Path) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from prefect.artifacts import Artifact
 
-from flows import train as train_module
-from flows.train import MEASURES, TrainSettings, supervised, train
-from model.segmenter import Segmenter
-from model.train import sft
+from wordmask.flows import train as train_module
+from wordmask.flows.train import MEASURES, TrainSettings, supervised, train
+from wordmask.model.segmenter import Segmenter
+from wordmask.model.train.sft import train as sft
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

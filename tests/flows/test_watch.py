@@ -25,32 +25,33 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from prometheus_client.parser import text_string_to_metric_families
 
-from flows.cli import main
-from flows.cluster import open_cluster
-from flows.dispatch import run_shards
-from schemas.runs import Receipt
-from schemas.settings import RunSettings
-from tasks import metrics
-from tasks.plan import make_plan
-from tests.conftest import ROOT, png, read_rows, write_input
-from tests.fakes import FakeSegmenter
+from tests.support.fakes import FakeSegmenter
+from tests.support.places import ROOT
+from tests.support.tables import png, read_rows, write_input
+from wordmask.flows.cli.app import main
+from wordmask.flows.execution.cluster import open_cluster
+from wordmask.flows.execution.dispatcher import run_shards
+from wordmask.schemas.runs import Receipt
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.plan import make_plan
+from wordmask.tasks.telemetry import metrics
 
-FAKE = "tests.fakes:FakeSegmenter"
+FAKE = "tests.support.fakes:FakeSegmenter"
 CREDENTIALS = {"AWS_SECRET_ACCESS_KEY": "sesameSecretKey/1", "AWS_SESSION_TOKEN": "sesameSessionToken2"}
 SIGNATURE, PASSWORD, WORD, BYTES = "sesameSignature3", "sesame/Password4", "zebrafish", b"quokkabytes"
 TELLTALE = re.compile("|".join((*CREDENTIALS.values(), SIGNATURE, PASSWORD, "sesame")))
 
 CODE = """if True:
     import sys
-    from flows.prefect_api import configure
-    from schemas.settings import RunSettings
+    from wordmask.flows.prefect_api import configure
+    from wordmask.schemas.settings import RunSettings
     configure(verbose=True)
     from distributed import LocalCluster
-    from flows.segment import segment
+    from wordmask.flows.segment import segment
     with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as standing:
         for words in sys.argv[1:]:
             settings = RunSettings.model_validate_json(words).model_copy(update={"scheduler": standing.scheduler_address})
-            print(segment(settings, factory="tests.fakes:Gossip").model_dump_json(), flush=True)
+            print(segment(settings, factory="tests.support.fakes:Gossip").model_dump_json(), flush=True)
 """
 
 

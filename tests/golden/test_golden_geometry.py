@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.mask_cleanup import clean, crop_xyxy
-from model.path_tokens import parse_path
-from model.rasterize import rasterize
+from wordmask.model.decoding.path_tokens import parse_path
+from wordmask.model.masks.cleanup import clean, crop_xyxy
+from wordmask.model.masks.rasterize import rasterize
 
 
 def unpack(packed: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import RefinerConfig
-from model.refiner import RefinerHead
 from tests.golden.files import Golden, assert_close, strided
+from wordmask.model.nn.config import RefinerConfig
+from wordmask.model.nn.refiner import RefinerHead
 
 
 @pytest.fixture(scope="module")

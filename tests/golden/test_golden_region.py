@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import RegionConfig
-from model.region import Region, coord_value, size_value
 from tests.golden.files import Golden, assert_close
+from wordmask.model.nn.config import RegionConfig
+from wordmask.model.nn.region import Region, coord_value, size_value
 
 
 @pytest.fixture(scope="module")

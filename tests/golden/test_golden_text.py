@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import MoeConfig, TextConfig
-from model.kv_cache import KVCache
-from model.text import TextDecoder, causal_mask
 from tests.golden.files import Golden, assert_close
+from wordmask.model.nn.config import MoeConfig, TextConfig
+from wordmask.model.nn.kv_cache import KVCache
+from wordmask.model.nn.text import TextDecoder, causal_mask
 
 
 @pytest.fixture(scope="module")

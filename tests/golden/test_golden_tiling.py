@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from model.config import VisionConfig
-from model.image_crops import select_tiling
+from wordmask.model.nn.config import VisionConfig
+from wordmask.model.nn.image_crops import select_tiling
 
 
 def test_tilings(golden_dir: Path) -> None:

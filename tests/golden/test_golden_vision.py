@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import VisionConfig
-from model.image_crops import ImageCrops, crop_image, normalise
-from model.vision import CropFeatures, VisionEncoder
 from tests.golden.files import Golden, assert_close
+from wordmask.model.nn.config import VisionConfig
+from wordmask.model.nn.image_crops import ImageCrops, crop_image, normalise
+from wordmask.model.nn.vision import CropFeatures, VisionEncoder
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from model import rle
-from model import segmenter as segmenter_module
-from model.answers import QueryError
-from model.config import MOST_PROMPT_TOKENS, MoondreamSegmentationConfig
-from model.engine import Decoded, Engine
-from model.path_tokens import parse_path
-from model.rasterize import rasterize, rasterize_pixels
-from model.refiner_crops import cut, paste
-from model.segmenter import Query, Segmenter
-from model.train.questions import Questions
-from model.train.scenes import TEST_SEEDS
-from model.vision import gelu_tanh
+from wordmask.model import segmenter as segmenter_module
+from wordmask.model.decoding.engine import Decoded, Engine
+from wordmask.model.decoding.path_tokens import parse_path
+from wordmask.model.masks import rle
+from wordmask.model.masks.crops import cut, paste
+from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
+from wordmask.model.nn.config import MOST_PROMPT_TOKENS, MoondreamSegmentationConfig
+from wordmask.model.nn.vision import gelu_tanh
+from wordmask.model.scenes.compose import TEST_SEEDS
+from wordmask.model.scenes.dataset import Questions
+from wordmask.model.segmenter import Query, Segmenter
+from wordmask.model.types import QueryError
 
 
 @pytest.fixture(scope="module")

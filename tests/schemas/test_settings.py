@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from schemas.settings import Columns, RunSettings, SegmentSettings, seconds_of_budget
+from wordmask.schemas.settings import Columns, RunSettings, SegmentSettings, seconds_of_budget
 
 RUN = {"input": "in.parquet", "output": "out"}
 

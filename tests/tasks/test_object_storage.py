@@ -10,17 +10,17 @@ from uuid import uuid4
 
 import pytest
 
-from schemas.settings import RunSettings
-from tasks import storage
-from tasks.plan import make_plan
-from tasks.read import InputChangedError
-from tasks.shard import process_shard
-from tasks.storage import READ_ATTEMPTS, STORE_ERRORS, Store
-from tasks.summarize import newest_run, publish, read_receipts, status, summarize
-from tasks.verify import require, verify
-from tests.conftest import png, write_input
-from tests.fakes import REVISION, FakeSegmenter
 from tests.faults.proxy import Fault, FaultProxy
+from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.tables import png, write_input
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks import storage
+from wordmask.tasks.output.catalog import newest_run, publish, read_receipts, status, summarize
+from wordmask.tasks.output.verify import require, verify
+from wordmask.tasks.plan import make_plan
+from wordmask.tasks.shard import process_shard
+from wordmask.tasks.storage import READ_ATTEMPTS, STORE_ERRORS, Store
+from wordmask.tasks.table.read import InputChangedError
 
 ROWS = [{"image": png(seed), "query": f"thing {seed}"} for seed in range(5)]
 

@@ -14,21 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from model import rle
-from model.rasterize import rasterize_pixels
-from schemas.masks import MASKS
-from schemas.rejects import RejectCode
-from schemas.runs import Plan
-from schemas.settings import RunSettings, SegmentSettings
-from tasks import shard as shard_module
-from tasks.plan import make_plan
-from tasks.read import InputChangedError
-from tasks.shard import ModelChangedError, process_shard
-from tasks.storage import Store
-from tasks.summarize import newest_run, publish, status, summarize
-from tasks.verify import AccountingError, require, verify, verify_output
-from tests.conftest import ROOT, part_of, png, read_rows, write_input
-from tests.fakes import REVISION, FakeSegmenter
+from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.places import ROOT
+from tests.support.tables import part_of, png, read_rows, write_input
+from wordmask.model.masks import rle
+from wordmask.model.masks.rasterize import rasterize_pixels
+from wordmask.schemas.masks import MASKS
+from wordmask.schemas.rejects import RejectCode
+from wordmask.schemas.runs import Plan
+from wordmask.schemas.settings import RunSettings, SegmentSettings
+from wordmask.tasks import shard as shard_module
+from wordmask.tasks.output.catalog import newest_run, publish, status, summarize
+from wordmask.tasks.output.verify import AccountingError, require, verify, verify_output
+from wordmask.tasks.plan import make_plan
+from wordmask.tasks.shard import ModelChangedError, process_shard
+from wordmask.tasks.storage import Store
+from wordmask.tasks.table.read import InputChangedError
 
 GOOD = {"image": png(1), "query": "a thing"}
 
@@ -200,11 +201,11 @@ def test_another_model_on_the_worker(tmp_path: Path) -> None:
 
 KILL_BEFORE_RECEIPT = """
 import os, sys
-import tasks.shard
-from schemas.settings import RunSettings
-from tasks.plan import make_plan
-from tasks.storage import Store
-from tests.fakes import REVISION, FakeSegmenter
+import wordmask.tasks.shard
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.plan import make_plan
+from wordmask.tasks.storage import Store
+from tests.support.fakes import REVISION, FakeSegmenter
 
 settings = RunSettings.model_validate_json(sys.argv[1])
 write = Store.write_bytes
@@ -215,7 +216,7 @@ def die_at_the_receipt(self, path, data):
     write(self, path, data)
 
 Store.write_bytes = die_at_the_receipt
-tasks.shard.process_shard(make_plan(settings, REVISION).pending[0], settings, FakeSegmenter())
+wordmask.tasks.shard.process_shard(make_plan(settings, REVISION).pending[0], settings, FakeSegmenter())
 """
 
 

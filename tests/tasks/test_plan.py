@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.queries import InputError
-from schemas.runs import RowRange
-from schemas.settings import Columns, RunSettings, SegmentSettings
-from tasks.footers import InputFile, RowGroup, _images
-from tasks.plan import _shards, cut, make_plan
-from tasks.shard import process_shard
-from tasks.summarize import publish, summarize
-from tests.conftest import png, write_input
-from tests.fakes import REVISION, FakeSegmenter
+from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.tables import png, write_input
+from wordmask.schemas.queries import InputError
+from wordmask.schemas.runs import RowRange
+from wordmask.schemas.settings import Columns, RunSettings, SegmentSettings
+from wordmask.tasks.output.catalog import publish, summarize
+from wordmask.tasks.plan import _shards, cut, make_plan
+from wordmask.tasks.shard import process_shard
+from wordmask.tasks.table.footers import InputFile, RowGroup, _images
 
 
 def run_settings(input: Path | str, output: Path | str, **options: object) -> RunSettings:
@@ -158,7 +158,7 @@ def test_planning_takes_no_longer_per_repeated_row_the_more_there_are(tmp_path: 
 
 
 def test_ids_whose_hashes_meet_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.plan.hash", lambda value: 7, raising=False)
+    monkeypatch.setattr("wordmask.tasks.plan.hash", lambda value: 7, raising=False)
     test_a_repeated_row_id_is_known_across_files(tmp_path)
     test_null_row_ids_repeat_nothing(tmp_path)
 
@@ -236,7 +236,7 @@ def test_a_store_that_fails_is_not_a_bad_file(tmp_path: Path, monkeypatch: pytes
     def refuse(handle: object, **options: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("tasks.footers.pq.ParquetFile", refuse)
+    monkeypatch.setattr("wordmask.tasks.table.footers.pq.ParquetFile", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from model.registry import ModelError, resolve_model
-from schemas.settings import ModelSettings, SegmentSettings
-from tasks import worker
-from tasks.worker import (
+from wordmask.model.hub.registry import ModelError, resolve_model
+from wordmask.schemas.settings import ModelSettings, SegmentSettings
+from wordmask.tasks import worker
+from wordmask.tasks.worker import (
     BrokenDeviceError,
     NoModelError,
     ResidentModel,

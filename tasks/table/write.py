@@ -1,0 +1,70 @@
+"""Masks and rejects of a shard as Parquet, under names made of the shard's id and what is in them, with the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wordmask.schemas.masks import FLAGS, MASKS, SCORES
+from wordmask.schemas.redaction import redacted
+from wordmask.schemas.rejects import REJECTS
+from wordmask.schemas.runs import Part, Shard, part_path
+from wordmask.schemas.settings import SegmentSettings
+from wordmask.tasks.infer.stage import Answers, Mask, Reject
+from wordmask.tasks.output.reuse import row_key
+from wordmask.tasks.storage import Store, sha256
+
+
+def write_parts(answers: Answers, shard: Shard, settings: SegmentSettings, input_schema: pa.Schema, output: Store) -> tuple[Part, Part]:
+    """Write both parts, also when one is empty. Returns what was written."""
+    carried = [input_schema.field(name) for name in settings.carry]
+    schema = pa.schema([*MASKS, *carried])
+    masks = pa.Table.from_pylist([_mask_row(mask, shard) for mask in answers.masks], schema=schema)
+    rejects = pa.Table.from_pylist([_reject_row(reject, shard) for reject in answers.rejects], schema=REJECTS)
+    return _write(output, "masks", shard, masks), _write(output, "rejects", shard, rejects)
+
+
+def _write(output: Store, kind: str, shard: Shard, table: pa.Table) -> Part:
+    data = parquet_bytes(table)
+    digest = sha256(data)
+    path = part_path(kind, shard.shard_id, digest)
+    output.write_bytes(path, data)
+    return Part(path=path, rows=table.num_rows, bytes=len(data), sha256=digest)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file with one row group; the same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", version="2.6", data_page_version="1.0", row_group_size=max(table.num_rows, 1))
+    return buffer.getvalue()
+
+
+def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
+    found = mask.segmentation
+    return {
+        "row_id": mask.row.row_id, "row": mask.row.row, "instance": 0,
+        "row_key": row_key(mask.row, mask.image_id), "image_id": mask.image_id, "image_uri": _shown(mask.row.image_uri),
+        "height": mask.height, "width": mask.width, "query": mask.row.query,
+        "status": found.status, "mask": found.rle, "bbox": list(found.bbox), "area": found.area, "path": found.path,
+        "coarse_path": found.coarse_path, "coarse_bbox": list(found.coarse_bbox),
+        "path_problem": found.path_problem, "n_path_tokens": found.n_path_tokens,
+        **{name: getattr(found, name) for name in (*SCORES, *FLAGS)},
+        "model_revision": shard.model_revision, "settings_hash": shard.settings_hash, "shard_id": shard.shard_id,
+        **mask.row.carried,
+    }  # fmt: skip
+
+
+def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
+    row = reject.row
+    return {
+        "row_id": row.row_id, "row": row.row, "image_uri": _shown(row.image_uri), "query": row.query,
+        "code": reject.code.value, "detail": reject.detail, "shard_id": shard.shard_id,
+    }  # fmt: skip
+
+
+def _shown(uri: str | None) -> str | None:
+    """A presigned URI without its signature: readers of masks are more than those who may fetch images."""
+    return None if uri is None else redacted(uri)

@@ -1,0 +1,159 @@
+"""The same code on CUDA, shown without one: fake tensors know their device, raise on mixing devices, and have no data
+to read back, so a hidden wait for the device is an error too.
+
+In bfloat16 only: PyTorch's shape rule for grouped products knows no other dtype (its CUDA kernels do).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+
+from tests.support.tiny import tiny_config
+from wordmask.model.decoding.engine import Engine
+from wordmask.model.decoding.path_grammar import START, PathGrammar
+from wordmask.model.decoding.prompt import Prompt, embed_prompts
+from wordmask.model.nn.config import BOX_TOKENS, MoondreamSegmentationConfig
+from wordmask.model.nn.kv_cache import SharedPrefix
+from wordmask.model.nn.moondream import MoondreamSegmentation, build_on_meta
+from wordmask.model.nn.text import causal_mask
+from wordmask.model.train.small_model import small_tokenizer
+
+CUDA = torch.device("cuda", 0)
+
+
+def apply_key(x: Tensor, key: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """The basic part of a key applied by operators, and what is left for index tensors, by dimension."""
+    dim, indices = 0, []
+    parts = key if isinstance(key, tuple) else (key,)
+    for place, part in enumerate(parts):
+        if part is Ellipsis:
+            dim = x.ndim - sum(other is not None for other in parts[place + 1 :])
+            indices = [None] * dim
+            continue
+        if isinstance(part, int):
+            x = torch.ops.aten.select(x, dim, part)
+            continue
+        if isinstance(part, slice):
+            assert part.step in (None, 1), key
+            x = torch.ops.aten.slice(x, dim, part.start, part.stop)
+        elif part is None:
+            x = torch.ops.aten.unsqueeze(x, dim)
+        else:
+            assert isinstance(part, Tensor), key
+        dim += 1
+        indices.append(part if isinstance(part, Tensor) else None)
+    return x, indices
+
+
+def get_item(x: Tensor, key: Any) -> Tensor:
+    x, indices = apply_key(x, key)
+    return torch.ops.aten.index(x, indices) if any(index is not None for index in indices) else x
+
+
+def set_item(x: Tensor, key: Any, value: Any) -> None:
+    x, indices = apply_key(x, key)
+    if any(index is not None for index in indices):
+        torch.ops.aten.index_put_(x, indices, value)
+    else:
+        torch.ops.aten.copy_(x, value)
+
+
+def copied(x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    return torch.ops.aten.clone(x, memory_format=memory_format)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """Tensors may be made on CUDA. Indexing and copying go through operators: Python's own ask for a device guard, which
+    a build for the CPU does not have for CUDA."""
+    with FakeTensorMode() as mode:
+        monkeypatch.setattr(Tensor, "__getitem__", get_item)
+        monkeypatch.setattr(Tensor, "__setitem__", set_item)
+        monkeypatch.setattr(Tensor, "contiguous", copied)
+        monkeypatch.setattr(Tensor, "__invert__", lambda x: torch.ops.aten.bitwise_not(x))
+        yield mode
+
+
+@pytest.fixture(params=["tiny", "full"])
+def model(request) -> MoondreamSegmentation:
+    config = tiny_config() if request.param == "tiny" else MoondreamSegmentationConfig()
+    return build_on_meta(config).to(torch.bfloat16).requires_grad_(False).eval()
+
+
+def put_on_fake_cuda(model: MoondreamSegmentation, mode: FakeTensorMode) -> None:
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[name] = torch.nn.Parameter(FakeTensor(mode, parameter, CUDA), requires_grad=False)
+
+
+@torch.no_grad()
+def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda):
+    put_on_fake_cuda(model, fake_cuda)
+    vision, text, region, config = model.model.vision, model.model.text, model.model.region, model.config
+    side, prefix = config.vision.crop_size, config.text.prefix_attn
+
+    features = vision(torch.empty(7, 3, side, side, device=CUDA, dtype=model.dtype))
+    image = vision.project(features.final, [(2, 3)])
+    prompt = embed_prompts([Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2))))], text, region)[0]
+    x_BTD = torch.cat([text.embed(torch.zeros(1, 1, dtype=torch.long, device=CUDA)), image, prompt[None]], dim=1)
+    assert x_BTD.shape == (1, prefix + 5, config.text.dim)
+
+    length = x_BTD.shape[1]
+    positions = torch.arange(length, device=CUDA)[None]
+    cache = text.new_cache(1, length + 1)
+    hidden = text(x_BTD, positions, causal_mask(positions, length, prefix), cache)
+    shared, own = SharedPrefix.of(cache, [0] * 3, CUDA), torch.zeros(3, 1, dtype=torch.long, device=CUDA)
+    step = text(hidden[:, -1:].expand(3, -1, -1), shared.length + own, causal_mask(own, 1, 0), text.new_cache(3, 4), shared)
+    assert step.dtype == torch.bfloat16
+
+    masks = torch.empty(2, side, side, device=CUDA, dtype=model.dtype)
+    refined = model.head.iterate(model.head.fuse(features.final[:2], features.early[:2]), masks, 2)
+    for tensor in (text.logits(step), region.coord_logits(step), region.size_logits(step), *refined):
+        assert tensor.device == CUDA
+
+
+@torch.no_grad()
+def test_the_engine_admits_and_steps_without_reading_anything_back(model, fake_cuda):
+    """Prefill, prompts with and without references, the three steps of a box and those of a path, and slots used again."""
+    put_on_fake_cuda(model, fake_cuda)
+    config, tokenizer = model.config, small_tokenizer()
+    engine = Engine(model.model, config.tokens, PathGrammar(tokenizer, config.tokens.eos_id, CUDA), rows=4)
+    prompts = [Prompt(ids=(1, 9, 2, 30, 3)), Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2))))]
+    images = [torch.empty(config.vision.n_tokens, config.text.dim, device=CUDA, dtype=model.dtype) for _ in range(2)]
+    batch = engine.start((image, list(enumerate(prompts))) for image in images)
+    for _ in range(BOX_TOKENS + 2):
+        batch.step()
+    batch.queries[1] = None
+    batch.admit(engine.start([(images[0], [("again", prompts[0])])]).queries[:1])
+    for _ in range(BOX_TOKENS + 2):
+        batch.step()
+    for tensor in (batch.hidden, batch.done, batch.ids, batch.box, batch.logprob, batch.cache.k):
+        assert tensor.device == CUDA
+    assert batch.ids.shape == (4, config.tokens.max_new_tokens)
+    assert batch.hidden.shape == (4, config.text.dim)
+    assert batch.hidden.dtype == torch.bfloat16
+
+
+def test_the_path_grammar_stays_on_its_device_and_reads_nothing_back(fake_cuda):
+    tokenizer = small_tokenizer()
+    grammar = PathGrammar(tokenizer, 0, CUDA)
+    state, left = torch.full((3,), START, device=CUDA), torch.full((3,), 20, device=CUDA)
+    for _ in range(2):
+        choice = grammar.choose(torch.empty(3, len(tokenizer.fast), device=CUDA), state, left)
+        assert {part.device for part in choice} == {CUDA}
+        assert choice.ids.shape == choice.forced.shape == (3,)
+        state = choice.state
+
+
+def test_the_harness_sees_mixed_devices_and_hidden_waits(fake_cuda):
+    there = torch.zeros(3, device=CUDA)
+    with pytest.raises(RuntimeError, match=r"found at least two devices|two different devices"):
+        there + torch.zeros(3)
+    with pytest.raises(DataDependentOutputException):
+        there.sum().item()

@@ -1,0 +1,159 @@
+"""Reinforcement learning on a few steps: it raises the reward, is a function of its seed, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.model.train.test_training import assert_equal, stop_at, weights
+from wordmask.model.hub.registry import resolve_model
+from wordmask.model.loading import load_model
+from wordmask.model.scenes.compose import TRAIN_SEEDS
+from wordmask.model.train.export import package
+from wordmask.model.train.rl import train as rl
+from wordmask.model.train.rl.rollouts import Question, ask, choices, pack, roll_out
+from wordmask.model.train.rl.train import Log, RlSettings, advantages, learn, new_state
+
+SMALL = RlSettings(
+    scenes="shipped",
+    steps=3,
+    questions=2,
+    rollouts=4,
+    learned=3,
+    part=1,
+    max_tokens=14,
+    eval_scenes=2,
+    eval_every=2,
+    checkpoint_every=1,
+    warmup=1,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rl")
+    rl.train(out, SMALL, "demo")
+    return out
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heal = stop_at(2, monkeypatch, rl)
+    with pytest.raises(KeyboardInterrupt):
+        rl.train(tmp_path, SMALL, "demo")
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 2
+    heal()
+    assert rl.train(tmp_path, SMALL, "demo").step == 3
+    assert_equal(weights(trained, "model"), weights(tmp_path, "model"))
+
+
+def train_together(process: int, folder: Path) -> None:
+    """One of two processes that do."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=process, world_size=2)
+    state = rl.train(folder / "out", replace(SMALL, steps=1), "demo")
+    torch.save(state.model.state_dict(), folder / f"{process}.pt")
+
+
+def test_processes_that_train_together_share_weights_and_not_questions(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_together, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{process}.pt", weights_only=True) for process in range(2))
+    assert_equal(first, second)
+    assert_equal(first, weights(tmp_path / "out", "model"))
+    rl.train(tmp_path / "alone", replace(SMALL, steps=1), "demo")
+    name = "model.text.blocks.0.attn.qkv.weight"
+    assert not torch.equal(first[name], weights(tmp_path / "alone", "model")[name])
+
+
+def test_another_model_to_stay_near_is_refused(trained: Path, tmp_path: Path) -> None:
+    package(trained, None, tmp_path)
+    with pytest.raises(ValueError, match="give --init the same model"):
+        rl.train(trained, SMALL, str(tmp_path))
+
+
+def test_the_decoder_learns_and_the_encoder_and_the_refiner_do_not(trained: Path) -> None:
+    before, after = load_model(resolve_model("demo")).state_dict(), weights(trained, "model")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(("model.text.", "model.region.")) for name in changed)
+    assert {"model.text.wte", "model.region.coord_decoder.weight", "model.region.size_decoder.weight"} <= changed
+
+
+def test_every_step_is_logged(trained: Path) -> None:
+    rows = list(csv.DictReader((trained / "log.csv").open()))
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    assert [row["eval_iou"] == "nan" for row in rows] == [False] * 3, "before the first step, after two, and at the end"
+    assert 0 < float(rows[0]["kl"]) < 0.01 < float(rows[2]["entropy"])
+    assert float(rows[0]["distinct"]) == 1.0
+
+
+def test_a_log_forgets_what_comes_after_the_checkpoint(tmp_path: Path) -> None:
+    first = Log(tmp_path / "log.csv", 0)
+    for step in (1, 2, 3):
+        first.write({"step": step, "reward": step / 10})
+    Log(tmp_path / "log.csv", 2).write({"step": 3, "reward": 0.5})
+    assert (tmp_path / "log.csv").read_text().split() == ["step,reward", "1,0.1", "2,0.2", "3,0.5"]
+
+
+def test_a_run_becomes_a_model_folder(trained: Path, tmp_path: Path) -> None:
+    package(trained, None, tmp_path / "model")
+    found, expected = load_model(resolve_model(str(tmp_path / "model"))).state_dict(), weights(trained, "model")
+    assert_equal({name: value.bfloat16() for name, value in found.items()}, {name: value.bfloat16() for name, value in expected.items()})
+
+
+def test_advantages_compare_within_a_question() -> None:
+    """A question whose rollouts agree teaches nothing."""
+    found = advantages(torch.tensor([[0.0, 1.0, 0.5, 0.5], [0.9, 0.9, 0.9, 0.9]]))
+    assert torch.allclose(found, torch.tensor([[-0.5, 0.5, 0, 0], [0, 0, 0, 0]]) / ((0.5 / 8) ** 0.5 + 1e-4))
+
+
+def absence(state: rl.State, question: Question) -> float:
+    """Probability of "absent"."""
+    drawn = replace(roll_out(state.policy, [question], 1, 0)[0][0], absent=True, ids=())
+    with torch.no_grad():
+        return choices(state.policy, pack(state.policy, [question], [[drawn]])).log_p.exp().item()
+
+
+def test_each_step_makes_the_better_of_two_answers_likelier() -> None:
+    """What is asked for is not there, and the model doubts it: "absent" is worth 1 and all else 0."""
+    settings = replace(SMALL, questions=1, rollouts=8, learned=8, learning_rate=3e-4, kl_weight=0.0, weight_decay=0.0)
+    state = new_state(settings, "demo")
+    question = replace(ask(state.policy, state.asks, [TRAIN_SEEDS.start])[0], truth_HW=np.zeros((112, 112), np.uint8))
+    tokens = state.policy.config.tokens
+    with torch.no_grad():  # as likely as not
+        gap = np.log(absence(state, question)) * settings.temperature
+        state.policy.model.text.lm_head.bias[tokens.coord_id] += gap
+    rng, before = np.random.default_rng(0), absence(state, question)
+    rewards = []
+    for _ in range(6):
+        rewards.append(learn(state, [question], settings, rng)["reward"])
+        after = absence(state, question)
+        assert after > before or rewards[-1] in (0.0, 1.0)
+        before = after
+    assert 0 < rewards[0] < 1
+    assert before > 0.9
+
+
+def test_ratios_are_one_before_the_first_update_and_clipped_later() -> None:
+    """With two parts the second is learned from with weights that no longer drew it."""
+    settings = replace(SMALL, learning_rate=2e-4, clip=0.01, epochs=2)
+    state = new_state(settings, "demo")
+    questions = ask(state.policy, state.asks, [TRAIN_SEEDS.start + 1, TRAIN_SEEDS.start + 2])
+    assert learn(state, questions, replace(settings, epochs=1, part=2), np.random.default_rng(0))["clipped"] == 0
+    assert learn(state, questions, settings, np.random.default_rng(1))["clipped"] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rollouts": 1}, "rollouts = 1: must be at least 2"),
+        ({"learned": 5}, "learned = 5: must be 1..4"),
+        ({"temperature": 0.0}, "temperature = 0.0: must be positive"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **wrong)

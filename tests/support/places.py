@@ -1,0 +1,8 @@
+"""The folders of the checkout and beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"

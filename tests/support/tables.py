@@ -1,0 +1,54 @@
+"""Small input tables, and the rows of an output."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def png(seed: int = 0, *, height: int = 24, width: int = 32) -> bytes:
+    """A small picture that differs by seed."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_input(path: Path, rows: list[dict[str, Any]], *, row_group_size: int | None = None) -> str:
+    """A Parquet table of rows whose `image` is bytes, a path, or a dict of both."""
+    table = pa.Table.from_pylist([row | {"image": _image(row["image"])} for row in rows])
+    schema = pa.schema([pa.field("image", IMAGE) if field.name == "image" else field for field in table.schema])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.cast(schema), path, row_group_size=row_group_size)
+    return str(path)
+
+
+def _image(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    return {"bytes": None, "path": value} if isinstance(value, str) else value
+
+
+def read_rows(output: str | Path, kind: str) -> list[dict[str, Any]]:
+    """All rows of the masks or rejects of a local output's newest published run; where there is none, of its shards that are done."""
+    runs = sorted(Path(output, "runs").glob("*.json"))
+    if runs:
+        parts = json.loads(runs[-1].read_text())[f"{kind}_parts"]
+    else:
+        parts = [json.loads(receipt.read_text())[f"{kind}_part"] for receipt in sorted(Path(output, "receipts").glob("*.json"))]
+    return [row for part in sorted(part["path"] for part in parts) for row in pq.read_table(Path(output, part)).to_pylist()]
+
+
+def part_of(output: str | Path, kind: str, shard_id: str) -> Path:
+    """The file of a shard's masks or rejects in a local output, by its receipt."""
+    receipt = json.loads(Path(output, "receipts", f"{shard_id}.json").read_text())
+    return Path(output, receipt[f"{kind}_part"]["path"])

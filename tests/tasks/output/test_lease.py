@@ -1,0 +1,182 @@
+"""One run at a time on an output, whoever dies."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from wordmask.schemas.runs import Lease
+from wordmask.tasks.output import lease
+from wordmask.tasks.output.lease import LEASE_PATH, Hold, LeaseLostError, OutputInUseError, held, read_lease
+from wordmask.tasks.storage import Store
+
+OTHER = {"token": "t", "run_id": "other", "since": "2026-11-01T00:00:00+00:00"}
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEWED_EVERY", 0.1)
+    monkeypatch.setattr(lease, "SETTLES_IN", 0.02)
+    monkeypatch.setattr(lease, "ASKED_EVERY", 0.05)
+
+
+def put(output: Path, host: str, pid: int, renewed: str) -> None:
+    Store.open(str(output)).write_bytes(LEASE_PATH, Lease(**OTHER, host=host, pid=pid, renewed=renewed).model_dump_json().encode())
+
+
+def test_the_second_is_told_who_holds_it_since_when(tmp_path: Path) -> None:
+    with (
+        held(str(tmp_path), "first"),
+        pytest.raises(OutputInUseError, match=rf"run first \(process {os.getpid()} on .*since 20.*--wait"),
+        held(str(tmp_path), "second"),
+    ):
+        pass
+    assert not (tmp_path / LEASE_PATH).exists()
+    with held(str(tmp_path), "third"):
+        assert read_lease(Store.open(str(tmp_path))).run_id == "third"  # type: ignore[union-attr]
+
+
+def test_it_waits_if_told_to(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with held(str(tmp_path), "second", wait=True):
+            order.append("second begins")
+
+    with held(str(tmp_path), "first"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.3)
+        order.append("first ends")
+    thread.join(5)
+    assert order == ["first ends", "second begins"]
+
+
+def test_it_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(f"2026-11-25T00:00:{second:02}+00:00" for second in range(60))
+    monkeypatch.setattr(lease, "_now", lambda: next(ticks))
+    store = Store.open(str(tmp_path))
+    with held(str(tmp_path), "first"):
+        before = read_lease(store)
+        time.sleep(0.4)
+        after = read_lease(store)
+    assert before is not None
+    assert after is not None
+    assert after.renewed > before.renewed
+    assert after.since == before.since
+
+
+def test_a_process_of_this_machine_that_has_died_holds_nothing(tmp_path: Path) -> None:
+    code = f"import os, time\nfrom wordmask.tasks.output.lease import held\nwith held({str(tmp_path)!r}, 'killed'): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OutputInUseError, match="run killed"), held(str(tmp_path), "next"):
+            pass
+        other.kill()
+        other.wait()
+    with held(str(tmp_path), "next"):
+        pass
+
+
+def test_one_of_another_machine_is_over_when_it_gives_no_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "elsewhere", 1, lease._now())
+    with pytest.raises(OutputInUseError, match="process 1 on elsewhere"), held(str(tmp_path), "next"):
+        pass
+    put(tmp_path, "elsewhere", 1, "2026-11-01T00:00:00+00:00")
+    with held(str(tmp_path), "next"):
+        pass
+
+
+def test_a_process_of_the_same_number_does_not_keep_an_old_lease_alive(tmp_path: Path) -> None:
+    """As after a power loss, or in a container that was started again."""
+    put(tmp_path, platform.node(), os.getpid(), lease._now())
+    with (
+        pytest.raises(OutputInUseError, match=r"lease\.json there says so, and counts for nothing 60 s after"),
+        held(str(tmp_path), "next"),
+    ):
+        pass
+    put(tmp_path, platform.node(), os.getpid(), "2026-11-01T00:00:00+00:00")
+    with held(str(tmp_path), "next"):
+        pass
+
+
+def test_who_lost_the_output_is_told_to_whom(tmp_path: Path) -> None:
+    with held(str(tmp_path), "first") as hold:
+        hold.require()
+        put(tmp_path, "elsewhere", 7, lease._now())
+        with pytest.raises(LeaseLostError, match=r"first lost it to run other \(process 7 on elsewhere\), since 2026-11-01T.*goes on"):
+            hold.require()
+        hold.renew()
+        assert read_lease(Store.open(str(tmp_path))).run_id == "other"  # type: ignore[union-attr]
+        (tmp_path / LEASE_PATH).unlink()
+        with pytest.raises(LeaseLostError, match="to one that has ended"):
+            hold.require()
+
+
+def test_no_error_ends_the_renewals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures, renewed = [ValueError("odd"), OSError("down")], threading.Event()
+
+    def renew(_: Hold) -> None:
+        if failures:
+            raise failures.pop()
+        renewed.set()
+
+    monkeypatch.setattr(Hold, "renew", renew)
+    with held(str(tmp_path), "first"):
+        assert renewed.wait(5)
+
+
+def test_clocks_that_disagree_take_nothing_from_the_living(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder's clock is weeks behind, but it renews."""
+    monkeypatch.setattr(lease, "RENEWED_EVERY", 2.0)  # it is watched for that long and a half: time enough on a busy machine
+    done, begun = threading.Event(), threading.Event()
+
+    def renew() -> None:
+        for second in itertools.count():
+            put(tmp_path, "elsewhere", 1, f"2026-11-01T00:{second // 60:02}:{second % 60:02}+00:00")
+            begun.set()
+            if done.wait(0.05):
+                return
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    assert begun.wait(30)
+    try:
+        with pytest.raises(OutputInUseError), held(str(tmp_path), "next"):
+            pass
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_of_two_that_begin_at_once_one_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLES_IN", 0.3)
+    together, inside, refused = threading.Barrier(4), [], []
+    end = threading.Event()
+
+    def begin(name: str) -> None:
+        together.wait()
+        try:
+            with held(str(tmp_path), name):
+                inside.append(name)
+                end.wait(5)
+        except OutputInUseError:
+            refused.append(name)
+            if len(refused) == 3:
+                end.set()
+
+    threads = [threading.Thread(target=begin, args=(str(number),)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(inside), len(refused)) == (1, 3)

@@ -1,0 +1,20 @@
+"""Words in, masks out, for whole tables of images. The public names are loaded on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wordmask.model.segmenter import Segmenter
+    from wordmask.model.types import Query, Segmentation
+
+__all__ = ["Query", "Segmentation", "Segmenter"]
+
+HOMES = {"Query": "types", "Segmentation": "types", "Segmenter": "segmenter"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"wordmask.model.{HOMES[name]}"), name)
