@@ -19,21 +19,32 @@ class PrefectServerError(RuntimeError):
     """The Prefect server does not answer, or refuses the deployment."""
 
 
-def deployment_of(settings: RunSettings, *, cron: str, timezone: str, name: str, pool: str) -> dict[str, Any]:
-    """The content of a prefect.yaml. Of the settings it holds what is not a default; local paths become absolute, since whoever runs it
-    stands in another folder.
+def deployment_of(
+    settings: RunSettings, *, cron: str, timezone: str, name: str, pool: str
+) -> dict[str, Any]:
+    """The content of a prefect.yaml. Of the settings it holds what is not a default; local paths
+    become absolute, since whoever runs it stands in another folder.
 
     Raises:
         ValueError: `cron` is no cron expression, or there is no such time zone.
     """
-    for option, value, what in (("cron", cron, "a cron expression such as 0 2 * * *"), ("timezone", timezone, "one such as Europe/Berlin")):
+    for option, value, what in (
+        ("cron", cron, "a cron expression such as 0 2 * * *"),
+        ("timezone", timezone, "one such as Europe/Berlin"),
+    ):
         try:
             CronSchedule.model_validate({"cron": "0 2 * * *", option: value})
         except ValidationError:
             raise ValueError(f"--{option} {value}: must be {what}") from None
     roots = tuple(map(_absolute, settings.segment.allow_roots))
     segment = settings.segment.model_copy(update={"allow_roots": roots})
-    settings = settings.model_copy(update={"input": _absolute(settings.input), "output": _absolute(settings.output), "segment": segment})
+    settings = settings.model_copy(
+        update={
+            "input": _absolute(settings.input),
+            "output": _absolute(settings.output),
+            "segment": segment,
+        }
+    )
     deployment = {
         "name": name,
         "entrypoint": "wordmask.flows.segment.segment",
@@ -66,21 +77,34 @@ def apply(prefect_yaml: dict[str, Any]) -> UUID:
     (schedule,) = deployment["schedules"]
     url = get_current_settings().api.url
     if url is None:
-        raise ValueError("--apply: no Prefect server is named. Start one with `prefect server start`, and set PREFECT_API_URL")
+        raise ValueError(
+            "--apply: no Prefect server is named. Start one with `prefect server start`, and set"
+            " PREFECT_API_URL"
+        )
     try:
         with get_client(sync_client=True) as client:
             client.read_work_pool(pool)
     except ObjectNotFound:
-        raise ValueError(f"--pool {pool}: {url} has none of that name. Make it: `prefect work-pool create {pool} --type process`") from None
+        raise ValueError(
+            f"--pool {pool}: {url} has none of that name. Make it: `prefect work-pool create {pool}"
+            " --type process`"
+        ) from None
     except httpx.HTTPError as error:
-        raise PrefectServerError(f"PREFECT_API_URL {url}: no Prefect server answers there ({error})") from None
+        raise PrefectServerError(
+            f"PREFECT_API_URL {url}: no Prefect server answers there ({error})"
+        ) from None
     from wordmask.flows.segment import segment
 
     made = segment.to_deployment(
-        deployment["name"], parameters=deployment["parameters"], work_pool_name=pool, entrypoint_type=EntrypointType.MODULE_PATH,
+        deployment["name"],
+        parameters=deployment["parameters"],
+        work_pool_name=pool,
+        entrypoint_type=EntrypointType.MODULE_PATH,
         schedule=CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"]),
-    )  # fmt: skip
+    )
     try:
         return made.apply()
     except DeploymentApplyError as error:
-        raise PrefectServerError(f"{url}: refuses the deployment {deployment['name']} ({error})") from error
+        raise PrefectServerError(
+            f"{url}: refuses the deployment {deployment['name']} ({error})"
+        ) from error

@@ -1,6 +1,8 @@
-"""The training flow: the paper's three stages, then what each of them adds on scenes that none has seen. Only their order is here.
+"""The training flow: the paper's three stages, then what each of them adds on scenes that none has
+seen. Only their order is here.
 
-Every stage goes on from its own checkpoint, and is left at once where it has come to its end: the same call takes up a stopped run.
+Every stage goes on from its own checkpoint, and is left at once where it has come to its end: the
+same call takes up a stopped run.
 """
 
 from __future__ import annotations
@@ -14,7 +16,11 @@ from typing import Any, Literal
 from uuid import UUID
 
 from prefect import flow, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,7 +39,10 @@ from wordmask.tasks.output.results import evaluate
 TESTS = tuple(name for name in SPLITS if name.startswith("test"))
 MEASURES = ("rows", "miou", "ciou", "boundary_iou", "absent_f1")
 LOG_ROWS = 200  # of a stage's log in Prefect; its log.csv has all
-TESTED = (("sft", "sft-model", (0,)), ("rl", "model", (0, 1, 5)))  # stage, model folder, refinements: with 0 the path stands alone
+TESTED = (
+    ("sft", "sft-model", (0,)),
+    ("rl", "model", (0, 1, 5)),
+)  # stage, model folder, refinements: with 0 the path stands alone
 
 
 class TrainSettings(BaseModel):
@@ -41,26 +50,39 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: Path = Field(description="folder of checkpoints, logs, models and tests; an existing one is taken up")
+    out: Path = Field(
+        description="folder of checkpoints, logs, models and tests; an existing one is taken up"
+    )
     scenes: Literal["fetched", "shipped"] = Field("fetched", description="artwork of the scenes")
-    init: str | None = Field(None, description="model folder to start from, instead of fresh weights")
-    model: str | None = Field(None, description="model of any size to adapt by LoRA, instead of the small one")
+    init: str | None = Field(
+        None, description="model folder to start from, instead of fresh weights"
+    )
+    model: str | None = Field(
+        None, description="model of any size to adapt by LoRA, instead of the small one"
+    )
     lora_rank: int = Field(16, ge=1, description="of `model`")
     device: str = Field("cpu", description="cpu or cuda")
-    share: float = Field(1.0, gt=0, le=1, description="share of each stage's steps: small to see whether all runs")
+    share: float = Field(
+        1.0, gt=0, le=1, description="share of each stage's steps: small to see whether all runs"
+    )
     test_rows: int = Field(1000, ge=1, le=SCENES_PER_SEED, description="rows of each test split")
     workers: int = Field(1, ge=0, description="processes that draw scenes ahead of the training")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the first stage's matrix products")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the first stage's matrix products"
+    )
 
 
 @flow(name="train", validate_parameters=True)
 def train(settings: TrainSettings) -> list[dict[str, Any]]:
-    """Train a model into `out/model`, and test it; the table of stages and splits, which its card holds too."""
+    """Train a model into `out/model`, and test it; the table of stages and splits, which its card
+    holds too.
+    """
     supervised(settings)
     reinforced(settings)
     refined(settings)
     table = [
-        {"stage": stage, "iterations": iterations, "split": split} | test(settings, settings.out / model, split, iterations)
+        {"stage": stage, "iterations": iterations, "split": split}
+        | test(settings, settings.out / model, split, iterations)
         for stage, model, refinements in TESTED
         for iterations in refinements
         for split in TESTS
@@ -71,20 +93,32 @@ def train(settings: TrainSettings) -> list[dict[str, Any]]:
 
 @contextmanager
 def reported(stage: str) -> Iterator[Tell]:
-    """Who to tell of a stage's course, so that Prefect shows how far it is, and its log as a table when it ends or is stopped."""
+    """Who to tell of a stage's course, so that Prefect shows how far it is, and its log as a table
+    when it ends or is stopped.
+    """
     artifact = create_progress_artifact(progress=0.0, key=f"training-{stage}")
     assert isinstance(artifact, UUID)
     rows: list[dict[str, Any]] = []
 
     def tell(part: str, done: int, steps: int, means: Mapping[str, float]) -> None:
-        rows.append({"part": part, "step": done} | {name: round(mean, 4) for name, mean in means.items()})
-        update_progress_artifact(artifact, progress=100.0 * done / steps, description=f"{part}: step {done:,} of {steps:,}")
+        rows.append(
+            {"part": part, "step": done} | {name: round(mean, 4) for name, mean in means.items()}
+        )
+        update_progress_artifact(
+            artifact,
+            progress=100.0 * done / steps,
+            description=f"{part}: step {done:,} of {steps:,}",
+        )
 
     try:
         yield tell
     finally:
         if rows:
-            create_table_artifact(rows[:: 1 + len(rows) // LOG_ROWS], key=f"training-{stage}-log", description="means since the row before")
+            create_table_artifact(
+                rows[:: 1 + len(rows) // LOG_ROWS],
+                key=f"training-{stage}-log",
+                description="means since the row before",
+            )
 
 
 def _steps(count: int, share: float) -> int:
@@ -94,23 +128,44 @@ def _steps(count: int, share: float) -> int:
 @task(name="sft", cache_policy=NO_CACHE)
 def supervised(settings: TrainSettings) -> None:
     """Stage 1, and a model folder of it."""
-    phases = tuple(replace(phase, steps=_steps(phase.steps, settings.share)) for phase in sft.SftSettings.phases)
+    phases = tuple(
+        replace(phase, steps=_steps(phase.steps, settings.share))
+        for phase in sft.SftSettings.phases
+    )
     options = sft.SftSettings(
         phases=phases if settings.model is None else phases[-1:],
-        scenes=settings.scenes, workers=settings.workers, dtype=settings.dtype, model=settings.model, lora_rank=settings.lora_rank,
-    )  # fmt: skip
+        scenes=settings.scenes,
+        workers=settings.workers,
+        dtype=settings.dtype,
+        model=settings.model,
+        lora_rank=settings.lora_rank,
+    )
     with reported("sft") as tell:
-        sft.train(settings.out / "sft", options, None if settings.init is None else Path(settings.init), settings.device, tell)
+        sft.train(
+            settings.out / "sft",
+            options,
+            None if settings.init is None else Path(settings.init),
+            settings.device,
+            tell,
+        )
     package(settings.out / "sft", None, settings.out / "sft-model")
 
 
 @task(name="rl", cache_policy=NO_CACHE)
 def reinforced(settings: TrainSettings) -> None:
     """Stage 2, from the model of stage 1."""
-    full = rl.RlSettings(scenes=settings.scenes, lora_rank=0 if settings.model is None else settings.lora_rank)
-    options = replace(full, steps=_steps(full.steps, settings.share), eval_scenes=_steps(full.eval_scenes, settings.share))
+    full = rl.RlSettings(
+        scenes=settings.scenes, lora_rank=0 if settings.model is None else settings.lora_rank
+    )
+    options = replace(
+        full,
+        steps=_steps(full.steps, settings.share),
+        eval_scenes=_steps(full.eval_scenes, settings.share),
+    )
     with reported("rl") as tell:
-        rl.train(settings.out / "rl", options, str(settings.out / "sft-model"), settings.device, tell)
+        rl.train(
+            settings.out / "rl", options, str(settings.out / "sft-model"), settings.device, tell
+        )
 
 
 @task(name="refiner", cache_policy=NO_CACHE)
@@ -131,9 +186,18 @@ def test(settings: TrainSettings, model: Path, split: str, iterations: int) -> d
     truth, masks = folder / f"{split}.parquet", folder / f"{model.name}-{split}-{iterations}"
     folder.mkdir(exist_ok=True)
     if not truth.exists():
-        export_scenes(str(truth), count=settings.test_rows, seed=0, split=split, sprites=settings.scenes)
+        export_scenes(
+            str(truth), count=settings.test_rows, seed=0, split=split, sprites=settings.scenes
+        )
     method = SegmentSettings(refiner_iterations=iterations, early_stop=False)
-    segment(RunSettings(input=str(truth), output=str(masks), model=ModelSettings(model=str(model)), segment=method))
+    segment(
+        RunSettings(
+            input=str(truth),
+            output=str(masks),
+            model=ModelSettings(model=str(model)),
+            segment=method,
+        )
+    )
     scores = evaluate(str(masks), str(truth))
     return {name: getattr(scores, name) for name in MEASURES}
 
@@ -148,5 +212,9 @@ def write_card(model: Path, table: list[dict[str, Any]]) -> None:
         }
         for row in table
     }
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"results": results}, indent=1) + "\n")
-    create_table_artifact(table, key="training", description="what each stage adds, on scenes that none has seen")
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"results": results}, indent=1) + "\n"
+    )
+    create_table_artifact(
+        table, key="training", description="what each stage adds, on scenes that none has seen"
+    )

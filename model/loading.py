@@ -9,8 +9,11 @@ from wordmask.model.hub.registry import ModelSource
 from wordmask.model.nn.moondream import MoondreamSegmentation
 
 
-def load_model(source: ModelSource, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> MoondreamSegmentation:
-    """A model for inference, from a checkpoint of any known layout; the weights are held once while loading.
+def load_model(
+    source: ModelSource, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> MoondreamSegmentation:
+    """A model for inference, from a checkpoint of any known layout; the weights are held once while
+    loading.
 
     Raises:
         ModelError: its files cannot be had, or its configuration is missing or not ours.
@@ -18,9 +21,13 @@ def load_model(source: ModelSource, device: torch.device | str = "cpu", dtype: t
     """
     refiner_files = source.refiner.weights() if source.refiner else ()
     files = source.model.weights()
-    return MoondreamSegmentation.from_files(source.model.folder(), files, refiner_files, device=device, dtype=dtype)
+    return MoondreamSegmentation.from_files(
+        source.model.folder(), files, refiner_files, device=device, dtype=dtype
+    )
 
 
 def load_tokenizer(source: ModelSource) -> PathTokenizer:
-    """The model's tokenizer, or the published one where it has none. Raises ModelError if that cannot be downloaded."""
+    """The model's tokenizer, or the published one where it has none. Raises ModelError if that
+    cannot be downloaded.
+    """
     return PathTokenizer.from_file(source.tokenizer_file())

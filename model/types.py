@@ -1,4 +1,6 @@
-"""What is asked of a model and what it answers. Without PyTorch, so that who only passes them on need not load it."""
+"""What is asked of a model and what it answers. Without PyTorch, so that who only passes them on
+need not load it.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,13 @@ class Query:
 class Segmentation:
     """The answer to one query.
 
-    `status` is "mask", or "absent" if the model says that the expression names nothing here. `rle` is the mask in COCO's
-    compressed form, `mask` (H, W) uint8 of 0/1 decoded from it; `bbox` (x, y, w, h) and `area` of it in pixels; `path` its outline in
-    pixels. `coarse_path` (unit of box) and `coarse_bbox` (cx, cy, w, h in unit of image) are what the language model
-    drew. Scores are None where there is nothing to score. `refined`: the refiner's mask, not the coarse one. `salvaged`:
-    the path was malformed and only its whole commands before the problem were used; `path_problem` says what it was.
-    `truncated`: the token limit cut it short.
+    `status` is "mask", or "absent" if the model says that the expression names nothing here. `rle`
+    is the mask in COCO's compressed form, `mask` (H, W) uint8 of 0/1 decoded from it; `bbox` (x, y,
+    w, h) and `area` of it in pixels; `path` its outline in pixels. `coarse_path` (unit of box) and
+    `coarse_bbox` (cx, cy, w, h in unit of image) are what the language model drew. Scores are None
+    where there is nothing to score. `refined`: the refiner's mask, not the coarse one. `salvaged`:
+    the path was malformed and only its whole commands before the problem were used; `path_problem`
+    says what it was. `truncated`: the token limit cut it short.
     """
 
     status: str
@@ -58,7 +61,9 @@ class Segmentation:
 
 
 class QueryError(ValueError):
-    """A query that cannot be asked. `code` is one of the reject codes of a row; the message is its detail."""
+    """A query that cannot be asked. `code` is one of the reject codes of a row; the message is its
+    detail.
+    """
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)

@@ -1,4 +1,6 @@
-"""Text without what lets whoever reads it in: tables, errors and logs are read by more people than credentials are given to."""
+"""Text without what lets whoever reads it in: tables, errors and logs are read by more people than
+credentials are given to.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _PARAMETER = re.compile(r"([?&;][\w.%~-]+=)[^\s&'\"<>]+")
 
 
 def redacted(text: str, words: Iterable[str] = ()) -> str:
-    """The text with user names and passwords of URIs hidden, what follows ? or # in them (a presigned one's signature), and `words`."""
+    """The text with user names and passwords of URIs hidden, what follows ? or # in them (a
+    presigned one's signature), and `words`.
+    """
     for word in words:
         text = text.replace(word, HIDDEN)
     text = _USER_INFO.sub(f"{HIDDEN}@", text)

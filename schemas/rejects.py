@@ -35,13 +35,22 @@ class RejectCode(StrEnum):
 
 _REMEDIES = {
     RejectCode.MISSING_IMAGE: "give the row an image: bytes, or a path that can be read",
-    RejectCode.IMAGE_NOT_FOUND: "check that the URI exists; relative ones start at the folder of the table",
-    RejectCode.IMAGE_UNREACHABLE: "the https server did not answer; try later: wordmask retry OUTPUT --code image_unreachable",
+    RejectCode.IMAGE_NOT_FOUND: (
+        "check that the URI exists; relative ones start at the folder of the table"
+    ),
+    RejectCode.IMAGE_UNREACHABLE: (
+        "the https server did not answer; try later: wordmask retry OUTPUT --code image_unreachable"
+    ),
     RejectCode.IMAGE_EMPTY: "the image has no bytes or no pixels; export it again",
     RejectCode.IMAGE_UNREADABLE: "convert the image to JPEG, PNG or WebP",
     RejectCode.IMAGE_TRUNCATED: "the file ends early; fetch or export it again",
-    RejectCode.IMAGE_TOO_LARGE: "downscale the image (a run: or raise --max-image-pixels or --max-image-bytes)",
-    RejectCode.URI_NOT_ALLOWED: "name it with --allow-root if you trust it, or put images beside the table; --allow-https admits https://",
+    RejectCode.IMAGE_TOO_LARGE: (
+        "downscale the image (a run: or raise --max-image-pixels or --max-image-bytes)"
+    ),
+    RejectCode.URI_NOT_ALLOWED: (
+        "name it with --allow-root if you trust it, or put images beside the table; --allow-https"
+        " admits https://"
+    ),
     RejectCode.INVALID_TEXT: "write the column's text as UTF-8",
     RejectCode.EMPTY_QUERY: "say in words what to segment",
     RejectCode.QUERY_TOO_LONG: "shorten the expression",
@@ -49,7 +58,9 @@ _REMEDIES = {
     RejectCode.SPATIAL_REF_OUT_OF_RANGE: "give references in unit of the image, 0..1",
     RejectCode.DUPLICATE_ROW_ID: "make row_id unique; the first row with it was segmented",
     RejectCode.UNSUPPORTED_MODE: 'set mode to "one" or leave it out',
-    RejectCode.WORKER_KILLED: "look at the row's image by itself: it ends the process that works on it; then report it",
+    RejectCode.WORKER_KILLED: (
+        "look at the row's image by itself: it ends the process that works on it; then report it"
+    ),
     RejectCode.MODEL_ERROR: "report the row with its detail; the rows beside it are unharmed",
 }
 

@@ -14,13 +14,16 @@ DIGITS = 16  # of a part's SHA-256 in its name
 
 
 def part_path(kind: str, shard_id: str, digest: str) -> str:
-    """Where a part of a shard is, relative to the output. Its name says what is in it: nothing that is written later changes it, not even
-    by who works on the shard a second time and finds other images."""
+    """Where a part of a shard is, relative to the output. Its name says what is in it: nothing that
+    is written later changes it, not even by who works on the shard a second time and finds other
+    images."""
     return f"{kind}/part-{shard_id}-{digest[:DIGITS]}.parquet"
 
 
 def receipt_path(shard_id: str) -> str:
-    """Where a shard's receipt is, written when both of its parts are. It alone says which parts these are."""
+    """Where a shard's receipt is, written when both of its parts are. It alone says which parts
+    these are.
+    """
     return f"receipts/{shard_id}.json"
 
 
@@ -33,8 +36,9 @@ class RowRange(NamedTuple):
 
 
 class Shard(Frozen):
-    """A piece of one input file. `shard_id` hashes the file's name and fingerprint, the rows, the model's revision, the
-    settings and which of its rows repeat an id, so equal ids mean equal output."""
+    """A piece of one input file. `shard_id` hashes the file's name and fingerprint, the rows, the
+    model's revision, the settings and which of its rows repeat an id, so equal ids mean equal
+    output."""
 
     shard_id: str
     file: str = Field(description="URI of the input file")
@@ -42,7 +46,9 @@ class Shard(Frozen):
     fingerprint: str = Field(description="etag, or size and time of change")
     ranges: tuple[RowRange, ...]
     first_row: int = Field(description="index in the file of the first row")
-    duplicates: tuple[int, ...] = Field((), description="positions in the shard whose row_id occurred before")
+    duplicates: tuple[int, ...] = Field(
+        (), description="positions in the shard whose row_id occurred before"
+    )
     model_revision: str
     settings_hash: str
 
@@ -64,9 +70,18 @@ class Shard(Frozen):
 class Known(Frozen):
     """What is known of a shard's rows before they are asked about."""
 
-    earlier: tuple[str, ...] = Field((), description="shards of the file as it was before; equal rows are copied from there")
-    retried: tuple[str, ...] = Field((), description="codes of rejects to try again; all other rows are copied from the shard itself")
-    killers: tuple[int, ...] = Field((), description="rows that end the process that works on them; they are rejected unseen")
+    earlier: tuple[str, ...] = Field(
+        (), description="shards of the file as it was before; equal rows are copied from there"
+    )
+    retried: tuple[str, ...] = Field(
+        (),
+        description=(
+            "codes of rejects to try again; all other rows are copied from the shard itself"
+        ),
+    )
+    killers: tuple[int, ...] = Field(
+        (), description="rows that end the process that works on them; they are rejected unseen"
+    )
 
 
 class Unusable(Frozen):
@@ -78,16 +93,23 @@ class Unusable(Frozen):
 
 
 class Plan(Frozen):
-    """Every shard of a run, which of them have a receipt already, and what is known of the others."""
+    """Every shard of a run, which of them have a receipt already, and what is known of the
+    others.
+    """
 
     run_id: str
     shards: tuple[Shard, ...]
     done: frozenset[str]
-    changed: frozenset[str] = Field(frozenset(), description="shards that are not done, of files that the newest published run had too")
+    changed: frozenset[str] = Field(
+        frozenset(),
+        description="shards that are not done, of files that the newest published run had too",
+    )
     known: dict[str, Known] = Field({}, description="by shard id")
     files: int
     input_bytes: int
-    images: tuple[int, int] | None = Field(None, description="the least and the most distinct ones; None where footers do not tell")
+    images: tuple[int, int] | None = Field(
+        None, description="the least and the most distinct ones; None where footers do not tell"
+    )
     unusable: tuple[Unusable, ...] = ()
 
     @property
@@ -99,22 +121,41 @@ class Plan(Frozen):
         return tuple(shard for shard in self.shards if shard.shard_id not in self.done)
 
     def counts(self) -> dict[str, Any]:
-        """Rows by what becomes of them, and what else is counted. The rows of files that cannot even be read are in no count."""
+        """Rows by what becomes of them, and what else is counted. The rows of files that cannot
+        even be read are in no count.
+        """
         new = sum(shard.rows for shard in self.pending if shard.shard_id not in self.changed)
         pending = sum(shard.rows for shard in self.pending)
         invalid = sum(file.rows or 0 for file in self.unusable)
         return {
-            "files": self.files, "files_invalid": len(self.unusable), "input_bytes": self.input_bytes,
-            "rows": self.rows + invalid, "rows_done": self.rows - pending, "rows_new": new, "rows_changed": pending - new,
-            "rows_invalid": invalid, "rows_pending": pending,
-            "duplicate_row_ids": sum(len(shard.duplicates) for shard in self.shards), "distinct_images": self.images,
-            "shards": len(self.shards), "shards_done": len(self.done), "shards_pending": len(self.pending),
-        }  # fmt: skip
+            "files": self.files,
+            "files_invalid": len(self.unusable),
+            "input_bytes": self.input_bytes,
+            "rows": self.rows + invalid,
+            "rows_done": self.rows - pending,
+            "rows_new": new,
+            "rows_changed": pending - new,
+            "rows_invalid": invalid,
+            "rows_pending": pending,
+            "duplicate_row_ids": sum(len(shard.duplicates) for shard in self.shards),
+            "distinct_images": self.images,
+            "shards": len(self.shards),
+            "shards_done": len(self.done),
+            "shards_pending": len(self.pending),
+        }
 
     def without(self, left: Iterable[Shard]) -> Plan:
         """The plan of the other shards."""
         names = {shard.shard_id for shard in left}
-        return self.model_copy(update={"shards": tuple(shard for shard in self.shards if shard.shard_id not in names)}) if names else self
+        return (
+            self.model_copy(
+                update={
+                    "shards": tuple(shard for shard in self.shards if shard.shard_id not in names)
+                }
+            )
+            if names
+            else self
+        )
 
 
 class Part(Frozen):
@@ -127,8 +168,9 @@ class Part(Frozen):
 
 
 class Timings(Frozen):
-    """Seconds of wall time. `infer`: the model was busy with the shard's rows. `idle`: it was not, since it was free and the shard
-    begun, or for want of rows. `total` is all of the shard, with the time that it waited while another one had the model."""
+    """Seconds of wall time. `infer`: the model was busy with the shard's rows. `idle`: it was not,
+    since it was free and the shard begun, or for want of rows. `total` is all of the shard, with
+    the time that it waited while another one had the model."""
 
     read: float
     infer: float
@@ -143,11 +185,15 @@ class Timings(Frozen):
 
 
 class Receipt(Frozen):
-    """Says that a shard is done: written after its parts, so a shard with a receipt has both of them."""
+    """Says that a shard is done: written after its parts, so a shard with a receipt has both of
+    them.
+    """
 
     shard: Shard
     masks: int
-    absent: int = Field(description="how many of the masks are empty because the expression names nothing there")
+    absent: int = Field(
+        description="how many of the masks are empty because the expression names nothing there"
+    )
     rejects: dict[str, int]
     masks_part: Part
     rejects_part: Part
@@ -177,7 +223,9 @@ class Lease(Frozen):
 
 
 class RunSummary(Frozen):
-    """Published last of all, once the output was verified. Readers look only at the parts that published runs name."""
+    """Published last of all, once the output was verified. Readers look only at the parts that
+    published runs name.
+    """
 
     run_id: str
     settings: RunSettings
@@ -186,7 +234,9 @@ class RunSummary(Frozen):
     started_at: str
     finished_at: str
     rows: int
-    rows_left: int = Field(0, description="rows of the input that the budget did not reach; the next run takes them up")
+    rows_left: int = Field(
+        0, description="rows of the input that the budget did not reach; the next run takes them up"
+    )
     masks: int
     absent: int
     rejects: dict[str, int]
@@ -194,8 +244,15 @@ class RunSummary(Frozen):
     shards_computed: int
     seconds: float
     rows_per_second: float
-    model_busy: float = Field(0.0, description="share of the time in which the workers' models were busy, 0..1, of the shards computed")
+    model_busy: float = Field(
+        0.0,
+        description=(
+            "share of the time in which the workers' models were busy, 0..1, of the shards computed"
+        ),
+    )
     shard_ids: tuple[str, ...]
     masks_parts: tuple[Part, ...] = Field(description="in the order of the shards, as are the next")
     rejects_parts: tuple[Part, ...]
-    files: dict[str, str] = Field({}, description="fingerprints of the input files that have rows, by name")
+    files: dict[str, str] = Field(
+        {}, description="fingerprints of the input files that have rows, by name"
+    )

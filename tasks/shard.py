@@ -19,7 +19,13 @@ from wordmask.tasks.storage import Store
 from wordmask.tasks.table.read import Row, read_rows
 from wordmask.tasks.table.write import write_parts
 from wordmask.tasks.telemetry import logs, metrics, traces
-from wordmask.tasks.worker import SegmenterLike, fitness, model_turn, resident_segmenter, worker_name
+from wordmask.tasks.worker import (
+    SegmenterLike,
+    fitness,
+    model_turn,
+    resident_segmenter,
+    worker_name,
+)
 
 NOTHING = Known()
 KILLED = "every process that worked on this row alone died; the rows beside it did not harm it"
@@ -34,23 +40,31 @@ class RowsLostError(RuntimeError):
 
 
 def process_shard(
-    shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None = None, known: Known = NOTHING, run_id: str = "",
+    shard: Shard,
+    settings: RunSettings,
+    segmenter: SegmenterLike | None = None,
+    known: Known = NOTHING,
+    run_id: str = "",
     within: Mapping[str, str] = MappingProxyType({}),
-) -> Receipt:  # fmt: skip
-    """Segment the rows of a shard and write masks, rejects and, last, the receipt. What is `known` is not asked again.
+) -> Receipt:
+    """Segment the rows of a shard and write masks, rejects and, last, the receipt. What is `known`
+    is not asked again.
 
-    Running it again writes the same bytes under the same names, so that doing a shard twice does no harm. The model is
-    the process's resident one unless given; `run_id` is for the logs, and `within` (`traces.here` of the run) for the traces.
+    Running it again writes the same bytes under the same names, so that doing a shard twice does no
+    harm. The model is the process's resident one unless given; `run_id` is for the logs, and
+    `within` (`traces.here` of the run) for the traces.
 
     Raises:
         InputChangedError: the file was replaced since it was planned.
-        ModelChangedError: the resident model has another revision than the plan.
-        UnfitWorkerError: the worker has no model of these settings, or its device does not work any more.
+        ModelChangedError: the resident model has another revision than the plan. UnfitWorkerError:
+        the worker has no model of these settings, or its device does not work any more.
         RowsLostError: rows were lost or doubled. Nothing is written then.
         OSError: the store failed for good.
     """
     place: dict[str, str | int] = {"file": shard.name, "first_row": shard.first_row}
-    span = traces.span("shard", within, run_id=run_id, shard_id=shard.shard_id, rows=shard.rows, **place)
+    span = traces.span(
+        "shard", within, run_id=run_id, shard_id=shard.shard_id, rows=shard.rows, **place
+    )
     with span, logs.about(run_id=run_id, shard_id=shard.shard_id), logs.discreet():
         try:
             with metrics.shard_begun(), fitness():
@@ -63,11 +77,20 @@ def process_shard(
     return receipt
 
 
-def _process(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None, known: Known) -> Receipt:
+def _process(
+    shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None, known: Known
+) -> Receipt:
     began, started_at = time.perf_counter(), datetime.now(UTC)
-    segmenter = resident_segmenter(shard.model_revision, settings.segment) if segmenter is None else segmenter
+    segmenter = (
+        resident_segmenter(shard.model_revision, settings.segment)
+        if segmenter is None
+        else segmenter
+    )
     if segmenter.revision != shard.model_revision:
-        raise ModelChangedError(f"planned with model revision {shard.model_revision}, but the worker has {segmenter.revision}. Run again")
+        raise ModelChangedError(
+            f"planned with model revision {shard.model_revision}, but the worker has"
+            f" {segmenter.revision}. Run again"
+        )
     with traces.span("read"):
         rows, schema = read_rows(shard, settings.segment)
     read = time.perf_counter()
@@ -75,8 +98,16 @@ def _process(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | Non
     with logs.discreet(row.query for row in rows):
         with traces.span("infer") as span:
             answers = _answers(rows, shard, settings, segmenter, known, output, began)
-            span.set_attributes({"masks": len(answers.masks), "rejects": len(answers.rejects), "copied": answers.copied})
-            span.set_attributes({"busy_seconds": answers.infer_seconds, "idle_seconds": answers.idle_seconds})
+            span.set_attributes(
+                {
+                    "masks": len(answers.masks),
+                    "rejects": len(answers.rejects),
+                    "copied": answers.copied,
+                }
+            )
+            span.set_attributes(
+                {"busy_seconds": answers.infer_seconds, "idle_seconds": answers.idle_seconds}
+            )
         inferred = time.perf_counter()
         with traces.span("write"):
             masks, rejects = write_parts(answers, shard, settings.segment, schema, output)
@@ -90,7 +121,11 @@ def _process(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | Non
         rejects_part=rejects,
         copied=answers.copied,
         timings=Timings(
-            read=read - began, infer=answers.infer_seconds, idle=answers.idle_seconds, write=done - inferred, total=done - began
+            read=read - began,
+            infer=answers.infer_seconds,
+            idle=answers.idle_seconds,
+            write=done - inferred,
+            total=done - began,
         ),
         worker=platform.node(),
         started_at=started_at.isoformat(timespec="seconds"),
@@ -102,14 +137,27 @@ def _process(shard: Shard, settings: RunSettings, segmenter: SegmenterLike | Non
 
 
 def _answers(
-    rows: Sequence[Row], shard: Shard, settings: RunSettings, segmenter: SegmenterLike, known: Known, output: Store, began: float
-) -> Answers:  # fmt: skip
+    rows: Sequence[Row],
+    shard: Shard,
+    settings: RunSettings,
+    segmenter: SegmenterLike,
+    known: Known,
+    output: Store,
+    began: float,
+) -> Answers:
     """Every row's answer, in row order: of those that are known, and of the others asked."""
     answers = _known_answers(rows, shard, output, known)
-    ended = {mask.row.row for mask in answers.masks} | {reject.row.row for reject in answers.rejects}
-    earlier = {answer.row_key: answer for answer in answers_of(output, read_receipts(output, known.earlier))}
+    ended = {mask.row.row for mask in answers.masks} | {
+        reject.row.row for reject in answers.rejects
+    }
+    earlier = {
+        answer.row_key: answer
+        for answer in answers_of(output, read_receipts(output, known.earlier))
+    }
     asked = [row for row in rows if row.row not in ended]
-    answers += infer(asked, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began, earlier)
+    answers += infer(
+        asked, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began, earlier
+    )
     answers.sort()
     _require_each_once(answers, rows, shard)
     return answers
@@ -118,13 +166,28 @@ def _answers(
 def _log(receipt: Receipt, answers: Answers) -> None:
     for reject in answers.rejects:
         words = {"query": reject.row.query} if logs.is_asked(logs.LOG_QUERIES) else {}
-        logs.logger.info("row rejected", extra={"row_id": reject.row.row_id, "code": reject.code.value, "detail": reject.detail, **words})
-    counts = {"rows": receipt.rows, "masks": receipt.masks, "rejected": receipt.rejected, "copied": receipt.copied}
+        logs.logger.info(
+            "row rejected",
+            extra={
+                "row_id": reject.row.row_id,
+                "code": reject.code.value,
+                "detail": reject.detail,
+                **words,
+            },
+        )
+    counts = {
+        "rows": receipt.rows,
+        "masks": receipt.masks,
+        "rejected": receipt.rejected,
+        "copied": receipt.copied,
+    }
     logs.logger.info("shard done", extra={**counts, "seconds": round(receipt.timings.total, 3)})
 
 
 def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None:
-    """Work on rows start..stop of a shard and forget the answers: to see whether the process lives on."""
+    """Work on rows start..stop of a shard and forget the answers: to see whether the process lives
+    on.
+    """
     with fitness():
         rows, _ = read_rows(shard, settings.segment)
         segmenter = resident_segmenter(shard.model_revision, settings.segment)
@@ -132,23 +195,43 @@ def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None
 
 
 def _known_answers(rows: Sequence[Row], shard: Shard, output: Store, known: Known) -> Answers:
-    """Of the rows that need not be asked about: those that kill, and where some are tried again, all others."""
-    answers = Answers(rejects=[Reject(row=rows[at], code=RejectCode.WORKER_KILLED, detail=KILLED) for at in known.killers])
+    """Of the rows that need not be asked about: those that kill, and where some are tried again,
+    all others.
+    """
+    answers = Answers(
+        rejects=[
+            Reject(row=rows[at], code=RejectCode.WORKER_KILLED, detail=KILLED)
+            for at in known.killers
+        ]
+    )
     if known.retried:
         (receipt,) = read_receipts(output, [shard.shard_id])  # once: parts of one pair
-        answers.masks = [copy_of(rows[answer.row], answer) for answer in answers_of(output, [receipt]) if answer.row not in known.killers]
+        answers.masks = [
+            copy_of(rows[answer.row], answer)
+            for answer in answers_of(output, [receipt])
+            if answer.row not in known.killers
+        ]
         answers.copied = len(answers.masks)
-        rejects = (reject for reject in rejects_of(output, receipt) if reject["row"] not in known.killers)
+        rejects = (
+            reject for reject in rejects_of(output, receipt) if reject["row"] not in known.killers
+        )
         kept = (reject for reject in rejects if reject["code"] not in known.retried)
-        answers.rejects += [Reject(row=rows[r["row"]], code=RejectCode(r["code"]), detail=r["detail"]) for r in kept]
+        answers.rejects += [
+            Reject(row=rows[r["row"]], code=RejectCode(r["code"]), detail=r["detail"]) for r in kept
+        ]
     return answers
 
 
 def _require_each_once(answers: Answers, rows: Sequence[Row], shard: Shard) -> None:
-    ended = Counter([mask.row.row for mask in answers.masks] + [reject.row.row for reject in answers.rejects])
-    wrong = sorted(number for number in {row.row for row in rows} | ended.keys() if ended[number] != 1)
+    ended = Counter(
+        [mask.row.row for mask in answers.masks] + [reject.row.row for reject in answers.rejects]
+    )
+    wrong = sorted(
+        number for number in {row.row for row in rows} | ended.keys() if ended[number] != 1
+    )
     if wrong or not len(rows) == ended.total() == shard.rows:
         raise RowsLostError(
-            f"{shard.name}: {shard.rows} rows planned, {len(rows)} read, {ended.total()} ended; lost or doubled: {wrong[:10]}. "
-            "This is a fault of wordmask; nothing was written for this shard"
+            f"{shard.name}: {shard.rows} rows planned, {len(rows)} read, {ended.total()} ended;"
+            f" lost or doubled: {wrong[:10]}. This is a fault of wordmask; nothing was written for"
+            " this shard"
         )

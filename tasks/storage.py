@@ -1,7 +1,7 @@
 """Where tables lie: any fsspec URI, with what S3-compatible stores need.
 
-Writes go to their final name in one put. An object store shows an object whole or not at all; on a local disk the same
-is had by writing beside it and renaming.
+Writes go to their final name in one put. An object store shows an object whole or not at all; on a
+local disk the same is had by writing beside it and renaming.
 """
 
 from __future__ import annotations
@@ -29,17 +29,32 @@ from fsspec import AbstractFileSystem
 
 S3_SCHEMES = ("s3", "s3a")
 # A reply that broke off after it had begun; fsspec's own timeout is a TimeoutError.
-BROKEN_REPLY = (aiohttp.ClientError, urllib3.exceptions.HTTPError, ResponseStreamingError, ConnectionError, TimeoutError)
+BROKEN_REPLY = (
+    aiohttp.ClientError,
+    urllib3.exceptions.HTTPError,
+    ResponseStreamingError,
+    ConnectionError,
+    TimeoutError,
+)
 STORE_ERRORS = (OSError, BotoCoreError, *BROKEN_REPLY)  # what a store that fails raises
 WRITE_ATTEMPTS = 3
-BODY_ATTEMPTS = 2  # by s3fs. Requests are repeated by botocore, with backoff and jitter, which slows down when told to
-READ_ATTEMPTS = 6  # of a reply that breaks off, which neither of them repeats if aiohttp is who says so
-READ_PAUSE = 0.2  # seconds before the second, twice as long before each further one, and up to half of it less by chance
-READ_BUFFER = 1 << 20  # bytes; without it a column of a row group is read whole, however few of its rows are wanted
+# by s3fs. Requests are repeated by botocore, with backoff and jitter, which slows down when told to
+BODY_ATTEMPTS = 2
+READ_ATTEMPTS = (
+    6  # of a reply that breaks off, which neither of them repeats if aiohttp is who says so
+)
+# seconds before the second, twice as long before each further one, and up to half of it less by
+# chance
+READ_PAUSE = 0.2
+READ_BUFFER = (
+    1 << 20
+)  # bytes; without it a column of a row group is read whole, however few of its rows are wanted
 
 
 def storage_options(uri: str) -> dict[str, Any]:
-    """Options for the file system of a URI. An S3 endpoint comes from AWS_ENDPOINT_URL; credentials as botocore finds them."""
+    """Options for the file system of a URI. An S3 endpoint comes from AWS_ENDPOINT_URL; credentials
+    as botocore finds them.
+    """
     if uri.split("://", 1)[0] not in S3_SCHEMES or "://" not in uri:
         return {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -61,7 +76,9 @@ Read = TypeVar("Read")
 
 
 def steadily(read: Callable[[], Read]) -> Read:
-    """What `read` gives. If the reply breaks off it is read anew, a bounded number of times with pauses."""
+    """What `read` gives. If the reply breaks off it is read anew, a bounded number of times with
+    pauses.
+    """
     for attempt in range(READ_ATTEMPTS - 1):
         try:
             return read()
@@ -71,7 +88,9 @@ def steadily(read: Callable[[], Read]) -> Read:
 
 
 class _SteadyFile(io.RawIOBase):
-    """A file of a store, each read of which is done `steadily` and gives all the bytes that were asked for and are there."""
+    """A file of a store, each read of which is done `steadily` and gives all the bytes that were
+    asked for and are there.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -87,9 +106,13 @@ class _SteadyFile(io.RawIOBase):
             except OSError as error:
                 if not is_damaged_parquet(error):
                     raise
-                raise OSError(errno.EIO, str(error)) from error  # with a number, as it is the store's and not pyarrow's
+                raise OSError(
+                    errno.EIO, str(error)
+                ) from error  # with a number, as it is the store's and not pyarrow's
             if len(data) < wanted:
-                raise ConnectionError(f"{self._file.path}: the store gave {len(data)} of {wanted} bytes")
+                raise ConnectionError(
+                    f"{self._file.path}: the store gave {len(data)} of {wanted} bytes"
+                )
             return data
 
         return steadily(read)
@@ -137,8 +160,14 @@ class Store:
         return f"{self.root}/{path}" if path else self.root
 
     def names(self, folder: str, suffix: str) -> set[str]:
-        """Names of the files directly in a folder, without the suffix. Empty if there is no such folder."""
-        return {_name(path).removesuffix(suffix) for path in self._list(folder, detail=False) if _is_file(path, suffix)}
+        """Names of the files directly in a folder, without the suffix. Empty if there is no such
+        folder.
+        """
+        return {
+            _name(path).removesuffix(suffix)
+            for path in self._list(folder, detail=False)
+            if _is_file(path, suffix)
+        }
 
     def newest(self, folder: str, suffix: str) -> list[str]:
         """The same, those that changed last first."""
@@ -173,8 +202,8 @@ class Store:
             yield pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER)
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Put a whole object. A write that reports an error may have succeeded (a lost reply), so the object itself decides. A store
-        that cannot be read either is not asked again."""
+        """Put a whole object. A write that reports an error may have succeeded (a lost reply), so
+        the object itself decides. A store that cannot be read either is not asked again."""
         for attempt in range(1, WRITE_ATTEMPTS + 1):
             try:
                 self._put(path, data)
@@ -193,16 +222,24 @@ class Store:
     def files(self, folder: str, suffix: str) -> dict[str, FileInfo]:
         """The files directly in a folder, by their names without the suffix."""
         files = (info for info in self._list(folder, detail=True) if _is_file(info["name"], suffix))
-        return {_name(info["name"]).removesuffix(suffix): FileInfo(int(info["size"]), _changed(info)) for info in files}
+        return {
+            _name(info["name"]).removesuffix(suffix): FileInfo(int(info["size"]), _changed(info))
+            for info in files
+        }
 
     def check_writable(self) -> None:
-        """Write and remove a small file, so that a run is told before its work rather than after it. Raises OSError."""
+        """Write and remove a small file, so that a run is told before its work rather than after
+        it. Raises OSError.
+        """
         probe = f".writable-{uuid.uuid4().hex}"
         try:
             self._put(probe, b"")
             self.fs.rm_file(self.full(probe))
         except STORE_ERRORS as error:
-            raise OSError(f"output {self.root}: cannot be written ({error}). Check that it exists and who may write there") from error
+            raise OSError(
+                f"output {self.root}: cannot be written ({error}). Check that it exists and who may"
+                " write there"
+            ) from error
 
     def _put(self, path: str, data: bytes) -> None:
         full = self.full(path)
@@ -242,14 +279,16 @@ def _changed(info: dict[str, Any]) -> str:
 
 
 def fingerprint(info: dict[str, Any]) -> str:
-    """What identifies a file's content without reading it: its etag, else its size and time of change."""
+    """What identifies a file's content without reading it: its etag, else its size and time of
+    change.
+    """
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     return str(etag).strip('"') if etag else f"{info['size']}-{_changed(info)}"
 
 
 def is_damaged_parquet(error: Exception) -> bool:
-    """Whether the file is at fault, not the store: pyarrow reports a footer or page that it cannot parse or decompress as an OSError, too,
-    but as one without a number."""
+    """Whether the file is at fault, not the store: pyarrow reports a footer or page that it cannot
+    parse or decompress as an OSError, too, but as one without a number."""
     is_pyarrows = type(error) is OSError and error.errno is None
     return is_pyarrows or isinstance(error, pa.ArrowInvalid | pa.ArrowNotImplementedError)
 

@@ -46,7 +46,9 @@ class Turn:
 
     @contextmanager
     def taken(self, wanted: float) -> Iterator[float]:
-        """Wait for the turn. Gives the seconds that the model stood idle since it was free and `wanted` (`time.perf_counter`)."""
+        """Wait for the turn. Gives the seconds that the model stood idle since it was free and
+        `wanted` (`time.perf_counter`).
+        """
         with self._lock:
             try:
                 yield max(0.0, time.perf_counter() - max(wanted, self._free_since))
@@ -76,7 +78,9 @@ class UnfitWorkerError(RuntimeError):
 
 
 class BrokenDeviceError(UnfitWorkerError):
-    """Its device does not work any more, until the process is started again. What it worked on may be to blame."""
+    """Its device does not work any more, until the process is started again. What it worked on may
+    be to blame.
+    """
 
 
 @contextmanager
@@ -95,38 +99,66 @@ _resident: dict[str, SegmenterLike | Exception] = {}
 
 
 def resident_segmenter(revision: str, segment: SegmentSettings) -> SegmenterLike:
-    """The model of this process for a planned revision and settings. Raises NoModelError if there is none; it says why."""
+    """The model of this process for a planned revision and settings. Raises NoModelError if there
+    is none; it says why.
+    """
     found = _resident.get(resident_name(revision, segment))
     if found is None:
-        raise NoModelError("the worker has no model of this run; register tasks.worker.ResidentModel on the cluster first")
+        raise NoModelError(
+            "the worker has no model of this run; register tasks.worker.ResidentModel on the"
+            " cluster first"
+        )
     if isinstance(found, Exception):
         raise NoModelError(f"the worker could not load the model: {type(found).__name__}: {found}")
     return found
 
 
 def resident_name(revision: str, segment: SegmentSettings) -> str:
-    """Runs with other models may share a cluster: each finds its own. Of the settings, only those a model is made with count."""
-    return " ".join(["wordmask", revision, *(f"{name}={value}" for name, value in segment.method.items())])
+    """Runs with other models may share a cluster: each finds its own. Of the settings, only those a
+    model is made with count.
+    """
+    return " ".join(
+        ["wordmask", revision, *(f"{name}={value}" for name, value in segment.method.items())]
+    )
 
 
-def load_segmenter(model: ModelSettings, segment: SegmentSettings, factory: str = SEGMENTER) -> SegmenterLike:
-    """Make a segmenter through `factory`, "module:attribute.attribute", called with the settings' values."""
+def load_segmenter(
+    model: ModelSettings, segment: SegmentSettings, factory: str = SEGMENTER
+) -> SegmenterLike:
+    """Make a segmenter through `factory`, "module:attribute.attribute", called with the settings'
+    values.
+    """
     module, _, path = factory.partition(":")
     make: Any = importlib.import_module(module)
     for name in path.split("."):
         make = getattr(make, name)
-    segmenter: SegmenterLike = make(model.model, refiner=model.refiner, revision=model.revision, device=model.device, **segment.method)
+    segmenter: SegmenterLike = make(
+        model.model,
+        refiner=model.refiner,
+        revision=model.revision,
+        device=model.device,
+        **segment.method,
+    )
     return segmenter
 
 
 class ResidentModel(WorkerPlugin):  # type: ignore[misc]
-    """Loads the model when a worker process starts, and again when it was restarted. `revision` is the planned one, and what is loaded:
-    a branch may have moved since, or be an older one in a worker's cache."""
+    """Loads the model when a worker process starts, and again when it was restarted. `revision` is
+    the planned one, and what is loaded: a branch may have moved since, or be an older one in a
+    worker's cache."""
 
-    idempotent = True  # a further run of the same model neither loads it again nor takes it from a run that is using it
+    # a further run of the same model neither loads it again nor takes it from a run that is using
+    # it
+    idempotent = True
 
     def __init__(
-        self, model: ModelSettings, segment: SegmentSettings, *, revision: str, threads: int | None = None, factory: str = SEGMENTER
+        self,
+        model: ModelSettings,
+        segment: SegmentSettings,
+        *,
+        revision: str,
+        threads: int | None = None,
+        factory: str = SEGMENTER,
     ) -> None:
         self.model = model.model_copy(update={"revision": revision})
         self.segment = segment
@@ -167,7 +199,9 @@ def worker_address() -> str:
 
 
 def own_device(device: str | None, worker_name: Any) -> str | None:
-    """The GPU of a worker on a machine with several, by the number that is its name; else the device as it was told."""
+    """The GPU of a worker on a machine with several, by the number that is its name; else the
+    device as it was told.
+    """
     count = torch.cuda.device_count()
     if count < 2 or device not in (None, "cuda") or not str(worker_name).isdigit():
         return device
@@ -175,7 +209,9 @@ def own_device(device: str | None, worker_name: Any) -> str | None:
 
 
 def limit_threads(threads: int | None) -> None:
-    """Let the numeric libraries use so many threads, so that workers side by side do not get in each other's way."""
+    """Let the numeric libraries use so many threads, so that workers side by side do not get in
+    each other's way.
+    """
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)

@@ -1,6 +1,8 @@
-"""What deploy/ holds is valid by the schemas of those who read it, says the same everywhere, and parses as the commands it calls.
+"""What deploy/ holds is valid by the schemas of those who read it, says the same everywhere, and
+parses as the commands it calls.
 
-No container was ever started here: there is no Docker engine and no cluster. `tests/test_local.py` runs the same services as processes.
+No container was ever started here: there is no Docker engine and no cluster. `tests/test_local.py`
+runs the same services as processes.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ PODS = {
 def run_settings(words: list[str]) -> RunSettings:
     """What `wordmask run` makes of its arguments."""
     params = typer.main.get_command(app).commands["run"].make_context("run", words).params  # type: ignore[attr-defined]
-    return _run_settings(**{name: value for name, value in params.items() if name not in OF_THIS_PROCESS})
+    return _run_settings(
+        **{name: value for name, value in params.items() if name not in OF_THIS_PROCESS}
+    )
 
 
 def test_nightly_deployment_names_a_flow_and_valid_settings() -> None:
@@ -59,19 +63,33 @@ def test_nightly_deployment_names_a_flow_and_valid_settings() -> None:
 
 def test_prefect_yaml_is_what_schedule_prints() -> None:
     settings = RunSettings(input="s3://lake/queries/", output="s3://lake/masks/")
-    printed = deployment_of(settings, cron="0 2 * * *", timezone="UTC", name="nightly", pool="local")
+    printed = deployment_of(
+        settings, cron="0 2 * * *", timezone="UTC", name="nightly", pool="local"
+    )
     assert yaml.safe_load((DEPLOY / "prefect.yaml").read_text()) == printed
 
 
-@pytest.mark.parametrize("command", ["hadolint Dockerfile", "check-jsonschema --builtin-schema vendor.compose-spec compose.yaml"])
+@pytest.mark.parametrize(
+    "command",
+    ["hadolint Dockerfile", "check-jsonschema --builtin-schema vendor.compose-spec compose.yaml"],
+)
 def test_checkers_find_nothing(command: str) -> None:
     program, *words = command.split()
-    done = subprocess.run([str(BIN / program), *words], cwd=DEPLOY, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        [str(BIN / program), *words],
+        cwd=DEPLOY,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_image_has_a_tag_and_ours_the_version_of_the_package() -> None:
-    images = [service["image"] for service in COMPOSE.values()] + [pod["containers"][0]["image"] for pod in PODS.values()]
+    images = [service["image"] for service in COMPOSE.values()] + [
+        pod["containers"][0]["image"] for pod in PODS.values()
+    ]
     images += re.findall(r"^FROM (\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert all(re.search(r":.*\d+\.\d+|:RELEASE", image) for image in images), images
     assert {image for image in images if image.startswith("wordmask")} == {f"wordmask:{VERSION}"}
@@ -82,40 +100,66 @@ def test_every_image_has_a_tag_and_ours_the_version_of_the_package() -> None:
 def test_the_image_is_built_from_the_pinned_versions_and_is_not_root() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     assert "--constraint constraints.txt" in text
-    assert set(re.findall(r"[\w.-]+==[\w.]+", text)) == set(), "a version here would come to differ from constraints.txt"
+    assert set(re.findall(r"[\w.-]+==[\w.]+", text)) == set(), (
+        "a version here would come to differ from constraints.txt"
+    )
     (user,) = re.findall(r"^USER (\d+)", text, re.MULTILINE)
     assert int(user) > 0
     assert all(pod["securityContext"]["runAsUser"] == int(user) for pod in PODS.values())
 
 
 def test_compose_opens_ports_on_this_machine_alone_and_has_no_default_passwords() -> None:
-    assert all(port.startswith("127.0.0.1:") for service in COMPOSE.values() for port in service.get("ports", ()))
-    variables = re.findall(r"\$\{(\w+)(\S*?)\}", (DEPLOY / "compose.yaml").read_text().replace(" ", "_"))
+    assert all(
+        port.startswith("127.0.0.1:")
+        for service in COMPOSE.values()
+        for port in service.get("ports", ())
+    )
+    variables = re.findall(
+        r"\$\{(\w+)(\S*?)\}", (DEPLOY / "compose.yaml").read_text().replace(" ", "_")
+    )
     assert {name for name, _ in variables} == {"MINIO_USER", "MINIO_PASSWORD", "POSTGRES_PASSWORD"}
     assert all(rest.startswith(":?") for _, rest in variables)
 
 
 def test_compose_schedules_a_night_on_its_own_dask_cluster() -> None:
-    (script,) = [words[2] for words in [shlex.split(COMPOSE["worker"]["command"])] if words[:2] == ["sh", "-c"]]
+    (script,) = [
+        words[2]
+        for words in [shlex.split(COMPOSE["worker"]["command"])]
+        if words[:2] == ["sh", "-c"]
+    ]
     (command,) = [shlex.split(part) for part in script.split("&&") if "schedule" in part]
-    assert (command[:2], command[-3:]) == (["wordmask", "schedule"], ["--cron", "0 2 * * *", "--apply"])
+    assert (command[:2], command[-3:]) == (
+        ["wordmask", "schedule"],
+        ["--cron", "0 2 * * *", "--apply"],
+    )
     settings = run_settings(command[2:-3])
     assert settings.scheduler == "tcp://scheduler:8786"
     assert {COMPOSE[name]["command"].split()[2] for name in ("cpu", "gpu")} == {settings.scheduler}
-    assert [COMPOSE[name]["profiles"] for name in ("cpu", "gpu")] == [["cpu"], ["gpu"]], "either, not both"
+    assert [COMPOSE[name]["profiles"] for name in ("cpu", "gpu")] == [["cpu"], ["gpu"]], (
+        "either, not both"
+    )
 
 
 def dask_told(environ: dict[str, str]) -> dict[str, Any]:
     """Dask's configuration in a process of that environment."""
-    told: dict[str, Any] = dask.config.merge(dask.config.config, dask.config.collect(paths=[], env=environ))
+    told: dict[str, Any] = dask.config.merge(
+        dask.config.config, dask.config.collect(paths=[], env=environ)
+    )
     return told
 
 
 def test_schedulers_tell_of_a_workers_death_at_once() -> None:
     name = "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"
-    (of_pod,) = [each["value"] for each in PODS["scheduler"]["containers"][0]["env"] if each["name"] == name]
+    (of_pod,) = [
+        each["value"] for each in PODS["scheduler"]["containers"][0]["env"] if each["name"] == name
+    ]
     for value in (of_pod, COMPOSE["scheduler"]["environment"][name]):
-        assert dask.config.get("distributed.scheduler.allowed-failures", config=dask_told({name: value})) == 0
+        assert (
+            dask.config.get(
+                "distributed.scheduler.allowed-failures", config=dask_told({name: value})
+            )
+            == 0
+        )
     assert f'"{name}": "0"' in (DEPLOY / "local/up").read_text()
 
 
@@ -124,10 +168,18 @@ def test_only_runs_and_its_own_pods_reach_the_dask_cluster() -> None:
     own = {"dask.org/cluster-name": CLUSTER["metadata"]["name"]}
     assert inside["spec"]["podSelector"]["matchLabels"] == own
     assert inside["spec"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": own}}]}]
-    assert scheduler["spec"]["podSelector"]["matchLabels"] == CLUSTER["spec"]["scheduler"]["service"]["selector"]
-    ((rule,), labels) = scheduler["spec"]["ingress"], NIGHTLY["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    assert (
+        scheduler["spec"]["podSelector"]["matchLabels"]
+        == CLUSTER["spec"]["scheduler"]["service"]["selector"]
+    )
+    ((rule,), labels) = (
+        scheduler["spec"]["ingress"],
+        NIGHTLY["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"],
+    )
     assert rule["from"] == [{"podSelector": {"matchLabels": labels}}]
-    assert {port["port"] for port in rule["ports"]} <= {port["name"] for port in PODS["scheduler"]["containers"][0]["ports"]}
+    assert {port["port"] for port in rule["ports"]} <= {
+        port["name"] for port in PODS["scheduler"]["containers"][0]["ports"]
+    }
 
 
 def test_slurm_runs_a_night_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +195,16 @@ def test_slurm_runs_a_night_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         """Stands for dask-jobqueue's."""
 
         def __init__(self, *, protocol: str, security: Security, **options: Any) -> None:
-            asked.update(options, failures=dask.config.get("distributed.scheduler.allowed-failures"))
-            super().__init__(n_workers=1, processes=False, dashboard_address=None, protocol=protocol, security=security)
+            asked.update(
+                options, failures=dask.config.get("distributed.scheduler.allowed-failures")
+            )
+            super().__init__(
+                n_workers=1,
+                processes=False,
+                dashboard_address=None,
+                protocol=protocol,
+                security=security,
+            )
 
         def scale(self, n: int = 0, *, jobs: int | None = None) -> None:
             if jobs is None:
@@ -154,7 +214,10 @@ def test_slurm_runs_a_night_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def call(command: list[str], env: dict[str, str]) -> int:
         calls.append(command)
         assert Path(asked["shared_temp_directory"]).stat().st_mode & 0o077 == 0, "keys lie there"
-        with dask.config.set(dask_told(env)), Client(command[command.index("--scheduler") + 1]) as client:
+        with (
+            dask.config.set(dask_told(env)),
+            Client(command[command.index("--scheduler") + 1]) as client,
+        ):
             assert len(client.scheduler_info()["workers"]) == 1
         return 7
 
@@ -163,7 +226,21 @@ def test_slurm_runs_a_night_by_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "dask_jobqueue", module)
     monkeypatch.setattr(slurm.subprocess, "call", call)
     monkeypatch.setattr(
-        sys, "argv", ["slurm.py", "in", "out", "--partition", "gpu", "--jobs", "3", "--shared", str(tmp_path), "--budget", "6h"]
+        sys,
+        "argv",
+        [
+            "slurm.py",
+            "in",
+            "out",
+            "--partition",
+            "gpu",
+            "--jobs",
+            "3",
+            "--shared",
+            str(tmp_path),
+            "--budget",
+            "6h",
+        ],
     )
     with pytest.raises(SystemExit, match="7"):
         slurm.main()
@@ -180,9 +257,17 @@ def test_kubernetes_manifests_are_valid_to_the_last_field() -> None:
         kubernetes_validate.validate(manifest, version, strict=True)
     # The operator's own kinds hold pods and a service as they are.
     assert (CLUSTER["apiVersion"], CLUSTER["kind"]) == ("kubernetes.dask.org/v1", "DaskCluster")
-    wrapped = [("Pod", PODS["worker"]), ("Pod", PODS["scheduler"]), ("Service", CLUSTER["spec"]["scheduler"]["service"])]
+    wrapped = [
+        ("Pod", PODS["worker"]),
+        ("Pod", PODS["scheduler"]),
+        ("Service", CLUSTER["spec"]["scheduler"]["service"]),
+    ]
     for kind, spec in wrapped:
-        kubernetes_validate.validate({"apiVersion": "v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec}, version, strict=True)
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec},
+            version,
+            strict=True,
+        )
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -190,11 +275,16 @@ def test_pods_are_confined(name: str) -> None:
     (container,), pod = PODS[name]["containers"], PODS[name]
     assert pod["securityContext"]["runAsNonRoot"]
     assert not pod["automountServiceAccountToken"]
-    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
     resources: dict[str, dict[str, Any]] = container["resources"]
     assert "memory" in resources["limits"]
     assert {"cpu", "memory"} <= resources["requests"].keys()
-    assert all(isinstance(value, str) for part in resources.values() for value in part.values()), "the operator's schema wants text"
+    assert all(isinstance(value, str) for part in resources.values() for value in part.values()), (
+        "the operator's schema wants text"
+    )
     if name != "run":
         probed = container["livenessProbe"]["httpGet"]["port"]
         assert probed in {port["name"] for port in container["ports"]}
@@ -204,6 +294,10 @@ def test_kubernetes_runs_a_night_on_its_own_dask_cluster() -> None:
     program, command, *words = PODS["run"]["containers"][0]["args"]
     assert (program, command) == ("wordmask", "run")
     settings = run_settings(words)
-    (port,) = [port["port"] for port in CLUSTER["spec"]["scheduler"]["service"]["ports"] if port["name"] == "tcp-comm"]
+    (port,) = [
+        port["port"]
+        for port in CLUSTER["spec"]["scheduler"]["service"]["ports"]
+        if port["name"] == "tcp-comm"
+    ]
     assert settings.scheduler == f"tcp://{CLUSTER['metadata']['name']}-scheduler:{port}"
     assert settings.budget_seconds == 6 * 3600

@@ -54,9 +54,16 @@ def summary_table(summary: RunSummary) -> Group:
         *((f"  {code}", f"{count:,}") for code, count in summary.rejects.items()),
         (
             "shards",
-            f"{summary.shards:,} ({summary.shards_computed:,} computed now, {summary.shards - summary.shards_computed:,} done before)",
+            (
+                f"{summary.shards:,} ({summary.shards_computed:,} computed now,"
+                f" {summary.shards - summary.shards_computed:,} done before)"
+            ),
         ),
-        *([("rows left", f"{summary.rows_left:,}; the same command takes them up")] if summary.rows_left else []),
+        *(
+            [("rows left", f"{summary.rows_left:,}; the same command takes them up")]
+            if summary.rows_left
+            else []
+        ),
         ("time", f"{summary.seconds:.1f} s, {summary.rows_per_second:.1f} rows/s"),
         *([("model busy", f"{summary.model_busy:.1%} of the time")] if summary.model_busy else []),
         ("model", f"{summary.settings.model.model} ({summary.model_revision})"),
@@ -68,21 +75,36 @@ def rejects_table(found: list[Rejected]) -> Group:
     """Each code with its rows, what to do, and examples."""
     parts: list[RenderableType] = []
     for each in found:
-        head = Text.assemble((each.code.value, "bold"), f"  {each.rows:,} row{'' if each.rows == 1 else 's'}  ", (each.code.remedy, "dim"))
-        parts += [head, *(Text(f"  {row_id}: {detail}", overflow="ellipsis", no_wrap=True) for row_id, detail in each.examples)]
+        head = Text.assemble(
+            (each.code.value, "bold"),
+            f"  {each.rows:,} row{'' if each.rows == 1 else 's'}  ",
+            (each.code.remedy, "dim"),
+        )
+        parts += [
+            head,
+            *(
+                Text(f"  {row_id}: {detail}", overflow="ellipsis", no_wrap=True)
+                for row_id, detail in each.examples
+            ),
+        ]
     return Group(*parts)
 
 
 def estimate_lines(estimate: TimeEstimate) -> list[tuple[str, str]]:
     """One line for each kind of worker, and what they follow from."""
-    return [*((f"time, {rate.worker}", _rate(rate)) for rate in estimate.rates), ("estimate", estimate.note)]
+    return [
+        *((f"time, {rate.worker}", _rate(rate)) for rate in estimate.rates),
+        ("estimate", estimate.note),
+    ]
 
 
 def _rate(rate: Rate) -> str:
     if rate.seconds is None:
         return "does not fit into its memory"
     if rate.seconds_interval is None or rate.rows_per_second_interval is None:
-        return f"{_duration(rate.seconds)}, {rate.rows_per_second:.3g} rows/s" + (f", ${rate.cost:,.2f}" if rate.cost is not None else "")
+        return f"{_duration(rate.seconds)}, {rate.rows_per_second:.3g} rows/s" + (
+            f", ${rate.cost:,.2f}" if rate.cost is not None else ""
+        )
     (least, most), (slow, fast) = rate.seconds_interval, rate.rows_per_second_interval
     return (
         f"{_duration(rate.seconds)} ({_duration(least)} to {_duration(most)}), "
@@ -110,20 +132,41 @@ def costs_table(name: str, costs: Costs) -> Group:
             [
                 ("weights", f"{costs.parameters:,} parameters, {_giga(costs.weights_bytes)} GB"),
                 ("cache of a row", f"{_giga(costs.row_cache_bytes)} GB"),
-                ("assumed", f"paths of {load.path_tokens} tokens, 1 query per image in the first table"),
+                (
+                    "assumed",
+                    f"paths of {load.path_tokens} tokens, 1 query per image in the first table",
+                ),
             ],
         ),
-        Text("FLOPs; least bytes moved; memory held beside the weights by what is done at once", style="bold"),
+        Text(
+            "FLOPs; least bytes moved; memory held beside the weights by what is done at once",
+            style="bold",
+        ),
         _grid(
             ("stage", "of one", "GFLOP", "GB moved", "GB held", "times a row"),
-            [(s.name, s.unit, f"{s.flops / 1e9:,.0f}", _giga(s.bytes), _giga(s.memory), f"{s.per_row:.3g}") for s in costs.stages],
+            [
+                (
+                    s.name,
+                    s.unit,
+                    f"{s.flops / 1e9:,.0f}",
+                    _giga(s.bytes),
+                    _giga(s.memory),
+                    f"{s.per_row:.3g}",
+                )
+                for s in costs.stages
+            ],
         ),
         Text(
-            f"rows a second: an estimate, at {costs.efficiency:.0%} of the data sheets' peaks (assumed), never measured here", style="bold"
+            f"rows a second: an estimate, at {costs.efficiency:.0%} of the data sheets' peaks"
+            " (assumed), never measured here",
+            style="bold",
         ),
         _grid(
             ("GPU", "queries per image", "rows at once", "rows/s"),
-            [(e.gpu, str(e.queries_per_image), str(e.rows_at_once), f"{e.rows_per_second:.3g}") for e in costs.estimates],
+            [
+                (e.gpu, str(e.queries_per_image), str(e.rows_at_once), f"{e.rows_per_second:.3g}")
+                for e in costs.estimates
+            ],
         ),
     )
 
@@ -141,8 +184,8 @@ def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
 
 @contextmanager
 def progress(json: bool) -> Iterator[Watch | None]:
-    """Yields what a run tells its progress to, on the error stream so that output can be piped: a bar on a terminal, a
-    line now and then in a log, nothing beside JSON of either kind."""
+    """Yields what a run tells its progress to, on the error stream so that output can be piped: a
+    bar on a terminal, a line now and then in a log, nothing beside JSON of either kind."""
     if is_asked(LOG_JSON):
         yield None
     elif err.is_terminal:
@@ -154,8 +197,16 @@ def progress(json: bool) -> Iterator[Watch | None]:
 
 @contextmanager
 def counting(total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yields what rows written so far are told to: a bar on a terminal, nothing elsewhere. `total` may not be known."""
-    columns = (SpinnerColumn(), TextColumn("writing rows"), BarColumn(), TextColumn("{task.completed:,.0f}"), TimeElapsedColumn())
+    """Yields what rows written so far are told to: a bar on a terminal, nothing elsewhere. `total`
+    may not be known.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("writing rows"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         bar = bars.add_task("", total=total)
         yield lambda written: bars.update(bar, completed=written)
@@ -163,21 +214,37 @@ def counting(total: int | None) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def steps(verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields what each step is told to (what it is, how many are done, of how many): a bar on a terminal, nothing elsewhere."""
+    """Yields what each step is told to (what it is, how many are done, of how many): a bar on a
+    terminal, nothing elsewhere.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         bar = bars.add_task(verb, total=None)
-        yield lambda what, done, of: bars.update(bar, description=f"{verb} {what}", completed=done, total=of)
+        yield lambda what, done, of: bars.update(
+            bar, description=f"{verb} {what}", completed=done, total=of
+        )
 
 
 @contextmanager
 def _bar() -> Iterator[Watch]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bars:
         bar = bars.add_task("planning", total=None, note="")
 
         def watch(tally: Tally) -> None:
-            bars.update(bar, description="segmenting", total=tally.rows, completed=tally.done, note=str(tally))
+            bars.update(
+                bar,
+                description="segmenting",
+                total=tally.rows,
+                completed=tally.done,
+                note=str(tally),
+            )
 
         yield watch
 
@@ -198,5 +265,10 @@ def training_table(rows: list[dict[str, Any]]) -> Table:
     """What each stage reaches on each split of tests."""
     table = Table(*rows[0], title="on scenes never seen in training", title_justify="left")
     for row in rows:
-        table.add_row(*("" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(
+            *(
+                "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+                for value in row.values()
+            )
+        )
     return table

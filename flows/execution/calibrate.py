@@ -15,10 +15,14 @@ from wordmask.tasks.worker import SEGMENTER
 SHARDS = 3  # and at least one for each worker: where they share cores, all are to be at work
 
 
-def calibrate(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> tuple[list[Receipt], int]:
-    """Do random pending shards, always the same ones, and give their receipts and the number of workers.
+def calibrate(
+    plan: Plan, settings: RunSettings, factory: str = SEGMENTER
+) -> tuple[list[Receipt], int]:
+    """Do random pending shards, always the same ones, and give their receipts and the number of
+    workers.
 
-    Their parts and receipts are in the output then, as if a run had been stopped: no reader sees them, and the next run need not do them.
+    Their parts and receipts are in the output then, as if a run had been stopped: no reader sees
+    them, and the next run need not do them.
 
     Raises:
         ClusterError: there are no workers.
@@ -30,7 +34,9 @@ def calibrate(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> tu
         Store.open(settings.output).check_writable()
         with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
             workers = len(workers_of(client))
-            shards = random.Random(0).sample(plan.pending, min(len(plan.pending), max(SHARDS, workers)))
+            shards = random.Random(0).sample(
+                plan.pending, min(len(plan.pending), max(SHARDS, workers))
+            )
             outcome = run_shards(client, shards, settings, receipts.append, plan.known)
     for shard, reason in outcome.failures:
         raise RuntimeError(f"--calibrate: {shard.place} failed: {reason}")

@@ -1,4 +1,6 @@
-"""Shards to workers and back: a bounded window in flight, deaths counted, rows that kill isolated, an end at the budget."""
+"""Shards to workers and back: a bounded window in flight, deaths counted, rows that kill isolated,
+an end at the budget.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from wordmask.tasks.storage import STORE_ERRORS
 from wordmask.tasks.telemetry import metrics, traces
 from wordmask.tasks.telemetry.logs import logger, without_credentials
 
-STORE_FAILURES = 2  # shards that it failed, for each that is in flight, with none done in between: then the store counts as gone
+# shards that it failed, for each that is in flight, with none done in between: then the store
+# counts as gone
+STORE_FAILURES = 2
 DEATHS = 2  # of the workers that had a shard, before its rows are suspected rather than the machine
 
 
@@ -32,25 +36,34 @@ class StoreGoneError(RuntimeError):
 
 @dataclass(kw_only=True)
 class Outcome:
-    """`failures`: shards given up, each with the reason. `left`: shards that the budget did not reach."""
+    """`failures`: shards given up, each with the reason. `left`: shards that the budget did not
+    reach.
+    """
 
     failures: list[tuple[Shard, str]] = field(default_factory=list)
     left: list[Shard] = field(default_factory=list)
 
 
 def run_shards(
-    client: Client, shards: Sequence[Shard], settings: RunSettings, on_receipt: Callable[[Receipt], object],
-    known: Mapping[str, Known] = MappingProxyType({}), run_id: str = "",
-) -> Outcome:  # fmt: skip
-    """Keep a bounded window of shards in flight until all are done, given up or, at the end of the budget, left.
+    client: Client,
+    shards: Sequence[Shard],
+    settings: RunSettings,
+    on_receipt: Callable[[Receipt], object],
+    known: Mapping[str, Known] = MappingProxyType({}),
+    run_id: str = "",
+) -> Outcome:
+    """Keep a bounded window of shards in flight until all are done, given up or, at the end of the
+    budget, left.
 
-    A shard is tried again when its worker died or its store failed; any other error is its own and final. One that outlived `DEATHS`
-    workers is put aside until the others are done, as it may take them with it; then its rows are tried by halves, each on a worker that
-    has nothing else, and those that kill are rejected. A worker that is unfit costs no shard an attempt.
+    A shard is tried again when its worker died or its store failed; any other error is its own and
+    final. One that outlived `DEATHS` workers is put aside until the others are done, as it may take
+    them with it; then its rows are tried by halves, each on a worker that has nothing else, and
+    those that kill are rejected. A worker that is unfit costs no shard an attempt.
 
     Raises:
-        StoreGoneError: it failed one shard after the other and none was done in between: a long run does not try all of them.
-        ClusterError: the scheduler went away, or all workers did and none came back, or none is fit.
+        StoreGoneError: it failed one shard after the other and none was done in between: a long run
+        does not try all of them. ClusterError: the scheduler went away, or all workers did and none
+        came back, or none is fit.
     """
     waiting, attempts, deaths = deque(shards), Counter[str](), Counter[str]()
     in_flight, shard_of = InFlight(client), dict[str, Shard]()
@@ -65,7 +78,9 @@ def run_shards(
         attempts[shard.shard_id] += 1
         key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
         shard_of[key] = shard
-        in_flight.submit(key, process_shard, shard, settings, known=what, run_id=run_id, within=traces.here())
+        in_flight.submit(
+            key, process_shard, shard, settings, known=what, run_id=run_id, within=traces.here()
+        )
 
     def window() -> int:
         return SHARDS_PER_WORKER * max(1, len(in_flight.fit_workers()))
@@ -80,10 +95,15 @@ def run_shards(
     def try_again(shard: Shard, error: Exception, among: list[Shard] | deque[Shard]) -> None:
         among.append(shard)
         metrics.RETRIES.labels(type(error).__name__).inc()
-        logger.warning("shard tried again", extra=_about(shard) | {"reason": f"{type(error).__name__}: {error}"})
+        logger.warning(
+            "shard tried again",
+            extra=_about(shard) | {"reason": f"{type(error).__name__}: {error}"},
+        )
 
     def give_up(shard: Shard, error: Exception) -> None:
-        reason = without_credentials(f"{type(error).__name__}: {error} (attempt {attempts[shard.shard_id]})")
+        reason = without_credentials(
+            f"{type(error).__name__}: {error} (attempt {attempts[shard.shard_id]})"
+        )
         outcome.failures.append((shard, reason))
         logger.error("shard given up", extra=_about(shard) | {"reason": reason})
 
@@ -92,13 +112,15 @@ def run_shards(
         key, result = in_flight.next()
         shard = shard_of.pop(key)
         deaths[shard.shard_id] += isinstance(result, KilledWorker)
-        store_fault = isinstance(result, STORE_ERRORS) and not isinstance(result, FileNotFoundError)  # which is its own input's
+        store_fault = isinstance(result, STORE_ERRORS) and not isinstance(
+            result, FileNotFoundError
+        )  # which is its own input's
         if store_fault:
             store_failed.add(shard.shard_id)
             if len(store_failed) >= STORE_FAILURES * window():
                 raise StoreGoneError(
-                    f"the store failed {len(store_failed)} shards and none was done in between, at last with {type(result).__name__}: "
-                    f"{result}. {TAKES_UP}"
+                    f"the store failed {len(store_failed)} shards and none was done in between, at"
+                    f" last with {type(result).__name__}: {result}. {TAKES_UP}"
                 )
         may_retry = attempts[shard.shard_id] <= settings.retries
         if isinstance(result, Receipt):
@@ -128,14 +150,23 @@ def _about(shard: Shard) -> dict[str, Any]:
 
 
 def _killers(in_flight: InFlight, shard: Shard, settings: RunSettings) -> tuple[int, ...]:
-    """Rows of the shard that kill a worker by themselves. Raises what else goes wrong: it is not a row's fault.
+    """Rows of the shard that kill a worker by themselves. Raises what else goes wrong: it is not a
+    row's fault.
 
     Raises:
-        ClusterError: a worker dies without any row as well, as where its model takes more memory than there is.
+        ClusterError: a worker dies without any row as well, as where its model takes more memory
+        than there is.
     """
 
     def survives(start: int, stop: int) -> bool:
-        in_flight.submit(f"try-{shard.shard_id}-{start}-{stop}-{uuid4().hex[:8]}", try_rows, shard, settings, start, stop)
+        in_flight.submit(
+            f"try-{shard.shard_id}-{start}-{stop}-{uuid4().hex[:8]}",
+            try_rows,
+            shard,
+            settings,
+            start,
+            stop,
+        )
         _, tried = in_flight.next()
         if isinstance(tried, Exception) and not isinstance(tried, KilledWorker):
             raise tried
@@ -144,14 +175,16 @@ def _killers(in_flight: InFlight, shard: Shard, settings: RunSettings) -> tuple[
     killers = isolate(shard.rows, survives)
     if killers and not survives(0, 0):
         raise ClusterError(
-            "workers die even with no row to work on. Their machines' logs say why; where memory is short, --workers 1 takes less. "
-            f"{TAKES_UP}"
+            "workers die even with no row to work on. Their machines' logs say why; where memory"
+            f" is short, --workers 1 takes less. {TAKES_UP}"
         )
     return killers
 
 
 class _Budget:
-    """Seconds in which a run may begin shards. The last ones are to end within it, if they take as long as those before."""
+    """Seconds in which a run may begin shards. The last ones are to end within it, if they take as
+    long as those before.
+    """
 
     def __init__(self, seconds: float | None) -> None:
         self._end = None if seconds is None else time.monotonic() + seconds

@@ -1,4 +1,6 @@
-"""Ctrl-C in a terminal reaches every process of a command; only the command itself should act on it."""
+"""Ctrl-C in a terminal reaches every process of a command; only the command itself should act on
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Threads and processes started within never see an interrupt; one that comes to this thread takes effect at the end."""
+    """Threads and processes started within never see an interrupt; one that comes to this thread
+    takes effect at the end.
+    """
     if sys.platform == "win32":
         yield
         return

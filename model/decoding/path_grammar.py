@@ -1,10 +1,12 @@
 """The grammar of path tokens as a table, so that decoding cannot leave it (facts, section 5).
 
-Exactly the sequences that `path_tokens.parse_path` calls well formed can be decoded: M first, whole commands, "-" only
-before a number, the end only once something was drawn. Where the token limit comes near, only what still leaves room
-for the rest of the command, a closing z and the end token is offered.
+Exactly the sequences that `path_tokens.parse_path` calls well formed can be decoded: M first, whole
+commands, "-" only before a number, the end only once something was drawn. Where the token limit
+comes near, only what still leaves room for the rest of the command, a closing z and the end token
+is offered.
 
-Shapes: B rows, V tokens (of the vocabulary in logits, of paths in the tables), S states, C kinds of token, L tokens left.
+Shapes: B rows, V tokens (of the vocabulary in logits, of paths in the tables), S states, C kinds of
+token, L tokens left.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ LETTERS = {Kind.MOVE: "M", Kind.LINE: "L", Kind.CURVE: "C"}
 
 @dataclass(frozen=True)
 class _State:
-    """Where a path stands: `command` is the last letter (None: none yet, or closed), `have` the numbers of its current set of
-    arguments, `whole` whether a set is complete, `drawn` whether there is anything to fill yet."""
+    """Where a path stands: `command` is the last letter (None: none yet, or closed), `have` the
+    numbers of its current set of arguments, `whole` whether a set is complete, `drawn` whether
+    there is anything to fill yet."""
 
     command: Kind | None = None
     have: int = 0
@@ -60,7 +63,11 @@ class _State:
         if self.minus:
             return None
         if kind is Kind.MINUS:
-            return _State(self.command, self.have, self.whole, self.drawn, minus=True, started=True) if self.command is not None else None
+            return (
+                _State(self.command, self.have, self.whole, self.drawn, minus=True, started=True)
+                if self.command is not None
+                else None
+            )
         if not self.started:
             return _State(kind, started=True) if kind is Kind.MOVE else None
         if self.command is not None and (self.have or not self.whole):
@@ -76,12 +83,20 @@ class _State:
         if have < ARITY[LETTERS[self.command]]:
             return _State(self.command, have, self.whole, self.drawn, started=True)
         # A first pair of a move only moves; further pairs are lines, as in SVG.
-        return _State(self.command, 0, True, self.drawn or self.command is not Kind.MOVE or self.whole, started=True)
+        return _State(
+            self.command,
+            0,
+            True,
+            self.drawn or self.command is not Kind.MOVE or self.whole,
+            started=True,
+        )
 
 
 @dataclass(frozen=True)
 class _Table:
-    """`after` (S, C): the next state, -1 where there is none. `need` (S,): fewest tokens to a closed and ended path."""
+    """`after` (S, C): the next state, -1 where there is none. `need` (S,): fewest tokens to a
+    closed and ended path.
+    """
 
     after: tuple[tuple[int, ...], ...]
     need: tuple[int, ...]
@@ -103,8 +118,13 @@ def _table() -> _Table:
     for _ in states:
         for index, state in enumerate(states):
             if not state.ended:
-                # An open path is closed before it ends, so ending it at once is no way to be counted on.
-                ways = [after[index][kind] for kind in Kind if kind is not Kind.END or state.command is None]
+                # An open path is closed before it ends, so ending it at once is no way to be
+                # counted on.
+                ways = [
+                    after[index][kind]
+                    for kind in Kind
+                    if kind is not Kind.END or state.command is None
+                ]
                 need[index] = min([need[index], *(1 + need[way] for way in ways if way >= 0)])
     return _Table(tuple(after), tuple(need))
 
@@ -112,14 +132,20 @@ def _table() -> _Table:
 def _kind(token: str) -> Kind:
     if token == MINUS:
         return Kind.MINUS
-    return Kind.NUMBER if token.isdigit() else {"M": Kind.MOVE, "L": Kind.LINE, "C": Kind.CURVE, "Z": Kind.CLOSE}[token.upper()]
+    return (
+        Kind.NUMBER
+        if token.isdigit()
+        else {"M": Kind.MOVE, "L": Kind.LINE, "C": Kind.CURVE, "Z": Kind.CLOSE}[token.upper()]
+    )
 
 
 START = 0  # the state of a path of no tokens
 
 
 class Choice(NamedTuple):
-    """Next token of each row, the states after it, and which rows the token limit kept from their likeliest token; each (B,)."""
+    """Next token of each row, the states after it, and which rows the token limit kept from their
+    likeliest token; each (B,).
+    """
 
     ids: Tensor
     state: Tensor
@@ -131,22 +157,28 @@ class FreeDecoding:
 
     reserve = 0
 
-    def choose(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, *, near_limit: bool = True) -> Choice:
+    def choose(
+        self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, *, near_limit: bool = True
+    ) -> Choice:
         """As `PathGrammar.choose`."""
         return Choice(logits_BV.argmax(dim=1), state_B, torch.zeros_like(state_B, dtype=torch.bool))
 
 
 class PathGrammar:
-    """The likeliest token that the grammar allows, on the device of the model and without waiting for it.
+    """The likeliest token that the grammar allows, on the device of the model and without waiting
+    for it.
 
     `reserve`: with so many tokens left, or more, the limit forbids nothing.
     """
 
     def __init__(self, tokenizer: PathTokenizer, eos_id: int, device: torch.device) -> None:
-        kinds = {i: _kind(token) for i, token in tokenizer.path_token_of.items()} | {eos_id: Kind.END}
+        kinds = {i: _kind(token) for i, token in tokenizer.path_token_of.items()} | {
+            eos_id: Kind.END
+        }
         if missing := [kind.name for kind in Kind if kind not in kinds.values()]:
             raise ValueError(
-                f"tokenizer: no token of kind {', '.join(missing)}, so it cannot write paths; use the model's own tokenizer.json"
+                f"tokenizer: no token of kind {', '.join(missing)}, so it cannot write paths; use"
+                " the model's own tokenizer.json"
             )
         ids = sorted(kinds)
         after_SV = np.array(_table().after)[:, [kinds[i] for i in ids]]
@@ -155,16 +187,23 @@ class PathGrammar:
         fits_LSV = legal_SV & (need_SV < np.arange(self.reserve + 1)[:, None, None])
         # Where too few tokens are left for any path at all, the limit is not heeded.
         fits_LSV = np.where(fits_LSV.any(axis=2, keepdims=True), fits_LSV, legal_SV)
-        self._ids, self._after_SV, self._allowed_LSV = (torch.tensor(table, device=device) for table in (ids, after_SV, fits_LSV))
+        self._ids, self._after_SV, self._allowed_LSV = (
+            torch.tensor(table, device=device) for table in (ids, after_SV, fits_LSV)
+        )
         self._place = {token: place for place, token in enumerate(ids)}
 
-    def choose(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, *, near_limit: bool = True) -> Choice:
-        """The next token of each row. `state_B` is `START` before the first; `left_B` how many tokens may still be written, this
-        one and the end token included. Where too few are left for any path at all, the limit is not heeded. Who knows that all
-        rows have `reserve` left can say so by `near_limit`, which saves looking."""
+    def choose(
+        self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, *, near_limit: bool = True
+    ) -> Choice:
+        """The next token of each row. `state_B` is `START` before the first; `left_B` how many
+        tokens may still be written, this one and the end token included. Where too few are left for
+        any path at all, the limit is not heeded. Who knows that all rows have `reserve` left can
+        say so by `near_limit`, which saves looking."""
         scores_BV = logits_BV[:, self._ids]
         legal_BV = self._allowed_LSV[self.reserve, state_B]
-        allowed_BV = self._allowed_LSV[left_B.clamp(0, self.reserve), state_B] if near_limit else legal_BV
+        allowed_BV = (
+            self._allowed_LSV[left_B.clamp(0, self.reserve), state_B] if near_limit else legal_BV
+        )
         score_B, place_B = torch.where(allowed_BV, scores_BV, -torch.inf).max(dim=1)
         forced_B = torch.zeros_like(state_B, dtype=torch.bool)
         if near_limit:
@@ -182,7 +221,13 @@ class PathGrammar:
         """Where path tokens, the end token among them, stand in `log_probs`."""
         return [self._place[token] for token in ids]
 
-    def log_probs(self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities (B, path tokens) of what `choose` would pick from `Sampling`'s scores; minus infinity where it would not."""
+    def log_probs(
+        self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, temperature: float = 1.0
+    ) -> Tensor:
+        """Log-probabilities (B, path tokens) of what `choose` would pick from `Sampling`'s scores;
+        minus infinity where it would not.
+        """
         allowed_BV = self._allowed_LSV[left_B.clamp(0, self.reserve), state_B]
-        return torch.where(allowed_BV, logits_BV[:, self._ids] / temperature, -torch.inf).log_softmax(dim=-1)
+        return torch.where(
+            allowed_BV, logits_BV[:, self._ids] / temperature, -torch.inf
+        ).log_softmax(dim=-1)

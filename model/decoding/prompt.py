@@ -1,4 +1,6 @@
-"""The `segment` prompt: what is asked of the decoder, and the checks of the asking (facts, section 5)."""
+"""The `segment` prompt: what is asked of the decoder, and the checks of the asking (facts, section
+5).
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,34 @@ SpatialRef = Sequence[float]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Token ids after the image: prefix, references, expression, suffix. `regions` says, per position, which tokens are
-    coordinates (1 value) or sizes (2 values), in unit of image."""
+    """Token ids after the image: prefix, references, expression, suffix. `regions` says, per
+    position, which tokens are coordinates (1 value) or sizes (2 values), in unit of image."""
 
     ids: tuple[int, ...]
     regions: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
 
-def build_prompt(query: str, spatial_refs: Sequence[SpatialRef], tokenizer: PathTokenizer, config: TokenConfig) -> Prompt:
+def build_prompt(
+    query: str, spatial_refs: Sequence[SpatialRef], tokenizer: PathTokenizer, config: TokenConfig
+) -> Prompt:
     """Assemble the prompt of one query.
 
-    A point (x, y) is two coordinate tokens; a box (x_min, y_min, x_max, y_max) is the coordinates of its centre and a
-    size token. All in unit of image.
+    A point (x, y) is two coordinate tokens; a box (x_min, y_min, x_max, y_max) is the coordinates
+    of its centre and a size token. All in unit of image.
 
     Raises:
-        QueryError: the expression is empty or too long, or a reference is malformed or outside 0..1.
+        QueryError: the expression is empty or too long, or a reference is malformed or outside
+        0..1.
     """
     words = tokenizer.encode(query.strip())
     if not words:
         raise QueryError("empty_query", f"query = {query!r}: has no words; say what to segment")
     if len(words) > config.max_query_tokens:
-        raise QueryError("query_too_long", f"query has {len(words)} tokens, more than the limit of {config.max_query_tokens}; shorten it")
+        raise QueryError(
+            "query_too_long",
+            f"query has {len(words)} tokens, more than the limit of {config.max_query_tokens};"
+            " shorten it",
+        )
     ids: list[int] = list(config.prompt_prefix)
     regions: list[tuple[int, tuple[float, ...]]] = []
     for ref in spatial_refs:
@@ -49,27 +58,39 @@ def build_prompt(query: str, spatial_refs: Sequence[SpatialRef], tokenizer: Path
     return Prompt(ids=(*ids, *words, *config.prompt_suffix), regions=tuple(regions))
 
 
-def _reference_tokens(ref: tuple[float, ...], config: TokenConfig) -> list[tuple[int, tuple[float, ...]]]:
+def _reference_tokens(
+    ref: tuple[float, ...], config: TokenConfig
+) -> list[tuple[int, tuple[float, ...]]]:
     if len(ref) not in (2, 4):
         raise QueryError(
-            "bad_spatial_ref", f"spatial_refs holds {list(ref)}: a reference has 2 numbers (x, y) or 4 (x_min, y_min, x_max, y_max)"
+            "bad_spatial_ref",
+            f"spatial_refs holds {list(ref)}: a reference has 2 numbers (x, y) or 4 (x_min, y_min,"
+            " x_max, y_max)",
         )
     if not all(0.0 <= v <= 1.0 for v in ref):  # also false for NaN
-        raise QueryError("spatial_ref_out_of_range", f"spatial_refs holds {list(ref)}: each number must be in 0..1, in unit of the image")
+        raise QueryError(
+            "spatial_ref_out_of_range",
+            f"spatial_refs holds {list(ref)}: each number must be in 0..1, in unit of the image",
+        )
     if len(ref) == 2:
         return [(config.coord_id, (ref[0],)), (config.coord_id, (ref[1],))]
     x0, y0, x1, y1 = ref
     if x1 <= x0 or y1 <= y0:
-        raise QueryError("spatial_ref_out_of_range", f"spatial_refs holds {list(ref)}: x_max must exceed x_min and y_max must exceed y_min")
+        raise QueryError(
+            "spatial_ref_out_of_range",
+            f"spatial_refs holds {list(ref)}: x_max must exceed x_min and y_max must exceed y_min",
+        )
     centre = [(config.coord_id, ((x0 + x1) / 2,)), (config.coord_id, ((y0 + y1) / 2,))]
     return [*centre, (config.size_id, (x1 - x0, y1 - y0))]
 
 
 def embed_prompts(prompts: Sequence[Prompt], text: TextDecoder, region: Region) -> Tensor:
-    """Embeddings (prompts, tokens, width): coordinates and sizes take the region encoders' place of the token's own. Shorter prompts
-    are padded at the end, with anything."""
+    """Embeddings (prompts, tokens, width): coordinates and sizes take the region encoders' place of
+    the token's own. Shorter prompts are padded at the end, with anything."""
     device, longest = text.wte.device, max(len(prompt.ids) for prompt in prompts)
-    x_NTD = text.embed(to_device(device, [[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts]))
+    x_NTD = text.embed(
+        to_device(device, [[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts])
+    )
     for row, prompt in enumerate(prompts):
         for position, values in prompt.regions:
             encode = region.encode_coord if len(values) == 1 else region.encode_size

@@ -14,9 +14,10 @@ from wordmask.model.masks import rle
 
 @dataclass(frozen=True, kw_only=True)
 class ReferringScores:
-    """`rows` of the truth, how they were answered, and the three measures in 0..1. An absent, rejected or missing row is
-    scored as an empty mask: IoU 0 where the truth is not empty, 1 where it is. `absent_f1` is the harmonic mean of precision and
-    recall of the answer "absent", None where no truth is empty."""
+    """`rows` of the truth, how they were answered, and the three measures in 0..1. An absent,
+    rejected or missing row is scored as an empty mask: IoU 0 where the truth is not empty, 1 where
+    it is. `absent_f1` is the harmonic mean of precision and recall of the answer "absent", None
+    where no truth is empty."""
 
     rows: int
     masks: int
@@ -37,9 +38,11 @@ class Answer:
     mask: Mapping[str, Any] | None = None
 
 
-def score(truth: Iterable[tuple[str, Mapping[str, Any]]], answers: Mapping[str, Answer]) -> ReferringScores:
-    """Score (row_id, true RLE) pairs against answers by row_id. Raises ValueError, naming the row, if a mask is no RLE or its
-    size is not the truth's."""
+def score(
+    truth: Iterable[tuple[str, Mapping[str, Any]]], answers: Mapping[str, Answer]
+) -> ReferringScores:
+    """Score (row_id, true RLE) pairs against answers by row_id. Raises ValueError, naming the row,
+    if a mask is no RLE or its size is not the truth's."""
     overlaps: list[Overlap] = []
     boundaries: list[Overlap] = []
     counts = dict.fromkeys(("mask", "absent", "rejected", "missing"), 0)
@@ -48,21 +51,32 @@ def score(truth: Iterable[tuple[str, Mapping[str, Any]]], answers: Mapping[str, 
         answer = answers.get(row_id, Answer("missing"))
         counts[answer.status] += 1
         true_mask = _decode(row_id, "true", true_rle)
-        predicted = np.zeros_like(true_mask) if answer.mask is None else _decode(row_id, "predicted", answer.mask)
+        predicted = (
+            np.zeros_like(true_mask)
+            if answer.mask is None
+            else _decode(row_id, "predicted", answer.mask)
+        )
         if predicted.shape != true_mask.shape:
             raise ValueError(
-                f"row_id = {row_id!r}: the predicted mask is {predicted.shape}, the true one {true_mask.shape} (height, width); "
-                "both must have the size of the image, EXIF orientation applied"
+                f"row_id = {row_id!r}: the predicted mask is {predicted.shape}, the true one"
+                f" {true_mask.shape} (height, width); both must have the size of the image, EXIF"
+                " orientation applied"
             )
         empty += not true_mask.any()
         rightly_absent += answer.status == "absent" and not true_mask.any()
         overlaps.append(overlap(predicted, true_mask))
         boundaries.append(boundary_overlap(predicted, true_mask))
     return ReferringScores(
-        rows=len(overlaps), masks=counts["mask"], absent=counts["absent"], rejected=counts["rejected"], missing=counts["missing"],
-        miou=miou(overlaps), ciou=ciou(overlaps), boundary_iou=miou(boundaries),
+        rows=len(overlaps),
+        masks=counts["mask"],
+        absent=counts["absent"],
+        rejected=counts["rejected"],
+        missing=counts["missing"],
+        miou=miou(overlaps),
+        ciou=ciou(overlaps),
+        boundary_iou=miou(boundaries),
         absent_f1=2 * rightly_absent / (empty + counts["absent"]) if empty else None,
-    )  # fmt: skip
+    )
 
 
 def _decode(row_id: str, which: str, mask: Mapping[str, Any]) -> np.ndarray:

@@ -1,19 +1,26 @@
 """Published checkpoints into our module names (facts, section 9).
 
-Two layouts are in use, and one table turns the second into the first, whose names are our modules' own:
+Two layouts are in use, and one table turns the second into the first, whose names are our modules'
+own:
 
-- A, `moondream/moondream3-preview`: `model.{vision,text,region}.*`; our own checkpoints, with `head.*` for the refiner.
-- B, `moondream3.1-9B-A2B` and the fp8 `.pt` files: `text_model.*`, `vision_encoder.*`, `region_model.*`.
+- A, `moondream/moondream3-preview`: `model.{vision,text,region}.*`; our own checkpoints, with
+  `head.*` for the refiner.
+- B, `moondream3.1-9B-A2B` and the fp8 `.pt` files: `text_model.*`, `vision_encoder.*`,
+  `region_model.*`.
 
 The refiner's `model.pt` holds its tensors under the key `head`.
 
 Where the published material is silent we read it so:
 
 - `mlp.experts.weight` holds an expert's halves in the order (h, g), as format A does.
-- A fused `tau_wqwv` is `wq` above `wv`: the order of its name, and the published engine stacks them so.
-- An fp8 scale is (experts, out) and multiplies the rows of its expert: one number for each output channel.
-- Only expert weights are fp8, and only fp8 weights have a scale; anything else is an error rather than a guess.
-- `coordinate_features` and `size_features` are always transposed in B, also where a square shape would fit unturned.
+- A fused `tau_wqwv` is `wq` above `wv`: the order of its name, and the published engine stacks them
+  so.
+- An fp8 scale is (experts, out) and multiplies the rows of its expert: one number for each output
+  channel.
+- Only expert weights are fp8, and only fp8 weights have a scale; anything else is an error rather
+  than a guess.
+- `coordinate_features` and `size_features` are always transposed in B, also where a square shape
+  would fit unturned.
 """
 
 from __future__ import annotations
@@ -93,24 +100,32 @@ def load_weights(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Fill a module, also one on the meta device, from checkpoint files of any known layout, in place.
+    """Fill a module, also one on the meta device, from checkpoint files of any known layout, in
+    place.
 
-    The module is moved to `device` and `dtype` first; then one tensor after another is read, converted and copied in,
-    so no second copy of the weights is ever held. Names and shapes are checked before the first tensor is read.
+    The module is moved to `device` and `dtype` first; then one tensor after another is read,
+    converted and copied in, so no second copy of the weights is ever held. Names and shapes are
+    checked before the first tensor is read.
 
     Args:
         refiner_files: where the tensors of `head.*` come from; by default from `files` as well.
 
     Raises:
-        CheckpointError: a tensor is missing, not part of the model, there twice, or of the wrong shape; or a file is
-            damaged.
+        CheckpointError: a tensor is missing, not part of the model, there twice, or of the wrong
+            shape; or a file is damaged.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     with ExitStack() as open_files:
         found = [tensor for file in files for tensor in _stored(file, open_files)]
         if refiner_files:
-            heads = [tensor for file in refiner_files for tensor in _refiner_tensors(_stored(file, open_files))]
-            found = [tensor for tensor in found if not rename(tensor.name).startswith("head.")] + heads
+            heads = [
+                tensor
+                for file in refiner_files
+                for tensor in _refiner_tensors(_stored(file, open_files))
+            ]
+            found = [
+                tensor for tensor in found if not rename(tensor.name).startswith("head.")
+            ] + heads
         stored = _in_our_names(found)
         _check(expected, stored, (*files, *refiner_files))
         module.to(dtype).to_empty(device=device)
@@ -126,14 +141,31 @@ def _stored(file: Path, open_files: ExitStack) -> Iterator[StoredTensor]:
             handle = open_files.enter_context(safe_open(file, framework="pt"))
             for name in handle.keys():  # noqa: SIM118 - not a dict
                 shape = tuple(handle.get_slice(name).get_shape())
-                yield StoredTensor(name=name, file=file, shape=shape, read=lambda name=name: handle.get_tensor(name))
+                yield StoredTensor(
+                    name=name,
+                    file=file,
+                    shape=shape,
+                    read=lambda name=name: handle.get_tensor(name),
+                )
         else:
             values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             if not isinstance(values, Mapping):
                 raise ValueError(f"holds a {type(values).__name__}, not tensors by name")
             for name, tensor in _flatten(values):
-                yield StoredTensor(name=name, file=file, shape=tuple(tensor.shape), read=lambda tensor=tensor: tensor)
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+                yield StoredTensor(
+                    name=name,
+                    file=file,
+                    shape=tuple(tensor.shape),
+                    read=lambda tensor=tensor: tensor,
+                )
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
         raise CheckpointError(f"{file}: cannot be read as a checkpoint: {error}") from error
 
 
@@ -147,10 +179,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _refiner_tensors(stored: Iterable[StoredTensor]) -> list[StoredTensor]:
-    """The refiner's tensors under `head.`: those below `head` if the file has it (beside other things), else all."""
+    """The refiner's tensors under `head.`: those below `head` if the file has it (beside other
+    things), else all.
+    """
     found = [replace(tensor, name=rename(tensor.name)) for tensor in stored]
     heads = [tensor for tensor in found if tensor.name.startswith("head.")] or found
-    return [replace(tensor, name="head." + re.sub(r"^(head\.)+", "", tensor.name)) for tensor in heads]
+    return [
+        replace(tensor, name="head." + re.sub(r"^(head\.)+", "", tensor.name)) for tensor in heads
+    ]
 
 
 def _in_our_names(found: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
@@ -160,15 +196,24 @@ def _in_our_names(found: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
         name, tensor = _turned(rename(tensor.name), tensor)
         for ours, part in _split(name, tensor):
             if ours in by_name:
-                raise CheckpointError(f"{tensor.file}: {tensor.name} and {by_name[ours].name} are both {ours}; keep one")
+                raise CheckpointError(
+                    f"{tensor.file}: {tensor.name} and {by_name[ours].name} are both {ours};"
+                    " keep one"
+                )
             by_name[ours] = part
-    return {name: _scaled(name, tensor, by_name) for name, tensor in by_name.items() if not _is_used_scale(name, by_name)}
+    return {
+        name: _scaled(name, tensor, by_name)
+        for name, tensor in by_name.items()
+        if not _is_used_scale(name, by_name)
+    }
 
 
 def _turned(name: str, tensor: StoredTensor) -> tuple[str, StoredTensor]:
     if not name.endswith(".transposed"):
         return name, tensor
-    return name.removesuffix(".transposed"), tensor.then(tensor.shape[::-1], lambda stored: stored.T)
+    return name.removesuffix(".transposed"), tensor.then(
+        tensor.shape[::-1], lambda stored: stored.T
+    )
 
 
 def _split(name: str, tensor: StoredTensor) -> list[tuple[str, StoredTensor]]:
@@ -176,7 +221,10 @@ def _split(name: str, tensor: StoredTensor) -> list[tuple[str, StoredTensor]]:
         return [(name, tensor)]
     rows = tensor.shape[0] // 2
     half = (rows, *tensor.shape[1:])
-    upper, lower = tensor.then(half, lambda fused: fused[:rows]), tensor.then(half, lambda fused: fused[rows:])
+    upper, lower = (
+        tensor.then(half, lambda fused: fused[:rows]),
+        tensor.then(half, lambda fused: fused[rows:]),
+    )
     return [(name.replace("wqwv", "wq"), upper), (name.replace("wqwv", "wv"), lower)]
 
 
@@ -189,16 +237,25 @@ def _scaled(name: str, tensor: StoredTensor, by_name: Mapping[str, StoredTensor]
 
     def dequantise(stored: Tensor) -> Tensor:
         if (stored.dtype in FP8) != (scale is not None):
-            what = "has a scale, but is not fp8" if scale is not None else "is fp8, but has no scale"
+            what = (
+                "has a scale, but is not fp8" if scale is not None else "is fp8, but has no scale"
+            )
             raise CheckpointError(f"{tensor.file}: {tensor.name} is {stored.dtype}: it {what}")
         return stored if scale is None else stored.float() * scale.read().float()[..., None]
 
     if scale is not None and scale.shape != tensor.shape[:-1]:
-        raise CheckpointError(f"{scale.file}: {scale.name} is {scale.shape}, expected {tensor.shape[:-1]}: one for each output channel")
+        raise CheckpointError(
+            f"{scale.file}: {scale.name} is {scale.shape}, expected {tensor.shape[:-1]}: one for"
+            " each output channel"
+        )
     return tensor.then(tensor.shape, dequantise)
 
 
-def _check(expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor], files: Sequence[Path]) -> None:
+def _check(
+    expected: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, StoredTensor],
+    files: Sequence[Path],
+) -> None:
     missing = [name for name in expected if name not in stored]
     extra = [tensor.name for name, tensor in stored.items() if name not in expected]
     misshapen = [
@@ -209,23 +266,36 @@ def _check(expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredT
     raise_misfit(", ".join(map(str, files)), missing, extra, misshapen)
 
 
-def raise_misfit(where: str, missing: Sequence[str], extra: Sequence[str], misshapen: Sequence[str]) -> None:
+def raise_misfit(
+    where: str, missing: Sequence[str], extra: Sequence[str], misshapen: Sequence[str]
+) -> None:
     """Raise a CheckpointError that lists what does not fit; do nothing if all fits."""
     problems = [
         f"{len(names)} tensor(s) {what}: {_listed(names)}"
-        for what, names in (("missing", missing), ("not part of the model", extra), ("misshapen", misshapen))
+        for what, names in (
+            ("missing", missing),
+            ("not part of the model", extra),
+            ("misshapen", misshapen),
+        )
         if names
     ]
     if problems:
-        raise CheckpointError("; ".join([f"{where}: {problems[0]}", *problems[1:], *_hints(missing, extra)]))
+        raise CheckpointError(
+            "; ".join([f"{where}: {problems[0]}", *problems[1:], *_hints(missing, extra)])
+        )
 
 
 def _hints(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
     """What to do about the misfits that are known."""
     hints = []
     if missing and all(name.startswith("head.") for name in missing):
-        hints.append("the refiner's weights are published apart: give them too, as with --refiner moondream/SegHeadRefiner")
-    if any(name.startswith("model.region.ln.") for name in missing) and any("decoder.fc1." in name for name in extra):
+        hints.append(
+            "the refiner's weights are published apart: give them too, as with --refiner"
+            " moondream/SegHeadRefiner"
+        )
+    if any(name.startswith("model.region.ln.") for name in missing) and any(
+        "decoder.fc1." in name for name in extra
+    ):
         hints.append("this is a moondream2 checkpoint, which cannot segment; moondream3 can")
     return hints
 

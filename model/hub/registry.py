@@ -1,7 +1,8 @@
-"""Which models there are, where their files lie, and what names their content. Knows no torch: planning is cheap.
+"""Which models there are, where their files lie, and what names their content. Knows no torch:
+planning is cheap.
 
-A model is `demo` (ships with the package), a local folder or weight file, or a repository of the Hugging Face hub. The
-refiner's weights may come from a second such place.
+A model is `demo` (ships with the package), a local folder or weight file, or a repository of the
+Hugging Face hub. The refiner's weights may come from a second such place.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class ModelError(ValueError):
 class Location:
     """One place with weights.
 
-    `path` is a local folder or weight file, None for a repository of the hub. `revision` names the content: the hub's
-    commit, or 16 hex digits of the files' own hash.
+    `path` is a local folder or weight file, None for a repository of the hub. `revision` names the
+    content: the hub's commit, or 16 hex digits of the files' own hash.
     """
 
     name: str
@@ -44,14 +45,22 @@ class Location:
     revision: str
 
     def folder(self) -> Path:
-        """The local folder; a repository's configuration and weights are downloaded first. Raises ModelError."""
+        """The local folder; a repository's configuration and weights are downloaded first. Raises
+        ModelError.
+        """
         if self.path is None:
             return download_model(self.name, revision=self.revision)
         return self.path if self.path.is_dir() else self.path.parent
 
     def config_folder(self) -> Path:
-        """The local folder with the configuration; of a repository, that is all that is downloaded. Raises ModelError."""
-        return _snapshot(self.name, CONFIG_FILE, revision=self.revision) if self.path is None else self.folder()
+        """The local folder with the configuration; of a repository, that is all that is downloaded.
+        Raises ModelError.
+        """
+        return (
+            _snapshot(self.name, CONFIG_FILE, revision=self.revision)
+            if self.path is None
+            else self.folder()
+        )
 
     def weights(self) -> tuple[Path, ...]:
         """The local weight files, downloaded if need be. Raises ModelError."""
@@ -62,7 +71,9 @@ class Location:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model that was found. `revision` is its location's; with a refiner of its own, `<model's>+<refiner's>`."""
+    """A model that was found. `revision` is its location's; with a refiner of its own,
+    `<model's>+<refiner's>`.
+    """
 
     name: str
     revision: str
@@ -70,14 +81,22 @@ class ModelSource:
     refiner: Location | None = None
 
     def tokenizer_file(self) -> Path:
-        """Its own tokenizer.json, else the published one. Raises ModelError if that cannot be downloaded."""
+        """Its own tokenizer.json, else the published one. Raises ModelError if that cannot be
+        downloaded.
+        """
         own = self.model.folder() / TOKENIZER_FILE
-        return own if own.is_file() else _snapshot(PUBLISHED_TOKENIZER, TOKENIZER_FILE) / TOKENIZER_FILE
+        return (
+            own
+            if own.is_file()
+            else _snapshot(PUBLISHED_TOKENIZER, TOKENIZER_FILE) / TOKENIZER_FILE
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model knows and how well, for people. `results` maps a measure with its unit to its value, or a test to its measures."""
+    """What a model knows and how well, for people. `results` maps a measure with its unit to its
+    value, or a test to its measures.
+    """
 
     name: str
     description: str
@@ -90,13 +109,16 @@ class ModelCard:
     steps: int | Mapping[str, int] | None = None
 
 
-def resolve_model(name: str, *, refiner: str | None = None, revision: str | None = None) -> ModelSource:
+def resolve_model(
+    name: str, *, refiner: str | None = None, revision: str | None = None
+) -> ModelSource:
     """Find a model without reading or downloading its weights (local weights are hashed).
 
     Args:
-        name: `demo`, a local folder or weight file, or a hub repository such as `moondream/moondream3-preview`.
-        refiner: where the refiner's weights are, in the same terms; by default with the model's.
-        revision: branch, tag or commit of a hub repository, or what `ModelSource.revision` was before: then a local
+        name: `demo`, a local folder or weight file, or a hub repository such as
+        `moondream/moondream3-preview`. refiner: where the refiner's weights are, in the same terms;
+        by default with the model's. revision: branch, tag or commit of a hub repository, or what
+        `ModelSource.revision` was before: then a local
             model must still have that content.
 
     Raises:
@@ -107,44 +129,68 @@ def resolve_model(name: str, *, refiner: str | None = None, revision: str | None
     if refiner is None:
         return ModelSource(name=name, revision=model.revision, model=model)
     head = _locate(refiner, refiner_revision or None)
-    return ModelSource(name=name, revision=f"{model.revision}+{head.revision}", model=model, refiner=head)
+    return ModelSource(
+        name=name, revision=f"{model.revision}+{head.revision}", model=model, refiner=head
+    )
 
 
 def list_models() -> list[ModelCard]:
-    """Cards of the built-in model, if its weights are in this installation, and of the published one."""
+    """Cards of the built-in model, if its weights are in this installation, and of the published
+    one.
+    """
     return ([_demo_card()] if (_demo_folder() / CARD_FILE).is_file() else []) + [_published_card()]
 
 
 def download_model(name: str, **hub: Any) -> Path:
-    """Local folder with configuration, tokenizer and weights of a hub repository, from the cache where it has them.
+    """Local folder with configuration, tokenizer and weights of a hub repository, from the cache
+    where it has them.
 
-    `hub` are options of `huggingface_hub.snapshot_download`: revision, cache_dir, token, ... Raises ModelError.
+    `hub` are options of `huggingface_hub.snapshot_download`: revision, cache_dir, token, ... Raises
+    ModelError.
     """
     folder = _snapshot(name, "*.json", "*.safetensors", **hub)
-    # Some repositories hold the weights in both forms; pickles are fetched only where there is nothing else.
+    # Some repositories hold the weights in both forms; pickles are fetched only where there is
+    # nothing else.
     return folder if any(folder.glob("*.safetensors")) else _snapshot(name, "*.json", "*.pt", **hub)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of a folder: the shards of a safetensors index, else one safetensors file, else one .pt file.
+    """The weight files of a folder: the shards of a safetensors index, else one safetensors file,
+    else one .pt file.
 
     Raises:
-        ModelError: there is none, there are several to choose from, or a shard of the index is missing.
+        ModelError: there is none, there are several to choose from, or a shard of the index is
+        missing.
     """
-    for pattern in ("*.safetensors.index.json", "model.safetensors", "*.safetensors", "model.pt", "*.pt"):
+    for pattern in (
+        "*.safetensors.index.json",
+        "model.safetensors",
+        "*.safetensors",
+        "model.pt",
+        "*.pt",
+    ):
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
-            raise ModelError(f"{folder}: holds {', '.join(p.name for p in found)}; name the file to load instead of the folder")
+            raise ModelError(
+                f"{folder}: holds {', '.join(p.name for p in found)}; name the file to load instead"
+                " of the folder"
+            )
         if found:
             return _shards(found[0]) if pattern.endswith(".json") else (found[0],)
-    raise ModelError(f"{folder}: has no weights; expected model.safetensors, an index of safetensors shards, or a .pt file")
+    raise ModelError(
+        f"{folder}: has no weights; expected model.safetensors, an index of safetensors shards, or"
+        " a .pt file"
+    )
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: is no index of safetensors shards ({error!r}); it needs a weight_map of tensor to file") from error
+        raise ModelError(
+            f"{index}: is no index of safetensors shards ({error!r}); it needs a weight_map of"
+            " tensor to file"
+        ) from error
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise ModelError(f"{index}: lists shards that are not there: {', '.join(missing)}")
     return tuple(index.parent / name for name in names)
@@ -155,47 +201,66 @@ def _locate(name: str, revision: str | None) -> Location:
     if name == DEMO or (name and path.exists()):
         return _locate_local(name, path.resolve(), revision)
     if not _HUB_ID.fullmatch(name):
-        raise ModelError(f"model {name!r}: no such folder or file, and no hub repository is named so; give `{DEMO}`, a path, or owner/name")
-    # The snapshot's folder is named by the commit, which so is known online and from the cache alike.
-    return Location(name=name, path=None, revision=_snapshot(name, CONFIG_FILE, revision=revision).name)
+        raise ModelError(
+            f"model {name!r}: no such folder or file, and no hub repository is named so; give"
+            f" `{DEMO}`, a path, or owner/name"
+        )
+    # The snapshot's folder is named by the commit, which so is known online and from the cache
+    # alike.
+    return Location(
+        name=name, path=None, revision=_snapshot(name, CONFIG_FILE, revision=revision).name
+    )
 
 
 def _locate_local(name: str, path: Path, revision: str | None) -> Location:
     if name == DEMO and not any(path.glob("*.safetensors")):
         raise ModelError(
-            f"model {DEMO!r}: this installation has no weights in model/assets/demo; name another model, or train it (model/train)"
+            f"model {DEMO!r}: this installation has no weights in model/assets/demo; name another"
+            " model, or train it (model/train)"
         )
     if path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
-        raise ModelError(f"model {name!r}: is a {path.suffix or 'plain'} file; weights end in {' or '.join(WEIGHT_SUFFIXES)}")
+        raise ModelError(
+            f"model {name!r}: is a {path.suffix or 'plain'} file; weights end in"
+            f" {' or '.join(WEIGHT_SUFFIXES)}"
+        )
     found = _content_hash(path)
     if revision not in (None, found):
-        raise ModelError(f"model {name!r}: its content is {found}, not {revision} as asked; put the files back, or leave the revision out")
+        raise ModelError(
+            f"model {name!r}: its content is {found}, not {revision} as asked; put the files back,"
+            " or leave the revision out"
+        )
     return Location(name=name, path=path, revision=found)
 
 
 def _content_hash(path: Path) -> str:
-    """Hash over what decides results: configuration, tokenizer and weights, each with its name in the folder."""
+    """Hash over what decides results: configuration, tokenizer and weights, each with its name in
+    the folder.
+    """
     folder = path if path.is_dir() else path.parent
     beside = [folder / CONFIG_FILE, folder / TOKENIZER_FILE]
     weights = weight_files(folder) if path.is_dir() else (path,)
     digest = hashlib.sha256()
     for file in (*(file for file in beside if file.is_file()), *weights):
         with file.open("rb") as content:
-            digest.update(f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\0".encode())
+            digest.update(
+                f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\0".encode()
+            )
     return digest.hexdigest()[:16]
 
 
 def _snapshot(name: str, *patterns: str, **hub: Any) -> Path:
-    """Local folder with a hub repository's files that match, downloaded where the cache has them not."""
+    """Local folder with a hub repository's files that match, downloaded where the cache has them
+    not.
+    """
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), **hub))
     except (OSError, ValueError) as error:  # every error of the hub's client is one of these
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         at = f" at {hub['revision']}" if hub.get("revision") else ""
         raise ModelError(
-            f"model {name!r}{at}: the hub does not give it ({type(error).__name__}: {reason}). "
-            f"Check the name and the connection; if it is gated, accept its licence at https://huggingface.co/{name} "
-            "and run `hf auth login`; or give a local folder"
+            f"model {name!r}{at}: the hub does not give it ({type(error).__name__}: {reason})."
+            " Check the name and the connection; if it is gated, accept its licence at"
+            f" https://huggingface.co/{name} and run `hf auth login`; or give a local folder"
         ) from error
 
 
@@ -216,10 +281,19 @@ def _demo_card() -> ModelCard:
 
 def _published_card() -> ModelCard:
     paper = {"RefCOCO val, cIoU %": 80.2}
-    vendor = {"RefCOCO val": 83.2, "RefCOCO+ val": 79.1, "RefCOCOg val": 80.7, "RefCOCO-M": 88.2, "LVIS val": 62.6}
+    vendor = {
+        "RefCOCO val": 83.2,
+        "RefCOCO+ val": 79.1,
+        "RefCOCOg val": 80.7,
+        "RefCOCO-M": 88.2,
+        "LVIS val": 62.6,
+    }
     return ModelCard(
         name=PUBLISHED_MODEL,
-        description=f"the full-size model, with --refiner {PUBLISHED_REFINER}; gated download of 18 GB, wants a GPU",
+        description=(
+            f"the full-size model, with --refiner {PUBLISHED_REFINER}; gated download of 18 GB,"
+            " wants a GPU"
+        ),
         trained_on="not published",
         parameters=9_274_774_388,
         size_bytes=18_000_000_000,

@@ -1,7 +1,7 @@
 """A path to a mask: nonzero rule, area coverage over one half (facts, section 6).
 
-The reference renders antialiased at twice the size, averages 2 x 2 pixels and thresholds. The same is done here on the
-path's own box only, with the same test points. Pixel i covers [i, i + 1].
+The reference renders antialiased at twice the size, averages 2 x 2 pixels and thresholds. The same
+is done here on the path's own box only, with the same test points. Pixel i covers [i, i + 1].
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from math import ceil, floor, hypot, isfinite, sqrt
 import numba
 import numpy as np
 
-# The reference's pixels are cells here, half a pixel wide. Each tests CELL x CELL points and adds POINT for each inside, but
-# a cell's whole row adds one less in its last row, so that a full cell's alpha is 255 and not 256.
+# The reference's pixels are cells here, half a pixel wide. Each tests CELL x CELL points and adds
+# POINT for each inside, but a cell's whole row adds one less in its last row, so that a full cell's
+# alpha is 255 and not 256.
 CELL = 4
 SUB = 2 * CELL  # test points per pixel along each axis
 POINT = 256 // CELL**2
@@ -21,18 +22,22 @@ FULL_ROW = CELL * POINT
 HALF = 2 * 255  # half of four cells' alpha
 FLATNESS = 0.01  # pixels a flattened curve may be off
 MAX_CHORDS = 512  # per curve; a quarter circle across a 12 MP photograph takes some 260
-FAR = 1e9  # numbers are clipped to +- this: beyond any image, yet sums and products of them stay finite
+# numbers are clipped to +- this: beyond any image, yet sums and products of them stay finite
+FAR = 1e9
 _TOKEN = re.compile(r"[A-Za-z]|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _ARITY = {"M": 2, "L": 2, "H": 1, "V": 1, "C": 6, "Z": 0}
 Point = tuple[float, float]
 
 
-def rasterize(path: str, bbox: tuple[float, float, float, float], height: int, width: int) -> np.ndarray:
+def rasterize(
+    path: str, bbox: tuple[float, float, float, float], height: int, width: int
+) -> np.ndarray:
     """Fill a path drawn by the decoder: (height, width) uint8 of 0/1.
 
     Args:
         path: SVG commands M L C Z (either case), in unit of box.
-        bbox: (x_centre, y_centre, w, h) of that box, in unit of image. The path may leave the box, and the box the image.
+        bbox: (x_centre, y_centre, w, h) of that box, in unit of image. The path may leave the box,
+        and the box the image.
 
     Numbers beyond +-FAR, in the path or the box, are clipped to it.
 
@@ -45,19 +50,25 @@ def rasterize(path: str, bbox: tuple[float, float, float, float], height: int, w
     scale = np.array([w * width, h * height])
     origin = np.array([(cx - w / 2) * width, (cy - h / 2) * height])
     return _fill(
-        [outline * scale + origin for outline in flatten(path, tolerance=FLATNESS / max(abs(scale).max(), 1e-9))],
+        [
+            outline * scale + origin
+            for outline in flatten(path, tolerance=FLATNESS / max(abs(scale).max(), 1e-9))
+        ],
         height,
         width,
     )
 
 
 def rasterize_pixels(path: str, height: int, width: int) -> np.ndarray:
-    """Fill a path in pixels, such as `mask_trace.trace` writes: (height, width) uint8 of 0/1. Raises ValueError as above."""
+    """Fill a path in pixels, such as `mask_trace.trace` writes: (height, width) uint8 of 0/1.
+    Raises ValueError as above.
+    """
     return _fill(flatten(path, tolerance=FLATNESS), height, width)
 
 
 def flatten(path: str, tolerance: float) -> list[np.ndarray]:
-    """Subpaths as closed polygons (N, 2), curves replaced by chords at most `tolerance` away (same unit as the path).
+    """Subpaths as closed polygons (N, 2), curves replaced by chords at most `tolerance` away (same
+    unit as the path).
 
     Understands M L H V C Z, absolute and relative, with repeated arguments as in SVG.
     """
@@ -87,7 +98,9 @@ def _commands(path: str) -> list[tuple[str, list[float]]]:
     for token in _TOKEN.findall(path):
         if token[0].isalpha():
             if token.upper() not in _ARITY:
-                raise ValueError(f"path {path[:40]!r}: unknown command {token!r}; known are M L H V C Z")
+                raise ValueError(
+                    f"path {path[:40]!r}: unknown command {token!r}; known are M L H V C Z"
+                )
             commands.append((token, []))
         elif not commands or not isfinite(float(token)):
             raise ValueError(f"path {path[:40]!r}: number {token} is out of place or not finite")
@@ -96,7 +109,10 @@ def _commands(path: str) -> list[tuple[str, list[float]]]:
     for letter, numbers in commands:
         arity = _ARITY[letter.upper()]
         if (len(numbers) % arity or not numbers) if arity else numbers:
-            raise ValueError(f"path {path[:40]!r}: {letter} takes {arity} numbers, or a multiple of that, found {len(numbers)}")
+            raise ValueError(
+                f"path {path[:40]!r}: {letter} takes {arity} numbers, or a multiple of that, found"
+                f" {len(numbers)}"
+            )
     return commands
 
 
@@ -114,7 +130,9 @@ def _absolute(letter: str, numbers: list[float], here: Point) -> list[Point]:
 
 
 def _chords(p0: Point, p1: Point, p2: Point, p3: Point, tolerance: float) -> list[Point]:
-    """Points of a cubic curve after p0, MAX_CHORDS at most. A chord over 1/n of it is at most 0.75 * bend / n**2 away."""
+    """Points of a cubic curve after p0, MAX_CHORDS at most. A chord over 1/n of it is at most 0.75
+    * bend / n**2 away.
+    """
     bend = max(
         hypot(p0[0] - 2 * p1[0] + p2[0], p0[1] - 2 * p1[1] + p2[1]),
         hypot(p1[0] - 2 * p2[0] + p3[0], p1[1] - 2 * p2[1] + p3[1]),
@@ -135,7 +153,9 @@ def _fill(outlines: list[np.ndarray], height: int, width: int) -> np.ndarray:
     top, bottom = max(floor(max(y0, 0)), 0), min(ceil(min(y1, height)), height)
     left, right = max(floor(max(x0, 0)), 0), min(ceil(min(x1, width)), width)
     if top < bottom and left < right:
-        edges = np.concatenate([np.hstack([outline, np.roll(outline, -1, axis=0)]) for outline in outlines])
+        edges = np.concatenate(
+            [np.hstack([outline, np.roll(outline, -1, axis=0)]) for outline in outlines]
+        )
         _scan(edges, mask, top, bottom, left, right)
     return mask
 
@@ -147,8 +167,12 @@ def _first_row(y: float, low: int, high: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _scan(edges: np.ndarray, mask: np.ndarray, top: int, bottom: int, left: int, right: int) -> None:
-    """Fill rows top..bottom, columns left..right of the mask. `edges` (N, 4): x0, y0, x1, y1 in pixels."""
+def _scan(
+    edges: np.ndarray, mask: np.ndarray, top: int, bottom: int, left: int, right: int
+) -> None:
+    """Fill rows top..bottom, columns left..right of the mask. `edges` (N, 4): x0, y0, x1, y1 in
+    pixels.
+    """
     low, high = top * SUB, bottom * SUB
     ends = np.zeros(high - low + 1, np.int64)
     for e in range(len(edges)):
@@ -169,7 +193,9 @@ def _scan(edges: np.ndarray, mask: np.ndarray, top: int, bottom: int, left: int,
             crossing[free[row - low]] = x0 + ((row + 0.5) / SUB - y0) * slope
             turn[free[row - low]] = direction
             free[row - low] += 1
-    alpha = np.zeros(2 * (right - left) + 1, np.int32)  # differences of the cells' alpha along the pixels of a row
+    alpha = np.zeros(
+        2 * (right - left) + 1, np.int32
+    )  # differences of the cells' alpha along the pixels of a row
     for y in range(top, bottom):
         alpha[:] = 0
         for row in range(y * SUB - low, (y + 1) * SUB - low):
@@ -184,7 +210,16 @@ def _scan(edges: np.ndarray, mask: np.ndarray, top: int, bottom: int, left: int,
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_row(crossing: np.ndarray, turn: np.ndarray, start: int, end: int, alpha: np.ndarray, full: int, left: int, right: int) -> None:
+def _add_row(
+    crossing: np.ndarray,
+    turn: np.ndarray,
+    start: int,
+    end: int,
+    alpha: np.ndarray,
+    full: int,
+    left: int,
+    right: int,
+) -> None:
     """Add the points of one row that have a nonzero winding number."""
     for i in range(start + 1, end):
         x, t, j = crossing[i], turn[i], i
@@ -204,8 +239,13 @@ def _add_row(crossing: np.ndarray, turn: np.ndarray, start: int, end: int, alpha
 
 @numba.njit(cache=True, nogil=True)
 def _add_span(alpha: np.ndarray, begin: int, end: int, full: int) -> None:
-    """Add points begin..end of a row: `POINT` for each in a cell partly covered, `full` for a cell wholly covered."""
-    first, last = begin // CELL, end // CELL  # cells first + 1 .. last - 1 are whole; last may lie past the end
+    """Add points begin..end of a row: `POINT` for each in a cell partly covered, `full` for a cell
+    wholly covered.
+    """
+    first, last = (
+        begin // CELL,
+        end // CELL,
+    )  # cells first + 1 .. last - 1 are whole; last may lie past the end
     if first == last:
         alpha[first] += (end - begin) * POINT
         alpha[first + 1] -= (end - begin) * POINT

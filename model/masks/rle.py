@@ -1,7 +1,8 @@
 """COCO run-length encoding, from the mask's own box.
 
-Runs go down the columns, zeros first; the compressed form writes each count as its difference from the one before the
-last, in groups of five bits. Byte for byte what pycocotools writes, without its Fortran-order copy of the whole mask.
+Runs go down the columns, zeros first; the compressed form writes each count as its difference from
+the one before the last, in groups of five bits. Byte for byte what pycocotools writes, without its
+Fortran-order copy of the whole mask.
 """
 
 from __future__ import annotations
@@ -28,29 +29,55 @@ def encode(mask_HW: np.ndarray) -> Rle:
     height, width = mask_HW.shape
     x, y, w, h = cv2.boundingRect(mask_HW)
     ends = _run_ends(mask_HW, x, y, w, h)
-    return Rle(size=[height, width], counts=_compress(ends, height * width).tobytes().decode("ascii"))
+    return Rle(
+        size=[height, width], counts=_compress(ends, height * width).tobytes().decode("ascii")
+    )
 
 
 def decode(rle: Rle) -> np.ndarray:
-    """The mask (height, width) uint8 of 0/1. Raises ValueError if the counts do not fit the size."""
+    """The mask (height, width) uint8 of 0/1. Raises ValueError if the counts do not fit the
+    size.
+    """
     validate(rle)
-    return np.ascontiguousarray(coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
+    return np.ascontiguousarray(
+        coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")})
+    )
 
 
 def validate(rle: Rle) -> None:
-    """Raises ValueError unless size is two non-negative integers and the runs add up to its pixels."""
+    """Raises ValueError unless size is two non-negative integers and the runs add up to its
+    pixels.
+    """
     size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in size):
-        raise ValueError(f"rle.size = {size!r}: must be [height, width], two integers that are not negative")
+    if (
+        not isinstance(size, (list, tuple))
+        or len(size) != 2
+        or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in size)
+    ):
+        raise ValueError(
+            f"rle.size = {size!r}: must be [height, width], two integers that are not negative"
+        )
     if not isinstance(counts, str) or not counts.isascii():
-        raise ValueError(f"rle.counts: must be an ASCII string of compressed counts, found {type(counts).__name__}")
+        raise ValueError(
+            "rle.counts: must be an ASCII string of compressed counts, found"
+            f" {type(counts).__name__}"
+        )
     if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"rle.size = {list(size)}: has more than the {MAX_PIXELS} pixels that 32-bit counts can say")
+        raise ValueError(
+            f"rle.size = {list(size)}: has more than the {MAX_PIXELS} pixels that 32-bit counts"
+            " can say"
+        )
     total, whole, negative = _total(np.frombuffer(counts.encode("ascii"), np.uint8))
     if not whole or negative:
-        raise ValueError(f"rle.counts = {counts[:20]!r}...: {'a run is negative' if whole else 'ends within a run, or is no RLE text'}")
+        raise ValueError(
+            f"rle.counts = {counts[:20]!r}...:"
+            f" {'a run is negative' if whole else 'ends within a run, or is no RLE text'}"
+        )
     if total != size[0] * size[1]:
-        raise ValueError(f"rle.counts: runs add up to {total} pixels, but size {list(size)} has {size[0] * size[1]}")
+        raise ValueError(
+            f"rle.counts: runs add up to {total} pixels, but size {list(size)} has"
+            f" {size[0] * size[1]}"
+        )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -74,7 +101,9 @@ def _run_ends(mask: np.ndarray, x0: int, y0: int, w: int, h: int) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True)
 def _compress(ends: np.ndarray, pixels: int) -> np.ndarray:
-    """Changes to compressed counts. A last change at the last pixel is the end, not a further run."""
+    """Changes to compressed counts. A last change at the last pixel is the end, not a further
+    run.
+    """
     n = len(ends)
     if n > 0 and ends[n - 1] == pixels:
         n -= 1
@@ -97,7 +126,9 @@ def _compress(ends: np.ndarray, pixels: int) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True)
 def _total(text: np.ndarray) -> tuple[int, bool, bool]:
-    """Sum of the counts; whether the text ends with a whole count and has only legal characters; whether any is negative."""
+    """Sum of the counts; whether the text ends with a whole count and has only legal characters;
+    whether any is negative.
+    """
     total, before, last, value, shift, index = 0, 0, 0, 0, 0, 0
     negative = False
     for i in range(len(text)):

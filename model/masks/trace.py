@@ -1,7 +1,7 @@
 """The outline of a mask as a path: exact, along the cracks between pixels (facts, section 8).
 
-Pixel i covers [i, i + 1]. Outer outlines run clockwise as seen on the screen, holes the other way round, so that both
-the nonzero and the even-odd rule give the mask back.
+Pixel i covers [i, i + 1]. Outer outlines run clockwise as seen on the screen, holes the other way
+round, so that both the nonzero and the even-odd rule give the mask back.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import cv2
 import numba
 import numpy as np
 
-# Directions right, down, left, up; the pixel ahead to the right and to the left of a vertex, as (dy, dx) to its index.
+# Directions right, down, left, up; the pixel ahead to the right and to the left of a vertex, as
+# (dy, dx) to its index.
 _STEP = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])
 _RIGHT_AHEAD = np.array([[0, 0], [0, -1], [-1, -1], [-1, 0]])
 _LEFT_AHEAD = np.array([[-1, 0], [0, 0], [0, -1], [-1, -1]])
 
 
 def trace(mask_HW: np.ndarray) -> str:
-    """Path in pixels of a mask (uint8 of 0/1): per outline an absolute M, then h and v steps in turn, then z. "" if empty."""
+    """Path in pixels of a mask (uint8 of 0/1): per outline an absolute M, then h and v steps in
+    turn, then z. "" if empty.
+    """
     x, y, w, h = cv2.boundingRect(mask_HW)
     if w == 0:
         return ""
@@ -37,8 +40,9 @@ def trace(mask_HW: np.ndarray) -> str:
 
 @numba.njit(cache=True, nogil=True)
 def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Outlines of a mask with an empty frame of one pixel, one after another: x, y of the first vertex, then steps right
-    (or left), down (or up) in turn, without the last, which closes. `ends` says where each stops."""
+    """Outlines of a mask with an empty frame of one pixel, one after another: x, y of the first
+    vertex, then steps right (or left), down (or up) in turn, without the last, which closes. `ends`
+    says where each stops."""
     height, width = framed.shape
     seen = np.zeros((height, width), np.bool_)  # top edges of pixels, walked to the right
     numbers = np.empty(256, np.int64)
@@ -48,7 +52,8 @@ def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for x in range(1, width - 1):
             if framed[y, x] == 0 or framed[y - 1, x] != 0 or seen[y, x]:
                 continue
-            # In reading order the first unseen top edge of an outline is a corner: its left neighbour would belong to the same run.
+            # In reading order the first unseen top edge of an outline is a corner: its left
+            # neighbour would belong to the same run.
             vy, vx, direction, run = y, x, 0, 0
             numbers = _append(_append(numbers, n, x), n + 1, y)
             n += 2
@@ -82,7 +87,9 @@ def _append(numbers: np.ndarray, n: int, value: int) -> np.ndarray:
 
 
 def scale_path(path: str, box_xywh: tuple[int, int, int, int]) -> str:
-    """A traced path, exact or smooth, in pixels, as absolute commands in unit of the box `box_xywh` (pixels). "" stays ""."""
+    """A traced path, exact or smooth, in pixels, as absolute commands in unit of the box `box_xywh`
+    (pixels). "" stays "".
+    """
     left, top, w, h = box_xywh
     parts: list[str] = []
     x = y = 0.0

@@ -1,7 +1,8 @@
 """Sizes and ids of a Moondream Segmentation model: one frozen section per part of the paper.
 
-Defaults are those of `moondream/moondream3-preview` and `moondream/SegHeadRefiner`; a smaller model is the same
-classes with other numbers. Field names follow the published configuration files, so that those load as they are.
+Defaults are those of `moondream/moondream3-preview` and `moondream/SegHeadRefiner`; a smaller model
+is the same classes with other numbers. Field names follow the published configuration files, so
+that those load as they are.
 """
 
 from __future__ import annotations
@@ -36,8 +37,20 @@ class VisionConfig:
     early_layer: int = 8
 
     def __post_init__(self) -> None:
-        _require("vision", "crop_size", self.crop_size, self.crop_size % self.enc_patch_size == 0, "must be a multiple of enc_patch_size")
-        _require("vision", "enc_dim", self.enc_dim, self.enc_dim % self.enc_n_heads == 0, "must be a multiple of enc_n_heads")
+        _require(
+            "vision",
+            "crop_size",
+            self.crop_size,
+            self.crop_size % self.enc_patch_size == 0,
+            "must be a multiple of enc_patch_size",
+        )
+        _require(
+            "vision",
+            "enc_dim",
+            self.enc_dim,
+            self.enc_dim % self.enc_n_heads == 0,
+            "must be a multiple of enc_n_heads",
+        )
         _require(
             "vision",
             "overlap_margin",
@@ -111,7 +124,9 @@ class TextConfig:
     moe: MoeConfig = MoeConfig()
 
     def __post_init__(self) -> None:
-        _require("text", "dim", self.dim, self.dim % self.n_heads == 0, "must be a multiple of n_heads")
+        _require(
+            "text", "dim", self.dim, self.dim % self.n_heads == 0, "must be a multiple of n_heads"
+        )
         _require(
             "text",
             "n_kv_heads",
@@ -156,13 +171,23 @@ class RefinerConfig:
     iterations: int = 5
 
     def __post_init__(self) -> None:
-        _require("refiner", "embed_dim", self.embed_dim, self.embed_dim % 32 == 0, "must be a multiple of 32 (GroupNorm)")
-        _require("refiner", "iterations", self.iterations, self.iterations >= 0, "must not be negative")
+        _require(
+            "refiner",
+            "embed_dim",
+            self.embed_dim,
+            self.embed_dim % 32 == 0,
+            "must be a multiple of 32 (GroupNorm)",
+        )
+        _require(
+            "refiner", "iterations", self.iterations, self.iterations >= 0, "must not be negative"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenConfig:
-    """Token ids with a meaning of their own and the fixed parts of the `segment` prompt (facts, section 5)."""
+    """Token ids with a meaning of their own and the fixed parts of the `segment` prompt (facts,
+    section 5).
+    """
 
     bos_id: int = 0
     eos_id: int = 0
@@ -174,10 +199,18 @@ class TokenConfig:
     max_query_tokens: int = 256
 
 
-MOST_PROMPT_TOKENS = 1024  # a prompt is read in one pass, whose scores take memory by the square of its length
+MOST_PROMPT_TOKENS = (
+    1024  # a prompt is read in one pass, whose scores take memory by the square of its length
+)
 BOX_TOKENS = 3  # coordinate, coordinate, size: what is drawn before the path
 
-_SECTIONS = {"vision": VisionConfig, "text": TextConfig, "region": RegionConfig, "refiner": RefinerConfig, "tokens": TokenConfig}
+_SECTIONS = {
+    "vision": VisionConfig,
+    "text": TextConfig,
+    "region": RegionConfig,
+    "refiner": RefinerConfig,
+    "tokens": TokenConfig,
+}
 _TOKEN_IDS = ("bos_id", "eos_id", "coord_id", "size_id")
 
 
@@ -189,43 +222,68 @@ def _section(name: str, values: Any) -> Any:
     values = dict(values or {})
     if isinstance(values.get("moe"), dict):
         values["moe"] = _known("text.moe", MoeConfig, values["moe"])
-    return _known(name, cls, {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return _known(
+        name,
+        cls,
+        {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()},
+    )
 
 
 def _known(name: str, cls: Any, values: dict[str, Any]) -> Any:
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"{name}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{name}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
     return cls(**values)
 
 
 def _from_published(values: dict[str, Any], model_type: str) -> dict[str, Any]:
     """A published config.json in our terms; our own is returned as it is.
 
-    Published ones hold the sections below `config`, and only where they differ from the full size. What else they hold
-    (auto_map, skills, prompts of other tasks) does not concern segmentation.
+    Published ones hold the sections below `config`, and only where they differ from the full size.
+    What else they hold (auto_map, skills, prompts of other tasks) does not concern segmentation.
     """
     if values.get("model_type") == model_type:
         return values
     nested = values.get("config") or values
-    sections = {name: dict(nested[name]) for name in ("vision", "text", "region", "refiner") if nested.get(name)}
+    sections = {
+        name: dict(nested[name])
+        for name in ("vision", "text", "region", "refiner")
+        if nested.get(name)
+    }
     for section in sections.values():
-        section.pop("group_size", None)  # quantisation of other checkpoints; shapes and dtypes tell here
-    ids = {key: value for key, value in (nested.get("tokenizer") or {}).items() if key in _TOKEN_IDS}
-    return sections | ({"tokens": ids} if ids else {}) | {key: values[key] for key in ("dtype", "torch_dtype") if key in values}
+        section.pop(
+            "group_size", None
+        )  # quantisation of other checkpoints; shapes and dtypes tell here
+    ids = {
+        key: value for key, value in (nested.get("tokenizer") or {}).items() if key in _TOKEN_IDS
+    }
+    return (
+        sections
+        | ({"tokens": ids} if ids else {})
+        | {key: values[key] for key in ("dtype", "torch_dtype") if key in values}
+    )
 
 
 class MoondreamSegmentationConfig(PreTrainedConfig):
     """Everything that decides the shape and the ids of a model; the full-size model by default.
 
     Raises:
-        ValueError: a field is unknown, out of range, or does not fit another; the message names both.
+        ValueError: a field is unknown, out of range, or does not fit another; the message names
+        both.
     """
 
     model_type = "moondream_segmentation"
 
     def __init__(
-        self, vision: Any = None, text: Any = None, region: Any = None, refiner: Any = None, tokens: Any = None, **kwargs: Any
+        self,
+        vision: Any = None,
+        text: Any = None,
+        region: Any = None,
+        refiner: Any = None,
+        tokens: Any = None,
+        **kwargs: Any,
     ) -> None:
         self.vision: VisionConfig = _section("vision", vision)
         self.text: TextConfig = _section("text", text)
@@ -246,7 +304,13 @@ class MoondreamSegmentationConfig(PreTrainedConfig):
             self.vision.proj_out_dim == self.text.dim,
             f"must be text.dim = {self.text.dim}",
         )
-        _require("region", "dim", self.region.dim, self.region.dim == self.text.dim, f"must be text.dim = {self.text.dim}")
+        _require(
+            "region",
+            "dim",
+            self.region.dim,
+            self.region.dim == self.text.dim,
+            f"must be text.dim = {self.text.dim}",
+        )
         _require(
             "refiner",
             "enc_dim",
@@ -258,8 +322,13 @@ class MoondreamSegmentationConfig(PreTrainedConfig):
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Longest prompt after the image: `MOST_PROMPT_TOKENS`, or what leaves room in the context for the box and the longest path."""
-        return min(MOST_PROMPT_TOKENS, self.text.max_context - self.text.prefix_attn - BOX_TOKENS - self.tokens.max_new_tokens)
+        """Longest prompt after the image: `MOST_PROMPT_TOKENS`, or what leaves room in the context
+        for the box and the longest path.
+        """
+        return min(
+            MOST_PROMPT_TOKENS,
+            self.text.max_context - self.text.prefix_attn - BOX_TOKENS - self.tokens.max_new_tokens,
+        )
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The whole model as one transformers model: `model.{vision,text,region}` and the refiner `head`.
 
-Names are those of the published checkpoints (facts, section 9, format A; `head` for the refiner), so `from_pretrained`
-reads them as they are. `model.weights` reads every published layout.
+Names are those of the published checkpoints (facts, section 9, format A; `head` for the refiner),
+so `from_pretrained` reads them as they are. `model.weights` reads every published layout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from wordmask.model.hub.checkpoints import load_weights, raise_misfit
-from wordmask.model.hub.registry import CONFIG_FILE, ModelError, download_model, resolve_model, weight_files
+from wordmask.model.hub.registry import (
+    CONFIG_FILE,
+    ModelError,
+    download_model,
+    resolve_model,
+    weight_files,
+)
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moe import ExpertWeights
 from wordmask.model.nn.refiner import RefinerHead
@@ -24,7 +30,12 @@ from wordmask.model.nn.text import TextDecoder
 from wordmask.model.nn.vision import VisionEncoder
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that transformers works out
+SPREAD = (
+    "auto",
+    "balanced",
+    "balanced_low_0",
+    "sequential",
+)  # device maps that transformers works out
 
 
 class Moondream(nn.Module):
@@ -51,41 +62,64 @@ class MoondreamSegmentation(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *args: Any, refiner: str | None = None, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, name: str | Path, *args: Any, refiner: str | None = None, **kwargs: Any
+    ) -> Any:
         """transformers' `from_pretrained`, but strict, and for every published layout.
 
         Args:
-            refiner: where `head.*` comes from if not with the model: a local folder or file, or a hub repository.
-            kwargs: `revision` and other options of the download, `dtype` (the configuration's by default, else float32)
-                and `device_map` (one device); with any further option, or several devices, transformers' own loader
-                does the work, which reads layout A only.
+            refiner: where `head.*` comes from if not with the model: a local folder or file, or a
+            hub repository. kwargs: `revision` and other options of the download, `dtype` (the
+            configuration's by default, else float32)
+                and `device_map` (one device); with any further option, or several devices,
+                transformers' own loader does the work, which reads layout A only.
 
         Raises:
             ModelError: the files or the configuration cannot be had.
-            CheckpointError: a tensor is missing, not part of the model or misshapen; it is named. (transformers itself
-                would warn and go on with random weights.)
+            CheckpointError: a tensor is missing, not part of the model or misshapen; it is named.
+                (transformers itself would warn and go on with random weights.)
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         folder = Path(name) if Path(name).is_dir() else download_model(str(name), **hub)
         refiner_files = resolve_model(refiner).model.weights() if refiner else ()
-        device, dtype = _one_device(kwargs.get("device_map")), kwargs.get("dtype", kwargs.get("torch_dtype"))
+        device, dtype = (
+            _one_device(kwargs.get("device_map")),
+            kwargs.get("dtype", kwargs.get("torch_dtype")),
+        )
         if args or device is None or not kwargs.keys() <= {"device_map", "dtype", "torch_dtype"}:
             return cls._through_transformers(folder, refiner_files, *args, **kwargs)
         if isinstance(dtype, str):
             dtype = None if dtype == "auto" else getattr(torch, dtype)
-        return cls.from_files(folder, weight_files(folder), refiner_files, device=device, dtype=dtype)
+        return cls.from_files(
+            folder, weight_files(folder), refiner_files, device=device, dtype=dtype
+        )
 
     @classmethod
-    def _through_transformers(cls, folder: Path, refiner_files: Sequence[Path], *args: Any, **kwargs: Any) -> Any:
+    def _through_transformers(
+        cls, folder: Path, refiner_files: Sequence[Path], *args: Any, **kwargs: Any
+    ) -> Any:
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = super().from_pretrained(folder, *args, **kwargs)
-        missing = [key for key in sorted(info["missing_keys"]) if not (refiner_files and key.startswith("head."))]
-        misshapen = [f"{key} is {tuple(found)}, expected {tuple(shape)}" for key, found, shape in info["mismatched_keys"]]
+        missing = [
+            key
+            for key in sorted(info["missing_keys"])
+            if not (refiner_files and key.startswith("head."))
+        ]
+        misshapen = [
+            f"{key} is {tuple(found)}, expected {tuple(shape)}"
+            for key, found, shape in info["mismatched_keys"]
+        ]
         raise_misfit(str(folder), missing, sorted(info["unexpected_keys"]), misshapen)
         if refiner_files:
             head = nn.ModuleDict({"head": model.head})
-            load_weights(head, (), refiner_files=refiner_files, device=model.head.image_pe.device, dtype=model.dtype)
+            load_weights(
+                head,
+                (),
+                refiner_files=refiner_files,
+                device=model.head.image_pe.device,
+                dtype=model.dtype,
+            )
         return (model, info) if with_info else model
 
     @classmethod
@@ -98,10 +132,11 @@ class MoondreamSegmentation(PreTrainedModel):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """A model for inference from weight files of any known layout and the configuration in `folder`.
+        """A model for inference from weight files of any known layout and the configuration in
+        `folder`.
 
-        Weights are held once while loading, and copied: the files may change afterwards. `dtype` is the configuration's
-        by default, else float32.
+        Weights are held once while loading, and copied: the files may change afterwards. `dtype` is
+        the configuration's by default, else float32.
 
         Raises:
             ModelError: the configuration is missing or not ours.
@@ -115,7 +150,9 @@ class MoondreamSegmentation(PreTrainedModel):
         return model.eval()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights scaled by fan-in, zero biases: a start for training, replaced by any checkpoint."""
+        """Normal weights scaled by fan-in, zero biases: a start for training, replaced by any
+        checkpoint.
+        """
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
@@ -135,7 +172,9 @@ class MoondreamSegmentation(PreTrainedModel):
 
 
 def read_config(folder: Path) -> MoondreamSegmentationConfig:
-    """The configuration in a model's folder, published or our own. Raises ModelError if it is missing or not ours."""
+    """The configuration in a model's folder, published or our own. Raises ModelError if it is
+    missing or not ours.
+    """
     if not (folder / CONFIG_FILE).is_file():
         full_size = "give it the model's, or {} for the published full size"
         raise ModelError(f"{folder}: has no {CONFIG_FILE}; {full_size}")

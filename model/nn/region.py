@@ -1,4 +1,6 @@
-"""Coordinates and sizes as decoder tokens: Fourier features in, binned distributions out (facts, section 4)."""
+"""Coordinates and sizes as decoder tokens: Fourier features in, binned distributions out (facts,
+section 4).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ SIZE_OCTAVES = 10  # sizes run over 2**-10 .. 1, in equal steps of the exponent
 
 
 class Region(nn.Module):
-    """Encoders replace the token embedding of a coordinate or size token; decoders read the residual stream."""
+    """Encoders replace the token embedding of a coordinate or size token; decoders read the
+    residual stream.
+    """
 
     def __init__(self, config: RegionConfig) -> None:
         super().__init__()
@@ -35,11 +39,15 @@ class Region(nn.Module):
         return self.size_encoder(_fourier(value_N2, self.size_features))
 
     def coord_logits(self, hidden_ND: Tensor) -> Tensor:
-        """Residual stream before `post_ln`, (..., dim), to logits over coordinate bins (..., bins)."""
+        """Residual stream before `post_ln`, (..., dim), to logits over coordinate bins (...,
+        bins).
+        """
         return self.coord_decoder(self.ln(hidden_ND))
 
     def size_logits(self, hidden_ND: Tensor) -> Tensor:
-        """Residual stream before `post_ln`, (..., dim), to logits over size bins (..., 2, bins): width, then height."""
+        """Residual stream before `post_ln`, (..., dim), to logits over size bins (..., 2, bins):
+        width, then height.
+        """
         return self.size_decoder(self.ln(hidden_ND)).unflatten(-1, (2, -1))
 
 
@@ -55,7 +63,8 @@ def coord_value(bins: Tensor, n_bins: int) -> Tensor:
 
 def size_value(bins: Tensor, n_bins: int) -> Tensor:
     """Bin index to size: 2 ** (bin / (bins - 1) * 10 - 10), in unit of image."""
-    # In float64: vectors and single numbers are computed by other instructions, whose last float32 digits differ.
+    # In float64: vectors and single numbers are computed by other instructions, whose last float32
+    # digits differ.
     return torch.exp2(bins.double() / (n_bins - 1) * SIZE_OCTAVES - SIZE_OCTAVES).float()
 
 
@@ -66,4 +75,8 @@ def coord_bin(value: float, n_bins: int) -> float:
 
 def size_bin(value: float, n_bins: int) -> float:
     """Inverse of `size_value`, not rounded; sizes below 2**-10 go to bin 0."""
-    return (log2(min(max(value, 2.0**-SIZE_OCTAVES), 1.0)) + SIZE_OCTAVES) / SIZE_OCTAVES * (n_bins - 1)
+    return (
+        (log2(min(max(value, 2.0**-SIZE_OCTAVES), 1.0)) + SIZE_OCTAVES)
+        / SIZE_OCTAVES
+        * (n_bins - 1)
+    )

@@ -1,4 +1,6 @@
-"""Rotary position embedding, split-half (NeoX) convention, on the first `rotary_dim` of each head's dims."""
+"""Rotary position embedding, split-half (NeoX) convention, on the first `rotary_dim` of each head's
+dims.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,12 @@ def rotary_table(positions_BT: Tensor, rotary_dim: int, theta: float) -> tuple[T
 
 
 def rotate(x_BHTd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the leading dims of each head; the rest pass through. Computed in float32, returned in x's dtype."""
+    """Rotate the leading dims of each head; the rest pass through. Computed in float32, returned in
+    x's dtype.
+    """
     cos, sin = table
     half = cos.shape[-1]
     first, second, rest = x_BHTd.float().split([half, half, x_BHTd.shape[-1] - 2 * half], dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1).to(x_BHTd.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1).to(
+        x_BHTd.dtype
+    )

@@ -1,4 +1,5 @@
-"""The image encoder: a pre-norm vision transformer over crops, stitched and projected to the decoder (facts, section 2).
+"""The image encoder: a pre-norm vision transformer over crops, stitched and projected to the
+decoder (facts, section 2).
 
 Shapes: N crops, P patches of a crop (grid squared), D encoder width, G grid side.
 """
@@ -16,14 +17,18 @@ from wordmask.model.nn.config import VisionConfig
 
 
 class CropFeatures(NamedTuple):
-    """Features of crops, each (N, P, D): after the final norm, and the residual stream after block `early_layer`."""
+    """Features of crops, each (N, P, D): after the final norm, and the residual stream after block
+    `early_layer`.
+    """
 
     final: Tensor
     early: Tensor
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh form, which equals x * sigmoid(2 z): on a CPU, PyTorch's takes nearly twice as long as these passes."""
+    """GELU in its tanh form, which equals x * sigmoid(2 z): on a CPU, PyTorch's takes nearly twice
+    as long as these passes.
+    """
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
         return F.gelu(x, approximate="tanh")
     scale = 2 * math.sqrt(2 / math.pi)
@@ -71,16 +76,20 @@ class VisionBlock(nn.Module):
 
 
 def patchify(crops_NCHW: Tensor, patch: int) -> Tensor:
-    """(N, C, H, W) to (N, P, C * patch * patch): patches row-major, each flattened as (channel, y, x)."""
+    """(N, C, H, W) to (N, P, C * patch * patch): patches row-major, each flattened as (channel, y,
+    x).
+    """
     n, c, h, w = crops_NCHW.shape
     x = crops_NCHW.reshape(n, c, h // patch, patch, w // patch, patch)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // patch) * (w // patch), c * patch * patch)
 
 
 def stitch(tiles_NPD: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
-    """Features of local tiles to one map (rows * window + 2 * margin, cols * window + 2 * margin, D).
+    """Features of local tiles to one map (rows * window + 2 * margin, cols * window + 2 * margin,
+    D).
 
-    Each tile gives the window it owns; tiles on the border also keep their outer margin. `margin` in patches.
+    Each tile gives the window it owns; tiles on the border also keep their outer margin. `margin`
+    in patches.
     """
     rows, cols = tiling
     grid = int(tiles_NPD.shape[1] ** 0.5)
@@ -89,7 +98,10 @@ def stitch(tiles_NPD: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
     def own(index: int, count: int) -> slice:
         return slice(0 if index == 0 else margin, grid if index == count - 1 else grid - margin)
 
-    bands = [torch.cat([tiles[r, c, own(r, rows), own(c, cols)] for c in range(cols)], dim=1) for r in range(rows)]
+    bands = [
+        torch.cat([tiles[r, c, own(r, rows), own(c, cols)] for c in range(cols)], dim=1)
+        for r in range(rows)
+    ]
     return torch.cat(bands, dim=0)
 
 
@@ -116,12 +128,17 @@ class VisionEncoder(nn.Module):
         return CropFeatures(final=self.post_ln(x_NPD), early=early_NPD)
 
     def project(self, final_NPD: Tensor, tilings: list[tuple[int, int]]) -> Tensor:
-        """Final features of the crops of several images, one after another, to image tokens (images, P, decoder width).
+        """Final features of the crops of several images, one after another, to image tokens
+        (images, P, decoder width).
 
-        `tilings` says how many crops each image has: 1 for a 1 x 1 tiling (see `ImageCrops`), else 1 + rows * cols.
+        `tilings` says how many crops each image has: 1 for a 1 x 1 tiling (see `ImageCrops`), else
+        1 + rows * cols.
         """
         counts = [1 if tiling == (1, 1) else 1 + tiling[0] * tiling[1] for tiling in tilings]
-        pairs = [self._global_and_local(crops, tiling) for crops, tiling in zip(final_NPD.split(counts), tilings, strict=True)]
+        pairs = [
+            self._global_and_local(crops, tiling)
+            for crops, tiling in zip(final_NPD.split(counts), tilings, strict=True)
+        ]
         return self.proj_mlp(torch.stack(pairs))
 
     def _global_and_local(self, crops_NPD: Tensor, tiling: tuple[int, int]) -> Tensor:

@@ -1,4 +1,6 @@
-"""What the devices want: small tensors to them and back without making either side wait for the other, and whole blocks of rows."""
+"""What the devices want: small tensors to them and back without making either side wait for the
+other, and whole blocks of rows.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A CPU's matrix product takes rows in blocks, and rounds the rows of a block that is not full otherwise (measured: of 4 rows with
-# AVX2; with AVX-512 products of up to 15 rows are other ones). Few rows are therefore filled up to whole blocks: their last digits do
-# not depend on how many there are then.
+# A CPU's matrix product takes rows in blocks, and rounds the rows of a block that is not full
+# otherwise (measured: of 4 rows with AVX2; with AVX-512 products of up to 15 rows are other ones).
+# Few rows are therefore filled up to whole blocks: their last digits do not depend on how many
+# there are then.
 ROW_BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of glibc's mallopt
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep large blocks that were freed, rather than return them to the system and have every page of the next one
-    faulted in again: a GELU over 40 MB took 11 ms instead of 48. Does nothing where the C library is not glibc."""
+    """Let the C library keep large blocks that were freed, rather than return them to the system
+    and have every page of the next one faulted in again: a GELU over 40 MB took 11 ms instead of
+    48. Does nothing where the C library is not glibc."""
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
@@ -39,11 +43,15 @@ def whole_blocks(rows: int, device: torch.device) -> int:
 def to_device(device: torch.device, numbers: Sequence[Any]) -> Tensor:
     """Numbers, or rows of numbers, as a tensor on the device, without waiting for it."""
     host = torch.tensor(numbers)
-    return (host.pin_memory() if device.type == "cuda" and torch.cuda.is_available() else host).to(device, non_blocking=True)
+    return (host.pin_memory() if device.type == "cuda" and torch.cuda.is_available() else host).to(
+        device, non_blocking=True
+    )
 
 
 class OnItsWay:
-    """A copy of a tensor that is on its way to the host. Reading it waits for it, but not for what was begun after it."""
+    """A copy of a tensor that is on its way to the host. Reading it waits for it, but not for what
+    was begun after it.
+    """
 
     def __init__(self, x: Tensor) -> None:
         self._host = x.to("cpu", non_blocking=True, copy=True)  # into pinned memory, from a GPU

@@ -12,10 +12,15 @@ Result = TypeVar("Result")
 
 
 def ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], depth: int, weight: Callable[[Item], int] = lambda _: 1
+    pool: ThreadPoolExecutor,
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    depth: int,
+    weight: Callable[[Item], int] = lambda _: 1,
 ) -> Iterator[Result]:
-    """Results in the order of the items. Work begins at once, and stays so many items ahead that their weights add up to `depth` at most,
-    but always one; what it raises is raised when its result is asked for."""
+    """Results in the order of the items. Work begins at once, and stays so many items ahead that
+    their weights add up to `depth` at most, but always one; what it raises is raised when its
+    result is asked for."""
     source = iter(items)
     begun: deque[tuple[int, Future[Result]]] = deque()
     taken: deque[Item] = deque()  # from the source, and too heavy for now: one at most

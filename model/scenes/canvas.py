@@ -1,4 +1,6 @@
-"""What a scene is, and what is laid on its canvas: pieces that cover patches of pixels, later ones in front."""
+"""What a scene is, and what is laid on its canvas: pieces that cover patches of pixels, later ones
+in front.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ MARGIN = 2  # pixels: least distance to the border of the image, and between obj
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """One object. `mask_HW` uint8 is what is visible of it, `box` (x_min, y_min, x_max, y_max) that mask's, pixels.
+    """One object. `mask_HW` uint8 is what is visible of it, `box` (x_min, y_min, x_max, y_max) that
+    mask's, pixels.
 
-    `name` is a noun or a plain shape. `colour` is None where no one word is right; `could_be` are further colours that it
-    is not surely free of. `style` is a sprite's artwork.
+    `name` is a noun or a plain shape. `colour` is None where no one word is right; `could_be` are
+    further colours that it is not surely free of. `style` is a sprite's artwork.
     """
 
     name: str
@@ -41,18 +44,28 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """`image_HW3` uint8 RGB; objects back to front; `instance_HW` int16: index of the visible object, -1 for background."""
+    """`image_HW3` uint8 RGB; objects back to front; `instance_HW` int16: index of the visible
+    object, -1 for background.
+    """
 
     image_HW3: np.ndarray
     objects: tuple[SceneObject, ...]
     instance_HW: np.ndarray
 
     def truth(self, target: int | None) -> np.ndarray:
-        """The mask of object number `target`, uint8 of 0/1; an empty one for None, which is nothing in the scene."""
-        return np.zeros(self.instance_HW.shape, np.uint8) if target is None else self.objects[target].mask_HW
+        """The mask of object number `target`, uint8 of 0/1; an empty one for None, which is nothing
+        in the scene.
+        """
+        return (
+            np.zeros(self.instance_HW.shape, np.uint8)
+            if target is None
+            else self.objects[target].mask_HW
+        )
 
 
-def unit_box(box: tuple[float, float, float, float], height: int, width: int) -> tuple[float, float, float, float]:
+def unit_box(
+    box: tuple[float, float, float, float], height: int, width: int
+) -> tuple[float, float, float, float]:
     """(x_min, y_min, x_max, y_max) in pixels to (cx, cy, w, h) in unit of image."""
     x0, y0, x1, y1 = box
     return (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
@@ -60,7 +73,9 @@ def unit_box(box: tuple[float, float, float, float], height: int, width: int) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """An object about to be painted: what it is, its coverage of a patch of pixels (0..1), and the patch's place."""
+    """An object about to be painted: what it is, its coverage of a patch of pixels (0..1), and the
+    patch's place.
+    """
 
     name: str
     alpha_hw: np.ndarray
@@ -73,11 +88,18 @@ class Piece:
 
     def window(self, image: np.ndarray) -> np.ndarray:
         """The patch as a view of (..., H, W)."""
-        return image[..., self.y : self.y + self.alpha_hw.shape[0], self.x : self.x + self.alpha_hw.shape[1]]
+        return image[
+            ..., self.y : self.y + self.alpha_hw.shape[0], self.x : self.x + self.alpha_hw.shape[1]
+        ]
 
     def near(self, instance_HW: np.ndarray) -> set[int]:
         """The objects that it would lie on, or within MARGIN of."""
-        around = cv2.dilate(self.cover_hw.astype(np.uint8), np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)) > 0
+        around = (
+            cv2.dilate(
+                self.cover_hw.astype(np.uint8), np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
+            )
+            > 0
+        )
         return set(self.window(instance_HW)[around].tolist()) - {-1}
 
 
@@ -85,7 +107,8 @@ def leaves_visible(piece: Piece, instance_HW: np.ndarray, behind: dict[int, Piec
     """Whether enough is left to see of each of those behind."""
     hidden = piece.window(instance_HW)[piece.cover_hw]
     return all(
-        (instance_HW == index).sum() - (hidden == index).sum() >= MIN_VISIBLE * other.cover_hw.sum() for index, other in behind.items()
+        (instance_HW == index).sum() - (hidden == index).sum() >= MIN_VISIBLE * other.cover_hw.sum()
+        for index, other in behind.items()
     )
 
 
@@ -98,5 +121,7 @@ def visible(instance_HW: np.ndarray, index: int) -> tuple[np.ndarray, tuple[int,
 
 def finish(image_3HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The canvas with grain over all of it, as uint8 (H, W, 3)."""
-    image_3HW += rng.standard_normal(image_3HW.shape[1:], dtype=np.float32) * np.float32(rng.uniform(*NOISE))
+    image_3HW += rng.standard_normal(image_3HW.shape[1:], dtype=np.float32) * np.float32(
+        rng.uniform(*NOISE)
+    )
     return cv2.merge(list(np.clip(image_3HW, 0, 255).astype(np.uint8)))

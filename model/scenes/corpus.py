@@ -1,4 +1,6 @@
-"""Lines of text with every word that expressions about scenes may hold: what the tokenizer learns its pieces from."""
+"""Lines of text with every word that expressions about scenes may hold: what the tokenizer learns
+its pieces from.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ STEP = 5  # every so many nouns are said with each word that is no noun
 
 
 def grammar_lines() -> Iterator[str]:
-    """Every noun in every colour, and every other word of the grammar beside many a noun. The same each time."""
+    """Every noun in every colour, and every other word of the grammar beside many a noun. The same
+    each time.
+    """
     nouns = (*NOUNS, *SHAPES, "object", "thing")
     colours = [word for colour in COLOUR_NAMES for word in SYNONYMS.get(colour, (colour,))]
     words = [word for group in SYNONYMS.values() for word in group] + list(ORDINALS)

@@ -19,8 +19,9 @@ SOURCES = ("fetched", "shipped")
 
 @dataclass(frozen=True)
 class Questions:
-    """Draws scenes and questions. `source`: sprites that were "fetched", or those that are "shipped". `side`: the crop size of the
-    model that is asked, which scenes are about as large as."""
+    """Draws scenes and questions. `source`: sprites that were "fetched", or those that are
+    "shipped". `side`: the crop size of the model that is asked, which scenes are about as large
+    as."""
 
     source: str
     split: str = "train"
@@ -32,8 +33,12 @@ class Questions:
 
     @cached_property
     def sprites(self) -> SpriteLibrary:
-        """The sprites of the split's styles. FileNotFoundError, with what to do, if they were not fetched yet."""
-        return (load() if self.source == "fetched" else load_shipped()).only(SPLITS[self.split].styles)
+        """The sprites of the split's styles. FileNotFoundError, with what to do, if they were not
+        fetched yet.
+        """
+        return (load() if self.source == "fetched" else load_shipped()).only(
+            SPLITS[self.split].styles
+        )
 
     def scene(self, seed: int, **options: Any) -> Scene:
         """The scene of a seed, see `make_scene`."""
@@ -42,9 +47,20 @@ class Questions:
         return make_scene(seed, sprites=self.sprites, **options)
 
     def about(
-        self, scene: Scene, seed: int, count: int, absent: float = ABSENT_SHARE, templates: Iterable[str] | None = None
+        self,
+        scene: Scene,
+        seed: int,
+        count: int,
+        absent: float = ABSENT_SHARE,
+        templates: Iterable[str] | None = None,
     ) -> list[Expression]:
-        """Up to `count` expressions, of which a share of `absent` names nothing. `templates`: some of the split's, instead of all."""
+        """Up to `count` expressions, of which a share of `absent` names nothing. `templates`: some
+        of the split's, instead of all.
+        """
         allowed = SPLITS[self.split].templates
-        templates = allowed if templates is None else [name for name in templates if name in allowed]
-        return refer(scene, seed, count, nouns=self.sprites.nouns, templates=templates, absent=absent)
+        templates = (
+            allowed if templates is None else [name for name in templates if name in allowed]
+        )
+        return refer(
+            scene, seed, count, nouns=self.sprites.nouns, templates=templates, absent=absent
+        )

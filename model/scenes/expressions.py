@@ -1,7 +1,8 @@
 """What is said about scenes: expressions that name exactly one object, and some that name none.
 
-An expression is true by construction (`model/train/templates.py`), and never a close call: what it picks out is apart from
-everything else by a margin of size, place or colour (`model/train/groups.py`).
+An expression is true by construction (`model/train/templates.py`), and never a close call: what it
+picks out is apart from everything else by a margin of size, place or colour
+(`model/train/groups.py`).
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ THING_SHARE = 0.4  # of objects without a noun that are called things
 
 @dataclass(frozen=True, kw_only=True)
 class Expression:
-    """`text` names object number `target` and no other, or, where `target` is None, nothing in the scene.
+    """`text` names object number `target` and no other, or, where `target` is None, nothing in the
+    scene.
 
-    `kind` is one of `KIND_SHARES`, or "absent"; `template` says which of its patterns the text was made by.
+    `kind` is one of `KIND_SHARES`, or "absent"; `template` says which of its patterns the text was
+    made by.
     """
 
     text: str
@@ -39,50 +42,74 @@ class Expression:
 
 
 def refer(
-    scene: Scene, seed: int, count: int, *, nouns: Sequence[str], templates: Iterable[str] = tuple(TEMPLATES), absent: float = ABSENT_SHARE
+    scene: Scene,
+    seed: int,
+    count: int,
+    *,
+    nouns: Sequence[str],
+    templates: Iterable[str] = tuple(TEMPLATES),
+    absent: float = ABSENT_SHARE,
 ) -> list[Expression]:
-    """Up to `count` different expressions about a scene, kinds by their shares, templates of a kind alike, targets balanced.
+    """Up to `count` different expressions about a scene, kinds by their shares, templates of a kind
+    alike, targets balanced.
 
-    `nouns` are all that scenes are drawn from: what is said to be absent is one of them. `absent`: share of expressions that
-    name nothing; at 0 there are none, else more where a scene gives nothing else to say. KeyError for a template that there is none of.
+    `nouns` are all that scenes are drawn from: what is said to be absent is one of them. `absent`:
+    share of expressions that name nothing; at 0 there are none, else more where a scene gives
+    nothing else to say. KeyError for a template that there is none of.
     """
     rng = np.random.default_rng((seed, 19))
     view = View(scene, nouns)
-    left = {name: TEMPLATES[name] for name in templates if absent or TEMPLATES[name].kind != "absent"}
+    left = {
+        name: TEMPLATES[name] for name in templates if absent or TEMPLATES[name].kind != "absent"
+    }
     found: dict[str, list[Found]] = {}
     asked: dict[int | None, int] = dict.fromkeys([*range(len(scene.objects)), None], 0)
     said: dict[str, Expression] = {}
     of_nothing = rng.random() < absent
     while left and len(said) < count:
         name = _draw_template(rng, left, of_nothing)
-        options = found[name] if name in found else found.setdefault(name, list(left[name].find(view)))
+        options = (
+            found[name] if name in found else found.setdefault(name, list(left[name].find(view)))
+        )
         if not options:
             del left[name]
             continue
         option = _choose(rng, options, asked)
         text = _say(rng, left[name], option)
         if text not in said:
-            said[text] = Expression(text=text, target=option.target, kind=left[name].kind, template=name)
+            said[text] = Expression(
+                text=text, target=option.target, kind=left[name].kind, template=name
+            )
             asked[option.target] += 1
             of_nothing = rng.random() < absent
     return list(said.values())
 
 
-def every_expression(scene: Scene, *, nouns: Sequence[str], templates: Iterable[str] = tuple(TEMPLATES)) -> list[Expression]:
-    """Every expression of some templates in every wording, with its article; what training the tokenizer and the tests are about."""
+def every_expression(
+    scene: Scene, *, nouns: Sequence[str], templates: Iterable[str] = tuple(TEMPLATES)
+) -> list[Expression]:
+    """Every expression of some templates in every wording, with its article; what training the
+    tokenizer and the tests are about.
+    """
     view = View(scene, nouns)
     said: dict[str, Expression] = {}
     for name in templates:
         template = TEMPLATES[name]
         for option in template.find(view):
             for text in _wordings(template, option):
-                said[text] = Expression(text=text, target=option.target, kind=template.kind, template=name)
+                said[text] = Expression(
+                    text=text, target=option.target, kind=template.kind, template=name
+                )
     return list(said.values())
 
 
 def _draw_template(rng: np.random.Generator, left: dict[str, Template], absent: bool) -> str:
-    """One of the templates that are left, of a kind drawn by its share; one about something absent, or not, while there is one."""
-    wanted = [name for name, template in left.items() if (template.kind == "absent") == absent] or list(left)
+    """One of the templates that are left, of a kind drawn by its share; one about something absent,
+    or not, while there is one.
+    """
+    wanted = [
+        name for name, template in left.items() if (template.kind == "absent") == absent
+    ] or list(left)
     kinds = sorted({left[name].kind for name in wanted})
     kind = kinds[_weighted(rng, [KIND_SHARES.get(kind, 1.0) for kind in kinds])]
     names = [name for name in wanted if left[name].kind == kind]
@@ -96,7 +123,9 @@ def _weighted(rng: np.random.Generator, weights: Sequence[float]) -> int:
 
 
 def _choose(rng: np.random.Generator, options: list[Found], asked: dict[int | None, int]) -> Found:
-    """Take one of the options: of an object asked for least, and rather by its noun than as an object."""
+    """Take one of the options: of an object asked for least, and rather by its noun than as an
+    object.
+    """
     fewest = min(asked[option.target] for option in options)
     places = [place for place, option in enumerate(options) if asked[option.target] == fewest]
     named = [place for place in places if not options[place].slots["p"].endswith("object")]
@@ -123,6 +152,8 @@ def _wordings(template: Template, option: Found) -> Iterable[str]:
     """Every wording, for objects and for things."""
     for pattern in template.wordings:
         slots = [slot for _, slot, _, _ in Formatter().parse(pattern) if slot]
-        for words in product(*(SYNONYMS.get(option.slots[slot], (option.slots[slot],)) for slot in slots)):
+        for words in product(
+            *(SYNONYMS.get(option.slots[slot], (option.slots[slot],)) for slot in slots)
+        ):
             text = "the " + pattern.format(**dict(zip(slots, words, strict=True)))
             yield from dict.fromkeys((text, text.replace("object", "thing")))

@@ -1,7 +1,8 @@
-"""What can be said about a scene: which objects a phrase fits, and how they lie to one another, each beyond doubt or not at all.
+"""What can be said about a scene: which objects a phrase fits, and how they lie to one another,
+each beyond doubt or not at all.
 
-Sets of objects are bit masks. A relation is certain, certainly not so, or too close a call; `Doubt` keeps the first and the
-last apart, and an expression is made only where nothing is too close.
+Sets of objects are bit masks. A relation is certain, certainly not so, or too close a call; `Doubt`
+keeps the first and the last apart, and an expression is made only where nothing is too close.
 """
 
 from __future__ import annotations
@@ -15,16 +16,29 @@ from typing import NamedTuple
 from wordmask.model.scenes.canvas import MIN_GAP, Scene, SceneObject
 
 SIZE_RATIO = 1.3  # of longer sides, and of areas: less than this apart, neither is the larger
-CONE = 0.5  # of the way across: an object that is less to the left than this share of what it is above is not plainly left
+# of the way across: an object that is less to the left than this share of what it is above is not
+# plainly left
+CONE = 0.5
 NEAR_RATIO = 1.35  # of distances: less than this apart, neither is the closer
 NEXT_TO = 0.45  # of the short side: centres further apart are not next to each other
-BETWEEN = (0.2, 0.8, 0.18)  # along the line of two anchors from, to; furthest off it, unit of its length
+BETWEEN = (
+    0.2,
+    0.8,
+    0.18,
+)  # along the line of two anchors from, to; furthest off it, unit of its length
 NOT_BETWEEN = (-0.05, 1.05, 0.45)
-SIDES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}  # axis, sign of increasing order
+SIDES = {
+    "left": (0, 1),
+    "right": (0, -1),
+    "top": (1, 1),
+    "bottom": (1, -1),
+}  # axis, sign of increasing order
 
 
 class Group(NamedTuple):
-    """A phrase without article, and the objects it fits: all of them, and surely no other. `colour` is "" where it names none."""
+    """A phrase without article, and the objects it fits: all of them, and surely no other. `colour`
+    is "" where it names none.
+    """
 
     phrase: str
     members: int
@@ -43,9 +57,13 @@ class Doubt(NamedTuple):
     unsure: int = 0
 
     def only(self, among: int) -> int | None:
-        """The one object of `among` of which it is true while it is false of all others, or None."""
+        """The one object of `among` of which it is true while it is false of all others, or
+        None.
+        """
         found = self.true & among
-        return found.bit_length() - 1 if found.bit_count() == 1 and not self.unsure & among else None
+        return (
+            found.bit_length() - 1 if found.bit_count() == 1 and not self.unsure & among else None
+        )
 
     def none(self, among: int) -> bool:
         """Whether it is false of all of `among`."""
@@ -59,7 +77,9 @@ def bits(members: int) -> list[int]:
 
 @dataclass(frozen=True)
 class View:
-    """A scene as it can be talked about. `nouns` are all names that a scene might have had objects of."""
+    """A scene as it can be talked about. `nouns` are all names that a scene might have had objects
+    of.
+    """
 
     scene: Scene
     nouns: Sequence[str]
@@ -88,7 +108,11 @@ class View:
             for colour in thing.could_be | ({thing.colour} if thing.colour else set()):
                 true, unsure = found.get(colour, Doubt())
                 mine = 1 << place
-                found[colour] = Doubt(true | mine, unsure) if colour == thing.colour else Doubt(true, unsure | mine)
+                found[colour] = (
+                    Doubt(true | mine, unsure)
+                    if colour == thing.colour
+                    else Doubt(true, unsure | mine)
+                )
         return found
 
     @cached_property
@@ -105,7 +129,9 @@ class View:
 
     @cached_property
     def anchors(self) -> tuple[tuple[str, int], ...]:
-        """Phrases of one object each that others can be related to; a colour is said only where the noun is not enough."""
+        """Phrases of one object each that others can be related to; a colour is said only where the
+        noun is not enough.
+        """
         single = [group for group in self.groups if group.count == 1 and group.noun != "object"]
         plain = {group.noun for group in single if not group.colour}
         chosen = [group for group in single if not group.colour or group.noun not in plain]
@@ -125,20 +151,31 @@ class View:
     @cached_property
     def sizes(self) -> list[tuple[float, float]]:
         """Longer side and area of what is visible of each object, in pixels."""
-        return [(max(t.box[2] - t.box[0], t.box[3] - t.box[1]), float(t.mask_HW.sum())) for t in self.objects]
+        return [
+            (max(t.box[2] - t.box[0], t.box[3] - t.box[1]), float(t.mask_HW.sum()))
+            for t in self.objects
+        ]
 
     def larger(self, a: int, b: int) -> bool:
         """Whether `a` is plainly larger than `b`, by both measures."""
         return all(x >= SIZE_RATIO * y for x, y in zip(self.sizes[a], self.sizes[b], strict=True))
 
     def by_size(self, members: int, *, smallest_first: bool) -> list[int] | None:
-        """Objects in order of size, as far as each is plainly apart from the next; None where not even the first is."""
-        order = sorted(bits(members), key=lambda place: self.sizes[place], reverse=not smallest_first)
+        """Objects in order of size, as far as each is plainly apart from the next; None where not
+        even the first is.
+        """
+        order = sorted(
+            bits(members), key=lambda place: self.sizes[place], reverse=not smallest_first
+        )
         before = (lambda a, b: self.larger(b, a)) if smallest_first else self.larger
-        return _clear(order, [all(before(a, b) for b in order[rank + 1 :]) for rank, a in enumerate(order)])
+        return _clear(
+            order, [all(before(a, b) for b in order[rank + 1 :]) for rank, a in enumerate(order)]
+        )
 
     def by_place(self, members: int, side: str) -> list[int] | None:
-        """Objects from a side on, as far as each is plainly apart from the next; None where not even the first is."""
+        """Objects from a side on, as far as each is plainly apart from the next; None where not
+        even the first is.
+        """
         axis, sign = SIDES[side]
         along = [sign * place[axis] / self.extent[axis] for place in self.places]
         order = sorted(bits(members), key=along.__getitem__)
@@ -150,11 +187,19 @@ class View:
 
     def by_distance(self, members: int, anchor: int, *, nearest_first: bool) -> int | None:
         """The nearest (or farthest) object where it plainly is."""
-        order = sorted(bits(members & ~(1 << anchor)), key=lambda place: self.distance(place, anchor), reverse=not nearest_first)
+        order = sorted(
+            bits(members & ~(1 << anchor)),
+            key=lambda place: self.distance(place, anchor),
+            reverse=not nearest_first,
+        )
         if len(order) < 2:
             return None
         near, far = sorted(self.distance(place, anchor) for place in order[:2])
-        return order[0] if far >= NEAR_RATIO * near and far - near >= MIN_GAP * min(self.extent) else None
+        return (
+            order[0]
+            if far >= NEAR_RATIO * near and far - near >= MIN_GAP * min(self.extent)
+            else None
+        )
 
     def on_side(self, side: str, anchor: int) -> Doubt:
         """Objects that lie to the left of (to the right of, above, below) another."""
@@ -213,6 +258,8 @@ class View:
 
 
 def _clear(order: list[int], steps: list[bool]) -> list[int] | None:
-    """`order` as far as its steps are clear: what comes before the first unclear one has its rank beyond doubt."""
+    """`order` as far as its steps are clear: what comes before the first unclear one has its rank
+    beyond doubt.
+    """
     clear = steps.index(False) if False in steps else len(order)
     return order[:clear] or None

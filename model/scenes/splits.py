@@ -1,4 +1,6 @@
-"""Which scenes are for training and which for tests: splits share no seed, and two test splits hold out a style and some templates."""
+"""Which scenes are for training and which for tests: splits share no seed, and two test splits hold
+out a style and some templates.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Pictures of named things, each in several artists' styles: what `make_scene` cuts its objects from.
+"""Pictures of named things, each in several artists' styles: what `make_scene` cuts its objects
+from.
 
 Two libraries have one form: a small one is shipped, and the full one is fetched and rendered once
 (`wordmask train scenes --fetch`, `model/train/sprite_sources.py`), then kept in the cache folder.
@@ -22,14 +23,18 @@ from wordmask.model.scenes.nouns import ICONS, NOUNS, UNFIT
 
 SIDE = 96  # pixels of a fetched sprite
 SHIPPED = Path(__file__).parent / "assets" / "sprites.npz"
-HELD_OUT_STYLE = "noto-v1"  # in test-style alone. Other poses and other colours than the rest (a blue ant), and still plain to see
+# in test-style alone. Other poses and other colours than the rest (a blue ant), and still plain to
+# see
+HELD_OUT_STYLE = "noto-v1"
 TRAIN_STYLES = ("fluent-emoji-flat", "noto", "twemoji")
 REVISION = 1  # of the packages and of how they are rendered: a library of another is fetched anew
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """An artwork that sprites come from, and what is owed to it. `licence` is an SPDX identifier."""
+    """An artwork that sprites come from, and what is owed to it. `licence` is an SPDX
+    identifier.
+    """
 
     name: str
     author: str
@@ -43,7 +48,8 @@ class Style:
 class SpriteLibrary:
     """N sprites of S x S pixels. A sprite is centred and fills its canvas along its longer side.
 
-    `pixels_NSS4` uint8 RGBA, alpha not multiplied in; `noun_N` and `style_N` are places in `nouns` and `styles`.
+    `pixels_NSS4` uint8 RGBA, alpha not multiplied in; `noun_N` and `style_N` are places in `nouns`
+    and `styles`.
     """
 
     nouns: tuple[str, ...]
@@ -65,11 +71,16 @@ class SpriteLibrary:
         return self.styles[self.style_N[number]].name
 
     def only(self, styles: Collection[str]) -> SpriteLibrary:
-        """The sprites of some styles, and the nouns that these have. ValueError when there are none."""
+        """The sprites of some styles, and the nouns that these have. ValueError when there are
+        none.
+        """
         kept = [place for place, style in enumerate(self.styles) if style.name in styles]
         chosen_N = np.isin(self.style_N, kept)
         if not chosen_N.any():
-            raise ValueError(f"no sprite is of {sorted(styles)}: the library has {[style.name for style in self.styles]}")
+            raise ValueError(
+                f"no sprite is of {sorted(styles)}: the library has"
+                f" {[style.name for style in self.styles]}"
+            )
         nouns = np.unique(self.noun_N[chosen_N])
         return SpriteLibrary(
             nouns=tuple(self.nouns[noun] for noun in nouns),
@@ -81,10 +92,15 @@ class SpriteLibrary:
 
 
 def load(path: Path | None = None) -> SpriteLibrary:
-    """The library of a file, by default the fetched one. FileNotFoundError, with what to do, where there is none."""
+    """The library of a file, by default the fetched one. FileNotFoundError, with what to do, where
+    there is none.
+    """
     path = path or fetched_path()
     if not path.is_file():
-        remedy = "fetch them with `wordmask train scenes --fetch`, or take the shipped ones with `--sprites shipped`"
+        remedy = (
+            "fetch them with `wordmask train scenes --fetch`, or take the shipped ones with"
+            " `--sprites shipped`"
+        )
         raise FileNotFoundError(f"sprites {path}: no such file; {remedy}")
     try:
         with np.load(path) as file:
@@ -92,7 +108,10 @@ def load(path: Path | None = None) -> SpriteLibrary:
             numbers = {name: file[name] for name in ("noun_N", "style_N", "pixels_NSS4")}
             return SpriteLibrary(nouns=tuple(file["nouns"].tolist()), styles=styles, **numbers)
     except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
-        raise ValueError(f"sprites {path}: not a sprite library ({error}); fetch them anew with `wordmask train scenes --fetch`") from error
+        raise ValueError(
+            f"sprites {path}: not a sprite library ({error}); fetch them anew with `wordmask train"
+            " scenes --fetch`"
+        ) from error
 
 
 def load_shipped() -> SpriteLibrary:
@@ -121,7 +140,9 @@ def save(library: SpriteLibrary, path: Path) -> None:
 
 
 def fetched_path() -> Path:
-    """Where the fetched library is kept. Its name changes with what is fetched, so an older one is not taken for it."""
+    """Where the fetched library is kept. Its name changes with what is fetched, so an older one is
+    not taken for it.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made_of = repr((REVISION, SIDE, NOUNS, sorted(ICONS.items()), sorted(UNFIT)))
     return cache / "wordmask" / f"sprites-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.npz"

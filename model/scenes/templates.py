@@ -1,4 +1,5 @@
-"""The patterns of expressions: each finds, in a scene, everything it can truly say of exactly one object, or of none.
+"""The patterns of expressions: each finds, in a scene, everything it can truly say of exactly one
+object, or of none.
 
 A pattern's slots hold plain words; `SYNONYMS` are said in their place.
 """
@@ -74,7 +75,12 @@ def _not_colour(view: View) -> Iterator[Found]:
     for noun, members in view.names.items():
         for colour, doubt in view.colours.items():
             rest = members & ~doubt.true
-            if members.bit_count() >= 2 and rest.bit_count() == 1 and not doubt.unsure & members and noun not in PLURALS:
+            if (
+                members.bit_count() >= 2
+                and rest.bit_count() == 1
+                and not doubt.unsure & members
+                and noun not in PLURALS
+            ):
                 yield Found({"p": noun, "c": colour}, rest.bit_length() - 1)
 
 
@@ -127,7 +133,10 @@ def _in_corner(view: View, *sides: str) -> Doubt:
     true = unsure = 0
     for place, centre in enumerate(view.places):
         shares = [centre[axis] / view.extent[axis] for axis in (SIDES[side][0] for side in sides)]
-        off = max(share if SIDES[side][1] > 0 else 1 - share for share, side in zip(shares, sides, strict=True))
+        off = max(
+            share if SIDES[side][1] > 0 else 1 - share
+            for share, side in zip(shares, sides, strict=True)
+        )
         if off <= CORNER[0]:
             true |= 1 << place
         elif off < CORNER[1]:
@@ -160,9 +169,14 @@ def _ordinal(view: View) -> Iterator[Found]:
 
 
 def _related(
-    view: View, relation: Callable[[View, int], Doubt], anchors: list[tuple[str, int]] | None = None, word: str = ""
+    view: View,
+    relation: Callable[[View, int], Doubt],
+    anchors: list[tuple[str, int]] | None = None,
+    word: str = "",
 ) -> Iterator[Found]:
-    """Objects that alone in a group stand in a relation to another. `word` says the relation, where the pattern does not."""
+    """Objects that alone in a group stand in a relation to another. `word` says the relation, where
+    the pattern does not.
+    """
     for phrase, anchor in view.anchors if anchors is None else anchors:
         doubt = relation(view, anchor)
         for group in view.groups:
@@ -176,16 +190,24 @@ def _beside(view: View, side: str) -> Iterator[Found]:
 
 
 def _sized(view: View, word: str) -> Iterator[Found]:
-    return _related(view, lambda v, anchor: v.sized_against(anchor, larger=word == "larger"), word=word)
+    return _related(
+        view, lambda v, anchor: v.sized_against(anchor, larger=word == "larger"), word=word
+    )
 
 
 def _nearest(
-    view: View, anchors: list[tuple[str, int]] | None = None, *, nearest: bool = True, within: float | None = None
+    view: View,
+    anchors: list[tuple[str, int]] | None = None,
+    *,
+    nearest: bool = True,
+    within: float | None = None,
 ) -> Iterator[Found]:
     for phrase, anchor in view.anchors if anchors is None else anchors:
         for group in view.groups:
             target = view.by_distance(group.members, anchor, nearest_first=nearest)
-            if target is not None and (within is None or view.distance(target, anchor) <= within * min(view.extent)):
+            if target is not None and (
+                within is None or view.distance(target, anchor) <= within * min(view.extent)
+            ):
                 yield Found({"p": group.phrase, "a": phrase}, target)
 
 
@@ -210,25 +232,49 @@ def _same_colour(view: View) -> Iterator[Found]:
 
 def _placed(view: View) -> list[tuple[str, int]]:
     """Anchors that are told from others of their name by their place."""
-    named = [(group, side, view.by_place(group.members, side)) for group in _several(view) for side in SIDES if group.noun != "object"]
+    named = [
+        (group, side, view.by_place(group.members, side))
+        for group in _several(view)
+        for side in SIDES
+        if group.noun != "object"
+    ]
     words = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottommost"}
-    return [(f"the {words[side]} {group.phrase}", order[0]) for group, side, order in named if order]
+    return [
+        (f"the {words[side]} {group.phrase}", order[0]) for group, side, order in named if order
+    ]
 
 
 def _by_size(view: View) -> list[tuple[str, int]]:
     """Anchors that are told from others of their name by their size."""
-    named = [(group, first, view.by_size(group.members, smallest_first=first)) for group in _several(view) for first in (True, False)]
+    named = [
+        (group, first, view.by_size(group.members, smallest_first=first))
+        for group in _several(view)
+        for first in (True, False)
+    ]
     words = {True: "smallest", False: "biggest"}
-    return [(f"the {words[first]} {group.phrase}", order[0]) for group, first, order in named if order and group.noun != "object"]
+    return [
+        (f"the {words[first]} {group.phrase}", order[0])
+        for group, first, order in named
+        if order and group.noun != "object"
+    ]
 
 
 def _beside_any(view: View, anchors: Callable[[View], list[tuple[str, int]]]) -> Iterator[Found]:
     for side in SIDES:
-        yield from _related(view, lambda v, anchor, side=side: v.on_side(side, anchor), anchors(view), f"side {side}")
+        yield from _related(
+            view,
+            lambda v, anchor, side=side: v.on_side(side, anchor),
+            anchors(view),
+            f"side {side}",
+        )
 
 
 def _absent_nouns(view: View) -> list[str]:
-    return [noun for noun in view.nouns if noun not in view.names and not any(alike(noun, name) for name in view.names)]
+    return [
+        noun
+        for noun in view.nouns
+        if noun not in view.names and not any(alike(noun, name) for name in view.names)
+    ]
 
 
 def _absent_noun(view: View) -> Iterator[Found]:
@@ -259,7 +305,14 @@ def _absent_anchor(view: View) -> Iterator[Found]:
     groups = [group for group in view.groups if not group.colour]
     sides = tuple(SIDES)
     for place, noun in enumerate(_absent_nouns(view) if groups else ()):
-        yield Found({"p": groups[place % len(groups)].phrase, "r": f"side {sides[place % len(sides)]}", "a": f"the {noun}"}, None)
+        yield Found(
+            {
+                "p": groups[place % len(groups)].phrase,
+                "r": f"side {sides[place % len(sides)]}",
+                "a": f"the {noun}",
+            },
+            None,
+        )
 
 
 def _absent_ordinal(view: View) -> Iterator[Found]:
@@ -291,14 +344,28 @@ TEMPLATES: dict[str, Template] = {
     "above": Template("relation", _AT, partial(_beside, side="top")),
     "below": Template("relation", _AT, partial(_beside, side="bottom")),
     "closest": Template("relation", ("{p} closest to {a}", "{p} nearest to {a}"), _nearest),
-    "next-to": Template("relation", ("{p} next to {a}", "{p} beside {a}", "{p} by {a}"), partial(_nearest, within=NEXT_TO)),
+    "next-to": Template(
+        "relation",
+        ("{p} next to {a}", "{p} beside {a}", "{p} by {a}"),
+        partial(_nearest, within=NEXT_TO),
+    ),
     "farthest": Template("relation", ("{p} farthest from {a}",), partial(_nearest, nearest=False)),
     "between": Template("relation", ("{p} between {a} and {b}",), _between),
     "larger-than": Template("relation", ("{p} {r} than {a}",), partial(_sized, word="larger")),
     "smaller-than": Template("relation", ("{p} {r} than {a}",), partial(_sized, word="smaller")),
-    "same-colour": Template("relation", ("{p} with the same color as {a}", "{p} of the same color as {a}"), _same_colour),
-    "closest-to-placed": Template("relation", ("{p} closest to {a}", "{p} nearest to {a}"), lambda view: _nearest(view, _placed(view))),
-    "closest-to-sized": Template("relation", ("{p} closest to {a}", "{p} nearest to {a}"), lambda view: _nearest(view, _by_size(view))),
+    "same-colour": Template(
+        "relation", ("{p} with the same color as {a}", "{p} of the same color as {a}"), _same_colour
+    ),
+    "closest-to-placed": Template(
+        "relation",
+        ("{p} closest to {a}", "{p} nearest to {a}"),
+        lambda view: _nearest(view, _placed(view)),
+    ),
+    "closest-to-sized": Template(
+        "relation",
+        ("{p} closest to {a}", "{p} nearest to {a}"),
+        lambda view: _nearest(view, _by_size(view)),
+    ),
     "beside-placed": Template("relation", _AT, partial(_beside_any, anchors=_placed)),
     "beside-sized": Template("relation", _AT, partial(_beside_any, anchors=_by_size)),
     "absent-noun": Template("absent", ("{p}",), _absent_noun),
@@ -308,6 +375,7 @@ TEMPLATES: dict[str, Template] = {
     "absent-anchor": Template("absent", _AT, _absent_anchor),
     "absent-ordinal": Template("absent", ("{o} {p} from the {s}",), _absent_ordinal),
 }
-# Relations that no split but test-relation has: every word of them is in train, but never a relation to a thing that is itself
-# told from its like by place or by size, except as what something is closest to.
+# Relations that no split but test-relation has: every word of them is in train, but never a
+# relation to a thing that is itself told from its like by place or by size, except as what
+# something is closest to.
 HELD_OUT_TEMPLATES = ("beside-placed", "beside-sized", "closest-to-sized")

@@ -1,7 +1,8 @@
 """Make a model folder of training checkpoints: weights in bfloat16, configuration, tokenizer, card.
 
-Run: `python -m wordmask.model.train.export --sft runs/sft --refiner runs/refiner --dest model/assets/demo`; the folder of the reinforcement
-learning does in place of the supervised stage's.
+Run: `python -m wordmask.model.train.export --sft runs/sft --refiner runs/refiner --dest
+model/assets/demo`; the folder of the reinforcement learning does in place of the supervised
+stage's.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from wordmask.model.train.small_model import trained_model
 
 
 def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentation:
-    """Write the folder; the card keeps its results if there is one, and gets the rest anew. `sft` is the folder of either stage that
-    trains the decoder."""
+    """Write the folder; the card keeps its results if there is one, and gets the rest anew. `sft`
+    is the folder of either stage that trains the decoder."""
     decoder = trained_model(sft)
     model, steps = decoder.model, {decoder.stage: decoder.step}
     if refiner is not None:
@@ -33,8 +34,14 @@ def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentatio
     card_file = dest / CARD_FILE
     results = json.loads(card_file.read_text())["results"] if card_file.exists() else {}
     card = {
-        "description": "small model of the full architecture, for laptops, tests and demos; knows drawn things, not the real world",
-        "trained_on": f"synthetic scenes drawn by model/train: {len(NAMES)} things by name, colour, size, place and relation",
+        "description": (
+            "small model of the full architecture, for laptops, tests and demos; knows drawn"
+            " things, not the real world"
+        ),
+        "trained_on": (
+            f"synthetic scenes drawn by model/train: {len(NAMES)} things by name, colour, size,"
+            " place and relation"
+        ),
         "seed": SftSettings.seed,
         "steps": steps,
         "parameters": parameter_count(model),
@@ -45,9 +52,18 @@ def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentatio
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sft", type=Path, required=True, help="folder of the supervised stage, or of the one after it")
-    parser.add_argument("--refiner", type=Path, help="folder of the refiner stage; without it the head is untrained")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sft",
+        type=Path,
+        required=True,
+        help="folder of the supervised stage, or of the one after it",
+    )
+    parser.add_argument(
+        "--refiner", type=Path, help="folder of the refiner stage; without it the head is untrained"
+    )
     parser.add_argument("--dest", type=Path, required=True, help="model folder to write")
     args = parser.parse_args()
     model = package(args.sft, args.refiner, args.dest)

@@ -1,4 +1,6 @@
-"""What the runs of all stages do alike: how the rate falls, how a checkpoint is kept, how progress is shown."""
+"""What the runs of all stages do alike: how the rate falls, how a checkpoint is kept, how progress
+is shown.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-# Who is told of a run's course: the part of it, steps done of how many, and the means of what was measured since last told.
+# Who is told of a run's course: the part of it, steps done of how many, and the means of what was
+# measured since last told.
 Tell = Callable[[str, int, int, Mapping[str, float]], object]
 
 
@@ -22,13 +25,17 @@ def tell_nobody(part: str, done: int, steps: int, means: Mapping[str, float]) ->
 
 
 def falling_rate(step: int, *, peak: float, steps: int, warmup: int, floor: float) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine from `peak` to `floor` of it after `steps`."""
+    """Learning rate of a step: linear warm-up, then a cosine from `peak` to `floor` of it after
+    `steps`.
+    """
     falling = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
     return peak * falling * min(1.0, (step + 1) / warmup)
 
 
 def save_checkpoint(path: Path, **parts: Any) -> None:
-    """Write a checkpoint; the file appears when it is whole, so that a stopped run finds the one before."""
+    """Write a checkpoint; the file appears when it is whole, so that a stopped run finds the one
+    before.
+    """
     partial = path.with_suffix(".partial")
     torch.save(parts, partial)
     partial.replace(path)
@@ -36,26 +43,42 @@ def save_checkpoint(path: Path, **parts: Any) -> None:
 
 def progress_bar(console: Console) -> Progress:
     """Steps done, of how many, and the time left."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 def join_processes(device: str) -> torch.device:
-    """Join the others, if `torchrun` started this process as one of several; the device that is its own, of that type."""
+    """Join the others, if `torchrun` started this process as one of several; the device that is its
+    own, of that type.
+    """
     if not dist.is_torchelastic_launched():
         return torch.device(device)
-    own = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    own = (
+        torch.device(device, int(os.environ["LOCAL_RANK"]))
+        if device == "cuda"
+        else torch.device(device)
+    )
     dist.init_process_group(device_id=own if own.type == "cuda" else None)
     return own
 
 
 def process_number() -> int:
-    """Which of the processes that train together (`torchrun`) this is; 0 where it trains alone. The first one logs and saves."""
+    """Which of the processes that train together (`torchrun`) this is; 0 where it trains alone. The
+    first one logs and saves.
+    """
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace gradients by their means over the processes that train together, in one exchange; nothing where one trains alone."""
+    """Replace gradients by their means over the processes that train together, in one exchange;
+    nothing where one trains alone.
+    """
     if not dist.is_initialized():
         return
     learned = [p for p in parameters if p.requires_grad]

@@ -1,8 +1,9 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): a large model learns through a few small matrices beside frozen ones.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): a large model learns through a few small matrices beside
+frozen ones.
 
-For models that no machine at hand can train whole. What is adapted: the decoder's attention and its dense layers; experts, embeddings,
-region decoders and encoder are frozen. The small matrices are float32 whatever the model's own format is: in bfloat16 an optimizer's
-steps would be lost.
+For models that no machine at hand can train whole. What is adapted: the decoder's attention and its
+dense layers; experts, embeddings, region decoders and encoder are frozen. The small matrices are
+float32 whatever the model's own format is: in bfloat16 an optimizer's steps would be lost.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ SCALE = 2.0  # of what is learned; alpha / rank of the paper
 
 
 class LowRank(nn.Module):
-    """y = base(x) + SCALE * up(down(x)): the base frozen, `up` 0 at first. x (..., in), y (..., out)."""
+    """y = base(x) + SCALE * up(down(x)): the base frozen, `up` 0 at first. x (..., in), y (...,
+    out).
+    """
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.down = nn.Linear(base.in_features, rank, bias=False, device=base.weight.device, dtype=torch.float32)
-        self.up = nn.Linear(rank, base.out_features, bias=False, device=base.weight.device, dtype=torch.float32)
+        self.down = nn.Linear(
+            base.in_features, rank, bias=False, device=base.weight.device, dtype=torch.float32
+        )
+        self.up = nn.Linear(
+            rank, base.out_features, bias=False, device=base.weight.device, dtype=torch.float32
+        )
         nn.init.zeros_(self.up.weight)
         self.enabled = True
 
@@ -43,12 +50,16 @@ class LowRank(nn.Module):
 
 
 def adapt(model: MoondreamSegmentation, rank: int) -> None:
-    """Freeze the model and put `LowRank` layers of `rank` into its decoder. ValueError unless 1 <= rank <= the decoder's width."""
+    """Freeze the model and put `LowRank` layers of `rank` into its decoder. ValueError unless 1 <=
+    rank <= the decoder's width.
+    """
     width = model.config.text.dim
     if not 1 <= rank <= width:
         raise ValueError(f"lora_rank = {rank}: must be 1..{width} (the decoder's width)")
     model.requires_grad_(False)
-    for parent in [module for module in model.model.text.modules() if isinstance(module, TextAttention | Mlp)]:
+    for parent in [
+        module for module in model.model.text.modules() if isinstance(module, TextAttention | Mlp)
+    ]:
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear):
                 setattr(parent, name, LowRank(layer, rank))
@@ -70,7 +81,11 @@ def adapters(model: nn.Module) -> dict[str, LowRank]:
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
     """What a checkpoint must hold: the small matrices of an adapted model, all of any other."""
     small = tuple(f"{name}.{part}." for name in adapters(model) for part in ("down", "up"))
-    return {name: value for name, value in model.state_dict().items() if not small or name.startswith(small)}
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if not small or name.startswith(small)
+    }
 
 
 def load_learned(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -78,12 +93,17 @@ def load_learned(model: nn.Module, state: dict[str, Tensor]) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
     lost = sorted({*missing} & learned_state(model).keys())
     if lost or unexpected:
-        raise RuntimeError(f"the checkpoint is of a model that learns otherwise: without {lost[:3]}, with {unexpected[:3]}")
+        raise RuntimeError(
+            f"the checkpoint is of a model that learns otherwise: without {lost[:3]}, with"
+            f" {unexpected[:3]}"
+        )
 
 
 @contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Within, the model computes what it did before it was adapted: a reference that takes no memory of its own."""
+    """Within, the model computes what it did before it was adapted: a reference that takes no
+    memory of its own.
+    """
     for layer in adapters(model).values():
         layer.enabled = False
     try:

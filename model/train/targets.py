@@ -7,21 +7,31 @@ import numpy as np
 
 from wordmask.model.decoding.path_tokens import PATH_SCALE
 
-UPSAMPLE = 3  # contours are traced on the enlarged mask: OpenCV's run through pixel centres, which lie 1/6 px off the true edge then
+# contours are traced on the enlarged mask: OpenCV's run through pixel centres, which lie 1/6 px off
+# the true edge then
+UPSAMPLE = 3
 
 
-def path_target(mask_HW: np.ndarray, box: tuple[float, float, float, float], max_vertices: int = 16) -> list[str]:
-    """Path tokens of a mask's simplified outline, relative to `box` (x_min, y_min, x_max, y_max, pixels), 0-960.
+def path_target(
+    mask_HW: np.ndarray, box: tuple[float, float, float, float], max_vertices: int = 16
+) -> list[str]:
+    """Path tokens of a mask's simplified outline, relative to `box` (x_min, y_min, x_max, y_max,
+    pixels), 0-960.
 
-    Each subpath is `M x y L x y x y ... z`, starting at its topmost (then leftmost) vertex; largest first, holes as
-    further subpaths of opposite winding. The tolerance grows until at most `max_vertices` vertices are left in all.
+    Each subpath is `M x y L x y x y ... z`, starting at its topmost (then leftmost) vertex; largest
+    first, holes as further subpaths of opposite winding. The tolerance grows until at most
+    `max_vertices` vertices are left in all.
     """
     contours = _contours(mask_HW)
     area = max(int(mask_HW.sum()), 1)
     tolerance = 0.03 * np.sqrt(area)
     while True:
         outlines = [cv2.approxPolyDP(contour, tolerance, closed=True)[:, 0] for contour in contours]
-        outlines = [outline for outline in outlines if len(outline) >= 3 and abs(cv2.contourArea(outline)) >= 0.01 * area]
+        outlines = [
+            outline
+            for outline in outlines
+            if len(outline) >= 3 and abs(cv2.contourArea(outline)) >= 0.01 * area
+        ]
         if sum(map(len, outlines)) <= max_vertices:
             break
         tolerance *= 1.25
@@ -34,7 +44,11 @@ def path_target(mask_HW: np.ndarray, box: tuple[float, float, float, float], max
 def _contours(mask_HW: np.ndarray) -> list[np.ndarray]:
     """Outlines in pixels (pixel i covers [i, i + 1]), largest first."""
     big = cv2.resize(mask_HW, None, fx=UPSAMPLE, fy=UPSAMPLE, interpolation=cv2.INTER_NEAREST)
-    found, _ = cv2.findContours(cv2.copyMakeBorder(big, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    found, _ = cv2.findContours(
+        cv2.copyMakeBorder(big, 1, 1, 1, 1, cv2.BORDER_CONSTANT),
+        cv2.RETR_CCOMP,
+        cv2.CHAIN_APPROX_NONE,
+    )
     contours = [((c - 1 + 0.5) / UPSAMPLE).astype(np.float32) for c in found if len(c) >= 3]
     return sorted(contours, key=cv2.contourArea, reverse=True)
 
@@ -48,10 +62,13 @@ def _subpath(outline_N2: np.ndarray, box: tuple[float, float, float, float]) -> 
     return ["M", *numbers[:2], "L", *numbers[2:], "z"]
 
 
-def patch_owners(instance_HW: np.ndarray, crop: int, grid: int, min_share: float = 0.25) -> np.ndarray:
+def patch_owners(
+    instance_HW: np.ndarray, crop: int, grid: int, min_share: float = 0.25
+) -> np.ndarray:
     """Which object each patch of the whole-image crop mostly shows: (P,) int, -1 for background.
 
-    `instance_HW` holds object indices, -1 for background. An object that covers less than `min_share` of a patch does not own it.
+    `instance_HW` holds object indices, -1 for background. An object that covers less than
+    `min_share` of a patch does not own it.
     """
     shares = patch_shares(instance_HW, crop, grid)
     owner = shares.argmax(axis=0)
@@ -63,7 +80,13 @@ def patch_shares(instance_HW: np.ndarray, crop: int, grid: int) -> np.ndarray:
     count = int(instance_HW.max()) + 1
     if count == 0:
         return np.zeros((1, grid * grid), np.float32)
-    resized = cv2.resize(instance_HW.astype(np.int16), (crop, crop), interpolation=cv2.INTER_NEAREST)
+    resized = cv2.resize(
+        instance_HW.astype(np.int16), (crop, crop), interpolation=cv2.INTER_NEAREST
+    )
     patch = crop // grid
-    cells = resized.reshape(grid, patch, grid, patch).transpose(0, 2, 1, 3).reshape(grid * grid, patch * patch)
+    cells = (
+        resized.reshape(grid, patch, grid, patch)
+        .transpose(0, 2, 1, 3)
+        .reshape(grid * grid, patch * patch)
+    )
     return np.stack([(cells == index).mean(axis=1) for index in range(count)]).astype(np.float32)

@@ -39,7 +39,9 @@ class Instances:
 
 @dataclass(frozen=True)
 class Question:
-    """What one row asks: the words that single out an annotation. `where` it stands is for messages."""
+    """What one row asks: the words that single out an annotation. `where` it stands is for
+    messages.
+    """
 
     row_id: str
     annotation: Record
@@ -48,13 +50,19 @@ class Question:
 
 
 def import_coco(
-    instances: Path, images: Path, dest: str, *, expressions: Path | None = None, tell: Callable[[int], object] | None = None
+    instances: Path,
+    images: Path,
+    dest: str,
+    *,
+    expressions: Path | None = None,
+    tell: Callable[[int], object] | None = None,
 ) -> Imported:
-    """Write one row per expression (row_id = ref_id), or without expressions one per instance, asking for its category
-    (row_id = annotation id). Ordered by image, so that an image's queries meet in one batch.
+    """Write one row per expression (row_id = ref_id), or without expressions one per instance,
+    asking for its category (row_id = annotation id). Ordered by image, so that an image's queries
+    meet in one batch.
 
-    An image file that is not there leaves its rows with a path and null bytes, which a run rejects one by one. `tell`: as in
-    `write_table`.
+    An image file that is not there leaves its rows with a path and null bytes, which a run rejects
+    one by one. `tell`: as in `write_table`.
 
     Raises:
         InputError: a file is not what it should be; the message names the record.
@@ -64,7 +72,10 @@ def import_coco(
     questions = sorted(_distinct(asked), key=lambda question: _image_of(question, data)["id"])
     missing: set[Any] = set()
     rows = write_table(dest, _rows(questions, data, images, missing), tell)
-    return Imported(rows=rows, missing_images=sum(question.annotation["image_id"] in missing for question in questions))
+    return Imported(
+        rows=rows,
+        missing_images=sum(question.annotation["image_id"] in missing for question in questions),
+    )
 
 
 def _load(path: Path) -> Instances:
@@ -72,21 +83,39 @@ def _load(path: Path) -> Instances:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}). Give a COCO instances file") from None
-    tables = {"images": ("file_name", "height", "width"), "annotations": ("image_id", "segmentation"), "categories": ("name",)}
-    if not isinstance(data, dict) or (missing := [name for name in tables if not isinstance(data.get(name), list)]):
-        raise InputError(f"{path}: no list {', '.join(missing) if isinstance(data, dict) else 'of images'}. Give a COCO instances file")
+    tables = {
+        "images": ("file_name", "height", "width"),
+        "annotations": ("image_id", "segmentation"),
+        "categories": ("name",),
+    }
+    if not isinstance(data, dict) or (
+        missing := [name for name in tables if not isinstance(data.get(name), list)]
+    ):
+        raise InputError(
+            f"{path}: no list {', '.join(missing) if isinstance(data, dict) else 'of images'}. Give"
+            " a COCO instances file"
+        )
     by_id = {
-        name: {record["id"]: record for record in _whole(data[name], ("id", *fields), f"{path}, {name}")} for name, fields in tables.items()
+        name: {
+            record["id"]: record
+            for record in _whole(data[name], ("id", *fields), f"{path}, {name}")
+        }
+        for name, fields in tables.items()
     }
     for name, records in by_id.items():
         if len(records) < len(data[name]):
-            raise InputError(f"{path}, {name}: {len(data[name]) - len(records)} ids occur twice; give each record its own")
+            raise InputError(
+                f"{path}, {name}: {len(data[name]) - len(records)} ids occur twice; give each"
+                " record its own"
+            )
     return Instances(path=path, **by_id)
 
 
 def _whole(records: list[Any], fields: Iterable[str], where: str) -> Iterator[Record]:
     for index, record in enumerate(records):
-        if not isinstance(record, dict) or (absent := [field for field in fields if field not in record]):
+        if not isinstance(record, dict) or (
+            absent := [field for field in fields if field not in record]
+        ):
             lacks = ", ".join(absent) if isinstance(record, dict) else "everything: it is no object"
             raise InputError(f"{where}[{index}]: lacks {lacks}")
         yield record
@@ -111,10 +140,15 @@ def _of_expressions(path: Path, data: Instances) -> Iterator[Question]:
         (ref,) = _whole([record], ("ref_id", "image_id", "annotation_id", "expression"), where)
         annotation = _look_up(ref["annotation_id"], data.annotations, "annotation_id", where)
         if ref["image_id"] != annotation["image_id"]:
-            raise InputError(f"{where}: image_id = {ref['image_id']!r}, but its annotation lies in image {annotation['image_id']!r}")
+            raise InputError(
+                f"{where}: image_id = {ref['image_id']!r}, but its annotation lies in image"
+                f" {annotation['image_id']!r}"
+            )
         if not isinstance(ref["expression"], str):
             raise InputError(f"{where}: expression = {ref['expression']!r}: must be a string")
-        yield Question(row_id=str(ref["ref_id"]), annotation=annotation, query=ref["expression"], where=where)
+        yield Question(
+            row_id=str(ref["ref_id"]), annotation=annotation, query=ref["expression"], where=where
+        )
 
 
 def _image_of(question: Question, data: Instances) -> Record:
@@ -125,7 +159,9 @@ def _look_up(key: Any, table: dict[Any, Record], field: str, where: str) -> Reco
     try:
         return table[key]
     except (KeyError, TypeError):
-        raise InputError(f"{where}: {field} = {key!r}: the instances file has none of that id") from None
+        raise InputError(
+            f"{where}: {field} = {key!r}: the instances file has none of that id"
+        ) from None
 
 
 def _distinct(questions: Iterable[Question]) -> Iterator[Question]:
@@ -133,14 +169,16 @@ def _distinct(questions: Iterable[Question]) -> Iterator[Question]:
     for question in questions:
         if question.row_id in seen:
             raise InputError(
-                f"{question.where}: ref_id = {question.row_id!r} stands at {seen[question.row_id]} too. "
-                "It becomes the row_id, so give each expression its own"
+                f"{question.where}: ref_id = {question.row_id!r} stands at {seen[question.row_id]}"
+                " too. It becomes the row_id, so give each expression its own"
             )
         seen[question.row_id] = question.where
         yield question
 
 
-def _rows(questions: Iterable[Question], data: Instances, folder: Path, missing: set[Any]) -> Iterator[Record]:
+def _rows(
+    questions: Iterable[Question], data: Instances, folder: Path, missing: set[Any]
+) -> Iterator[Record]:
     """`missing` gets the ids of the images whose file is not there."""
     read: tuple[Any, bytes | None] = (None, None)
     for question in questions:
@@ -153,26 +191,44 @@ def _rows(questions: Iterable[Question], data: Instances, folder: Path, missing:
         try:
             truth = true_rle(question.annotation["segmentation"], image["height"], image["width"])
         except ValueError as error:
-            raise InputError(f"{data.path}, annotation {question.annotation['id']}: {error}") from None
-        yield {"row_id": question.row_id, "image": {"bytes": read[1], "path": image["file_name"]}, "query": question.query, "mask": truth}
+            raise InputError(
+                f"{data.path}, annotation {question.annotation['id']}: {error}"
+            ) from None
+        yield {
+            "row_id": question.row_id,
+            "image": {"bytes": read[1], "path": image["file_name"]},
+            "query": question.query,
+            "mask": truth,
+        }
 
 
 def true_rle(segmentation: Any, height: int, width: int) -> rle.Rle:
-    """COCO's polygons (pixels), or its uncompressed or compressed runs (crowds), as one compressed RLE with string counts.
+    """COCO's polygons (pixels), or its uncompressed or compressed runs (crowds), as one compressed
+    RLE with string counts.
 
     Raises:
-        ValueError: it is none of these, a polygon has no area to speak of, or the runs do not fit height x width.
+        ValueError: it is none of these, a polygon has no area to speak of, or the runs do not fit
+        height x width.
     """
     if isinstance(segmentation, list):
         merged = coco.merge(coco.frPyObjects(_polygons(segmentation), height, width))
-    elif not isinstance(segmentation, dict) or "counts" not in segmentation or list(segmentation.get("size", ())) != [height, width]:
-        raise ValueError(f"segmentation: must be a list of polygons, or counts with size [{height}, {width}] as the image has")
+    elif (
+        not isinstance(segmentation, dict)
+        or "counts" not in segmentation
+        or list(segmentation.get("size", ())) != [height, width]
+    ):
+        raise ValueError(
+            f"segmentation: must be a list of polygons, or counts with size [{height}, {width}] as"
+            " the image has"
+        )
     elif isinstance(segmentation["counts"], list):
         merged = coco.frPyObjects(segmentation, height, width)
     else:
         merged = segmentation
     counts = merged["counts"]
-    found = rle.Rle(size=[height, width], counts=counts.decode("ascii") if isinstance(counts, bytes) else counts)
+    found = rle.Rle(
+        size=[height, width], counts=counts.decode("ascii") if isinstance(counts, bytes) else counts
+    )
     rle.validate(found)
     return found
 
@@ -183,8 +239,16 @@ def _polygons(segmentation: list[Any]) -> list[list[float]]:
     for index, polygon in enumerate(segmentation):
         if not isinstance(polygon, list) or len(polygon) < POLYGON_NUMBERS or len(polygon) % 2:
             count = len(polygon) if isinstance(polygon, list) else 0
-            raise ValueError(f"segmentation[{index}]: has {count} numbers; a polygon needs x and y of three corners or more")
+            raise ValueError(
+                f"segmentation[{index}]: has {count} numbers; a polygon needs x and y of three"
+                " corners or more"
+            )
         # pycocotools reserves memory by the polygon's own length, and crashes on what no image has.
-        if not all(isinstance(value, (int, float)) and abs(value) <= MAX_COORDINATE for value in polygon):
-            raise ValueError(f"segmentation[{index}]: a coordinate is no number, or outside -{MAX_COORDINATE}..{MAX_COORDINATE} pixels")
+        if not all(
+            isinstance(value, (int, float)) and abs(value) <= MAX_COORDINATE for value in polygon
+        ):
+            raise ValueError(
+                f"segmentation[{index}]: a coordinate is no number, or outside"
+                f" -{MAX_COORDINATE}..{MAX_COORDINATE} pixels"
+            )
     return segmentation

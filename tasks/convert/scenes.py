@@ -1,4 +1,6 @@
-"""Synthetic scenes with their true masks as an input table. By default those that the default model never saw."""
+"""Synthetic scenes with their true masks as an input table. By default those that the default model
+never saw.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,20 @@ def export_scenes(
     sprites: Sprites = "shipped",
     tell: Callable[[int], object] | None = None,
 ) -> int:
-    """Write `count` rows, `queries_per_image` expressions to a scene; how many were written. `tell`: as in `write_table`.
+    """Write `count` rows, `queries_per_image` expressions to a scene; how many were written.
+    `tell`: as in `write_table`.
 
-    The truth of an expression that names nothing is an empty mask. FileNotFoundError where sprites are not fetched.
+    The truth of an expression that names nothing is an empty mask. FileNotFoundError where sprites
+    are not fetched.
     """
-    return write_table(dest, _rows(_described(split, seed, queries_per_image, sprites), count), tell)
+    return write_table(
+        dest, _rows(_described(split, seed, queries_per_image, sprites), count), tell
+    )
 
 
-def _rows(described: Iterator[tuple[int, Scene, list[Expression]]], count: int) -> Iterator[dict[str, Any]]:
+def _rows(
+    described: Iterator[tuple[int, Scene, list[Expression]]], count: int
+) -> Iterator[dict[str, Any]]:
     written = 0
     for scene_seed, scene, expressions in described:
         buffer = io.BytesIO()
@@ -46,11 +54,18 @@ def _rows(described: Iterator[tuple[int, Scene, list[Expression]]], count: int) 
             if written == count:
                 return
             truth = rle.encode(scene.truth(expression.target))
-            yield {"row_id": f"{scene_seed}-{number}", "image": image, "query": expression.text, "mask": truth}
+            yield {
+                "row_id": f"{scene_seed}-{number}",
+                "image": image,
+                "query": expression.text,
+                "mask": truth,
+            }
             written += 1
 
 
-def _described(split: str, seed: int, queries: int, sprites: Sprites) -> Iterator[tuple[int, Scene, list[Expression]]]:
+def _described(
+    split: str, seed: int, queries: int, sprites: Sprites
+) -> Iterator[tuple[int, Scene, list[Expression]]]:
     """The scenes of a split from a seed on, each with what is said about it."""
     questions = Questions(sprites, split)
     seeds = SPLITS[questions.split].seeds

@@ -12,7 +12,9 @@ from wordmask.model.scenes.sprites import fetched_path, load
 
 @dataclass(frozen=True, kw_only=True)
 class SpritesAtHand:
-    """A sprite library on disk. `styles`: name, author, licence, link, licence_link and package of each."""
+    """A sprite library on disk. `styles`: name, author, licence, link, licence_link and package of
+    each.
+    """
 
     path: str
     size_bytes: int
@@ -22,7 +24,9 @@ class SpritesAtHand:
 
 
 def fetch_sprites(tell: Callable[[str, int, int], object] | None = None) -> SpritesAtHand:
-    """Fetch, check and render them; what came of it. Errors as in `model.train.sprite_sources.fetch`."""
+    """Fetch, check and render them; what came of it. Errors as in
+    `model.train.sprite_sources.fetch`.
+    """
     fetch(tell=tell)
     return sprites_at_hand()
 
@@ -33,5 +37,9 @@ def sprites_at_hand() -> SpritesAtHand:
     library = load(path)
     styles = [asdict(style) for style in library.styles]
     return SpritesAtHand(
-        path=str(path), size_bytes=path.stat().st_size, nouns=len(library.nouns), sprites=len(library.pixels_NSS4), styles=styles
+        path=str(path),
+        size_bytes=path.stat().st_size,
+        nouns=len(library.nouns),
+        sprites=len(library.pixels_NSS4),
+        styles=styles,
     )

@@ -1,7 +1,9 @@
-"""Rows of a shard to masks and rejects: check, decode each distinct image once, stream them through the model.
+"""Rows of a shard to masks and rejects: check, decode each distinct image once, stream them through
+the model.
 
-A row that fails costs no other: what is wrong with it becomes a reject. What is wrong with the machine (a store that is
-down, a model that cannot run at all) is not a row's fault and ends the shard instead.
+A row that fails costs no other: what is wrong with it becomes a reject. What is wrong with the
+machine (a store that is down, a model that cannot run at all) is not a row's fault and ends the
+shard instead.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ DECODE_THREADS = 2
 IMAGES_AHEAD = 16  # read, and decoded if they are small, beside those that the model has
 PIXELS_AHEAD = 1 << 26  # decoded
 MASKS_BEHIND = 32  # masks that may be in the making beside the model
-MOST_HELD = 1 << 30  # bytes of images that the model has, and of masks in the making; one row may take more
+MOST_HELD = (
+    1 << 30
+)  # bytes of images that the model has, and of masks in the making; one row may take more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +67,9 @@ class Reject:
 
 @dataclass(kw_only=True)
 class Answers:
-    """Masks and rejects of a shard, each in row order once `sort` was called. `copied` of the masks are an earlier run's.
-    `infer_seconds`: the model worked on them; `idle_seconds`: it stood idle, before they came or for want of them."""
+    """Masks and rejects of a shard, each in row order once `sort` was called. `copied` of the masks
+    are an earlier run's. `infer_seconds`: the model worked on them; `idle_seconds`: it stood idle,
+    before they came or for want of them."""
 
     masks: list[Mask] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
@@ -98,7 +103,9 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class _Encoded:
-    """An image as it was read, how many pixels it says that it has, and the rows that ask about it."""
+    """An image as it was read, how many pixels it says that it has, and the rows that ask about
+    it.
+    """
 
     image_id: str
     data: bytes
@@ -107,14 +114,22 @@ class _Encoded:
 
 
 def infer(
-    rows: Sequence[Row], shard: Shard, settings: SegmentSettings, segmenter: SegmenterLike, batch_rows: int, turn: Turn | None = None,
-    since: float | None = None, earlier: Mapping[str, Earlier] = MappingProxyType({}),
-) -> Answers:  # fmt: skip
-    """Answer every row, by a mask or by a reject. Images are decoded while another shard still has its `turn` with the model.
+    rows: Sequence[Row],
+    shard: Shard,
+    settings: SegmentSettings,
+    segmenter: SegmenterLike,
+    batch_rows: int,
+    turn: Turn | None = None,
+    since: float | None = None,
+    earlier: Mapping[str, Earlier] = MappingProxyType({}),
+) -> Answers:
+    """Answer every row, by a mask or by a reject. Images are decoded while another shard still has
+    its `turn` with the model.
 
     `earlier`: answers of earlier runs by `row_key`; rows that ask the same are given them.
 
-    `since`: when the shard was begun (`time.perf_counter`), from which on the model counts as idle if it is free.
+    `since`: when the shard was begun (`time.perf_counter`), from which on the model counts as idle
+    if it is free.
     """
     wanted = time.perf_counter() if since is None else since
     answers = Answers()
@@ -164,17 +179,31 @@ def _unsound(row: Row, shard: Shard, segmenter: SegmenterLike) -> tuple[RejectCo
 
 
 def _references(row: Row) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(value) for value in ref if value is not None) for ref in row.spatial_refs if ref is not None)
+    return tuple(
+        tuple(float(value) for value in ref if value is not None)
+        for ref in row.spatial_refs
+        if ref is not None
+    )
 
 
 def _pictures(
-    rows: Sequence[Row], shard: Shard, settings: SegmentSettings, answers: Answers, pool: ThreadPoolExecutor,
+    rows: Sequence[Row],
+    shard: Shard,
+    settings: SegmentSettings,
+    answers: Answers,
+    pool: ThreadPoolExecutor,
     earlier: Mapping[str, Earlier],
-) -> Iterator[Picture]:  # fmt: skip
-    """Distinct images in order of their first row, read and decoded in threads a little ahead of their use."""
+) -> Iterator[Picture]:
+    """Distinct images in order of their first row, read and decoded in threads a little ahead of
+    their use.
+    """
     groups: dict[bytes | str, list[Row]] = {}
     for row in rows:
-        key = hashlib.sha256(row.image_bytes).digest() if row.image_bytes is not None else str(row.image_uri)
+        key = (
+            hashlib.sha256(row.image_bytes).digest()
+            if row.image_bytes is not None
+            else str(row.image_uri)
+        )
         groups.setdefault(key, []).append(row)
 
     def read(group: list[Row]) -> list[_Encoded | Mask | Reject]:
@@ -184,30 +213,53 @@ def _pictures(
             return [*_rejects(error, group)]
         metrics.READ.inc(len(data))
         image_id = hashlib.sha256(data).hexdigest()[:32]
-        found = [(row, earlier.get(row_key(row, image_id))) for row in group] if earlier else [(row, None) for row in group]
+        found = (
+            [(row, earlier.get(row_key(row, image_id))) for row in group]
+            if earlier
+            else [(row, None) for row in group]
+        )
         copied = [copy_of(row, answer) for row, answer in found if answer is not None]
         rest = tuple(row for row, answer in found if answer is None)
-        return [*copied, *([_Encoded(image_id=image_id, data=data, n_pixels=pixels_of(data), rows=rest)] if rest else [])]
+        return [
+            *copied,
+            *(
+                [_Encoded(image_id=image_id, data=data, n_pixels=pixels_of(data), rows=rest)]
+                if rest
+                else []
+            ),
+        ]
 
     def decoded(image: _Encoded) -> list[Picture | Mask | Reject]:
         try:
-            return [Picture(image_id=image.image_id, pixels=decode(image.data, settings), rows=image.rows)]
+            return [
+                Picture(
+                    image_id=image.image_id, pixels=decode(image.data, settings), rows=image.rows
+                )
+            ]
         except Exception as error:
             return [*_rejects(error, image.rows)]
 
     images = _noting(answers, ahead(pool, read, groups.values(), IMAGES_AHEAD))
     least = PIXELS_AHEAD // IMAGES_AHEAD
-    return _noting(answers, ahead(pool, decoded, images, PIXELS_AHEAD, weight=lambda image: max(image.n_pixels, least)))
+    return _noting(
+        answers,
+        ahead(pool, decoded, images, PIXELS_AHEAD, weight=lambda image: max(image.n_pixels, least)),
+    )
 
 
 def _rejects(error: Exception, rows: Sequence[Row]) -> list[Reject]:
-    """Of the rows that ask about an image that cannot be had. Raises what is the machine's fault."""
+    """Of the rows that ask about an image that cannot be had. Raises what is the machine's
+    fault.
+    """
     if _is_machines_fault(error):
         raise error
     if isinstance(error, ImageError):
         code, detail = error.code, error.detail
     else:  # of all that images and URIs hold nobody knows all that they lead libraries to raise
-        code, detail = RejectCode.IMAGE_UNREADABLE, clean(f"{type(error).__name__}: {error}", [row.query for row in rows])
+        code, detail = (
+            RejectCode.IMAGE_UNREADABLE,
+            clean(f"{type(error).__name__}: {error}", [row.query for row in rows]),
+        )
     return [Reject(row=row, code=code, detail=detail) for row in rows]
 
 
@@ -225,33 +277,61 @@ def _noting(answers: Answers, found: Iterable[list[Still | Mask | Reject]]) -> I
 
 def copy_of(row: Row, answer: Earlier) -> Mask:
     """The answer of an earlier run as that of a row that asks the same."""
-    return Mask(row=row, image_id=answer.image_id, height=answer.height, width=answer.width, segmentation=answer.segmentation)
+    return Mask(
+        row=row,
+        image_id=answer.image_id,
+        height=answer.height,
+        width=answer.width,
+        segmentation=answer.segmentation,
+    )
 
 
 class _Asking:
     """Asks the model about pictures. `waited`: seconds in which it had none to work on.
 
-    If it fails, the rows that it had not answered are asked about one by one, so that only the row at fault is lost; if the device
-    has too little memory for so many rows, half as many are decoded at a time. Where the images are so large that `MOST_HELD` is
-    reached, the model finishes those it has before it is given more.
+    If it fails, the rows that it had not answered are asked about one by one, so that only the row
+    at fault is lost; if the device has too little memory for so many rows, half as many are decoded
+    at a time. Where the images are so large that `MOST_HELD` is reached, the model finishes those
+    it has before it is given more.
     """
 
-    def __init__(self, pictures: Iterator[Picture], segmenter: SegmenterLike, answers: Answers, batch_rows: int) -> None:
-        self._pictures, self._segmenter, self._answers, self._batch_rows = pictures, segmenter, answers, batch_rows
+    def __init__(
+        self,
+        pictures: Iterator[Picture],
+        segmenter: SegmenterLike,
+        answers: Answers,
+        batch_rows: int,
+    ) -> None:
+        self._pictures, self._segmenter, self._answers, self._batch_rows = (
+            pictures,
+            segmenter,
+            answers,
+            batch_rows,
+        )
         self._waiting: deque[Picture] = deque()  # to be given to the model before what comes next
-        self._unanswered: dict[int, tuple[Picture, Row]] = {}  # given to the model; a row leaves when the model has answered it
-        self._finishing: deque[tuple[Row, str, tuple[int, int], Future[Segmentation]]] = deque()  # without the pixels, which are large
+        self._unanswered: dict[
+            int, tuple[Picture, Row]
+        ] = {}  # given to the model; a row leaves when the model has answered it
+        self._finishing: deque[tuple[Row, str, tuple[int, int], Future[Segmentation]]] = (
+            deque()
+        )  # without the pixels, which are large
         self._ends_shard = False  # what went wrong is not the fault of the rows that the model has
         self.waited = 0.0
 
     def ask_all(self) -> None:
-        """Every picture, to the end. Raises what is the machine's fault, and what reading the pictures raised."""
+        """Every picture, to the end. Raises what is the machine's fault, and what reading the
+        pictures raised.
+        """
         finished = False
         while not finished:
             try:
                 self._ask(self._next_pictures(), self._batch_rows)
             except Exception as error:
-                if self._ends_shard or not self._unanswered or not _can_go_on(error, self._batch_rows):
+                if (
+                    self._ends_shard
+                    or not self._unanswered
+                    or not _can_go_on(error, self._batch_rows)
+                ):
                     raise
                 too_many = isinstance(error, torch.OutOfMemoryError)
             else:
@@ -277,11 +357,13 @@ class _Asking:
             except Exception as error:
                 self._reject(row, error)
             else:
-                self._answers.masks.append(Mask(row=row, image_id=image_id, height=height, width=width, segmentation=found))
+                self._answers.masks.append(
+                    Mask(row=row, image_id=image_id, height=height, width=width, segmentation=found)
+                )
 
     def _next_pictures(self) -> Iterator[Picture]:
-        """Pictures as long as there is room for them and for the masks of their rows; what there is none for is left waiting. A single
-        row has room where there is nothing else."""
+        """Pictures as long as there is room for them and for the masks of their rows; what there is
+        none for is left waiting. A single row has room where there is nothing else."""
         while (picture := self._next_picture()) is not None:
             room = max(0, MOST_HELD - self._held() - picture.pixels.nbytes) // picture.mask_bytes
             fit = room if self._unanswered or self._finishing else max(1, room)
@@ -315,7 +397,13 @@ class _Asking:
         def asked() -> Iterator[tuple[NDArray[np.uint8], list[tuple[int, Query]]]]:
             for picture in pictures:
                 self._unanswered |= {row.row: (picture, row) for row in picture.rows}
-                yield picture.pixels, [(row.row, Query(object=str(row.query), spatial_refs=_references(row))) for row in picture.rows]
+                yield (
+                    picture.pixels,
+                    [
+                        (row.row, Query(object=str(row.query), spatial_refs=_references(row)))
+                        for row in picture.rows
+                    ],
+                )
 
         for number, future in self._segmenter.stream(asked(), rows=batch_rows):
             picture, row = self._unanswered.pop(number)
@@ -349,11 +437,19 @@ def _pictures_of(asked: Iterable[tuple[Picture, Row]]) -> list[Picture]:
 
 
 def _can_go_on(error: Exception, batch_rows: int) -> bool:
-    return batch_rows > 1 if isinstance(error, torch.OutOfMemoryError) else not _is_machines_fault(error)
+    return (
+        batch_rows > 1
+        if isinstance(error, torch.OutOfMemoryError)
+        else not _is_machines_fault(error)
+    )
 
 
 def _is_machines_fault(error: Exception) -> bool:
-    """Whether the next row would fail too: no memory, a broken device, a store that is down. The row is not to blame then."""
+    """Whether the next row would fail too: no memory, a broken device, a store that is down. The
+    row is not to blame then.
+    """
     # PyTorch's own, on a CPU, and Python's where there may be no more threads.
-    exhausted = isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "start new thread"))
+    exhausted = isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("allocate memory", "start new thread")
+    )
     return exhausted or isinstance(error, (MemoryError, *STORE_ERRORS, torch.AcceleratorError))

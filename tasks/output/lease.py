@@ -1,7 +1,9 @@
-"""One run at a time on an output: a small object there says who is at work, and is renewed while they are.
+"""One run at a time on an output: a small object there says who is at work, and is renewed while
+they are.
 
-Two runs at once would do no harm (equal shards write equal bytes) but the work twice. Stores without conditional writes are served
-too: who has written the object and still finds it their own a moment later holds it.
+Two runs at once would do no harm (equal shards write equal bytes) but the work twice. Stores
+without conditional writes are served too: who has written the object and still finds it their own a
+moment later holds it.
 """
 
 from __future__ import annotations
@@ -34,11 +36,15 @@ class OutputInUseError(RuntimeError):
 
 
 class LeaseLostError(RuntimeError):
-    """Another run took the output from this one, which gave no sign of life. The message says who and since when."""
+    """Another run took the output from this one, which gave no sign of life. The message says who
+    and since when.
+    """
 
 
 class Hold:
-    """What a run has of an output while nobody takes it away. `lost`: somebody did, if only for a while."""
+    """What a run has of an output while nobody takes it away. `lost`: somebody did, if only for a
+    while.
+    """
 
     def __init__(self, output: Store, lease: Lease) -> None:
         self._output, self._lease = output, lease
@@ -49,14 +55,21 @@ class Hold:
         return self._lease.run_id
 
     def require(self) -> None:
-        """Raises LeaseLostError if the output was taken away: what this run has planned may be old."""
+        """Raises LeaseLostError if the output was taken away: what this run has planned may be
+        old.
+        """
         other = read_lease(self._output)
         if not self.lost and other is not None and other.token == self._lease.token:
             return
-        by = f"to {_who(other)}, since {other.since}" if other is not None else f"to one that has ended, or removed {LEASE_PATH}"
+        by = (
+            f"to {_who(other)}, since {other.since}"
+            if other is not None
+            else f"to one that has ended, or removed {LEASE_PATH}"
+        )
         raise LeaseLostError(
-            f"output {self._output.root}: run {self.run_id} lost it {by}, after it gave no sign of life for {STALE_AFTER:.0f} s or longer. "
-            "Nothing was published; what is done has its receipts, and the same command goes on from there"
+            f"output {self._output.root}: run {self.run_id} lost it {by}, after it gave no sign of"
+            f" life for {STALE_AFTER:.0f} s or longer. Nothing was published; what is done has its"
+            " receipts, and the same command goes on from there"
         )
 
     def renew(self) -> None:
@@ -68,8 +81,9 @@ class Hold:
 
 @contextmanager
 def held(output_uri: str, run_id: str | None = None, *, wait: bool = False) -> Iterator[Hold]:
-    """Within, this run is the only one on the output, unless the machine stands still for so long that another takes it for dead: what is
-    given tells. Unless one is told it has a new `run_id`, made when no other run is left: ids are in the order in which runs publish.
+    """Within, this run is the only one on the output, unless the machine stands still for so long
+    that another takes it for dead: what is given tells. Unless one is told it has a new `run_id`,
+    made when no other run is left: ids are in the order in which runs publish.
 
     Raises:
         OutputInUseError: another one is, and `wait` is false.
@@ -94,7 +108,14 @@ def _take(output: Store, run_id: str | None, wait: bool) -> Lease:
         other = read_lease(output)
         if other is None or _is_over(output, other):
             now, token = _now(), uuid4().hex
-            mine = Lease(token=token, run_id=run_id or new_run_id(), host=platform.node(), pid=os.getpid(), since=now, renewed=now)
+            mine = Lease(
+                token=token,
+                run_id=run_id or new_run_id(),
+                host=platform.node(),
+                pid=os.getpid(),
+                since=now,
+                renewed=now,
+            )
             _write(output, mine)
             time.sleep(SETTLES_IN)
             if _is_mine(output, mine):
@@ -103,9 +124,10 @@ def _take(output: Store, run_id: str | None, wait: bool) -> Lease:
             time.sleep(ASKED_EVERY)
         else:
             raise OutputInUseError(
-                f"output {output.root}: {_who(other)} is at work on it since {other.since}, and gave a sign of life at {other.renewed} "
-                f"({LEASE_PATH} there says so, and counts for nothing {STALE_AFTER:.0f} s after the last one). Give --wait to start when "
-                "it has ended, or another output"
+                f"output {output.root}: {_who(other)} is at work on it since {other.since}, and"
+                f" gave a sign of life at {other.renewed} ({LEASE_PATH} there says so, and counts"
+                f" for nothing {STALE_AFTER:.0f} s after the last one). Give --wait to start when"
+                " it has ended, or another output"
             )
 
 
@@ -118,9 +140,10 @@ def read_lease(output: Store) -> Lease | None:
 
 
 def _is_over(output: Store, other: Lease) -> bool:
-    """Whether the holder is gone: it is a process of this machine that has ended, or it was not renewed for long. That a process of its
-    number runs says little, as after a restart another one may. The clocks of two machines may disagree, so that a lease that looks old
-    is watched before it is taken for dead."""
+    """Whether the holder is gone: it is a process of this machine that has ended, or it was not
+    renewed for long. That a process of its number runs says little, as after a restart another one
+    may. The clocks of two machines may disagree, so that a lease that looks old is watched before
+    it is taken for dead."""
     if other.host == platform.node() and not _is_running(other.pid):
         return True
     if (datetime.now(UTC) - datetime.fromisoformat(other.renewed)).total_seconds() < STALE_AFTER:
@@ -144,11 +167,15 @@ def _keep(hold: Hold, done: threading.Event) -> None:
         try:
             hold.renew()
         except Exception as error:  # whatever it is, the next renewal may pass
-            logger.warning("lease not renewed", extra={"reason": f"{type(error).__name__}: {error}"})
+            logger.warning(
+                "lease not renewed", extra={"reason": f"{type(error).__name__}: {error}"}
+            )
 
 
 def _write(output: Store, lease: Lease) -> None:
-    output.write_bytes(LEASE_PATH, lease.model_copy(update={"renewed": _now()}).model_dump_json(indent=1).encode())
+    output.write_bytes(
+        LEASE_PATH, lease.model_copy(update={"renewed": _now()}).model_dump_json(indent=1).encode()
+    )
 
 
 def _who(lease: Lease) -> str:

@@ -25,7 +25,8 @@ def read_masks(output: Store, part: Part, columns: list[str]) -> Iterator[dict[s
 
 
 def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
-    """Score the newest published run of an output against a table with `row_id` and `mask` (COCO RLE), joined on row_id.
+    """Score the newest published run of an output against a table with `row_id` and `mask` (COCO
+    RLE), joined on row_id.
 
     Raises:
         InputError: the truth lacks a column, or repeats a row_id.
@@ -36,7 +37,8 @@ def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
     run = newest_run(output)
     for masks, rejects in zip(run.masks_parts, run.rejects_parts, strict=True):
         for row in _rows(output, rejects.path, ["row_id"]):
-            # A duplicate's reject stands beside the mask of the first row with its id, which counts.
+            # A duplicate's reject stands beside the mask of the first row with its id, which
+            # counts.
             answers.setdefault(row["row_id"], Answer("rejected"))
         for row in _rows(output, masks.path, ["row_id", "status", "mask"]):
             answers[row["row_id"]] = Answer(row["status"], row["mask"])
@@ -53,7 +55,8 @@ class Rejected:
 
 
 def rejected(output_uri: str, examples: int) -> list[Rejected]:
-    """What the newest published run rejected, most frequent first, with up to so many examples of each reason.
+    """What the newest published run rejected, most frequent first, with up to so many examples of
+    each reason.
 
     Raises:
         FileNotFoundError: nothing was published.
@@ -68,7 +71,10 @@ def rejected(output_uri: str, examples: int) -> list[Rejected]:
             if len(shown[row["code"]]) < examples:
                 shown[row["code"]].append((row["row_id"], row["detail"]))
     counts = sorted(run.rejects.items(), key=lambda item: -item[1])
-    return [Rejected(code=RejectCode(code), rows=count, examples=tuple(shown[code])) for code, count in counts]
+    return [
+        Rejected(code=RejectCode(code), rows=count, examples=tuple(shown[code]))
+        for code, count in counts
+    ]
 
 
 def _rows(store: Store, path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -85,7 +91,10 @@ def _truth(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
     except pa.ArrowInvalid as error:
         raise InputError(f"truth {uri}: not a readable Parquet file ({error})") from None
     if missing := {"row_id", "mask"} - set(schema.names):
-        raise InputError(f"truth {uri}: no column {', '.join(sorted(missing))}; needs {TRUTH_COLUMNS}, and has {', '.join(schema.names)}")
+        raise InputError(
+            f"truth {uri}: no column {', '.join(sorted(missing))}; needs {TRUTH_COLUMNS}, and has"
+            f" {', '.join(schema.names)}"
+        )
     kind = schema.field("mask").type
     if not pa.types.is_struct(kind) or not {"size", "counts"} <= {field.name for field in kind}:
         raise InputError(f"truth {uri}: column 'mask' is {kind}; needs {TRUTH_COLUMNS}")
@@ -96,5 +105,8 @@ def _truth(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
             raise InputError(f"truth {uri}: row_id = {row_id!r} occurs twice; each must be unique")
         seen.add(row_id)
         if row["mask"] is None:
-            raise InputError(f"truth {uri}: mask of row_id = {row_id!r} is null; leave the row out or give an empty mask")
+            raise InputError(
+                f"truth {uri}: mask of row_id = {row_id!r} is null; leave the row out or give an"
+                " empty mask"
+            )
         yield row_id, row["mask"]

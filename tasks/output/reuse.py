@@ -1,5 +1,5 @@
-"""Answers that were computed before, so that only what is new is asked of the model: rows of a file that changed, and the rows beside
-rejected ones that are tried again."""
+"""Answers that were computed before, so that only what is new is asked of the model: rows of a file
+that changed, and the rows beside rejected ones that are tried again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from wordmask.tasks.output.catalog import new_run_id, newest_run, read_receipts
 from wordmask.tasks.storage import Store
 from wordmask.tasks.table.read import Row
 
-AS_THEY_ARE = tuple(field.name for field in fields(Segmentation) if field.name not in ("rle", "bbox", "coarse_bbox"))
+AS_THEY_ARE = tuple(
+    field.name for field in fields(Segmentation) if field.name not in ("rle", "bbox", "coarse_bbox")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,9 @@ class Earlier:
 
 def row_key(row: Row, image_id: str) -> str:
     """32 hex digits of all that a row's answer depends on, besides the model and the settings."""
-    return hashlib.sha256(json.dumps([image_id, row.query, row.spatial_refs]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([image_id, row.query, row.spatial_refs]).encode()).hexdigest()[
+        :32
+    ]
 
 
 def answers_of(output: Store, receipts: Iterable[Receipt]) -> list[Earlier]:
@@ -58,20 +62,36 @@ def _rows(output: Store, part: Part) -> list[dict[str, Any]]:
 
 def _earlier(row: dict[str, Any]) -> Earlier:
     found = Segmentation(
-        rle=row["mask"], bbox=tuple(row["bbox"]), coarse_bbox=tuple(row["coarse_bbox"]), **{name: row[name] for name in AS_THEY_ARE}
+        rle=row["mask"],
+        bbox=tuple(row["bbox"]),
+        coarse_bbox=tuple(row["coarse_bbox"]),
+        **{name: row[name] for name in AS_THEY_ARE},
     )
     return Earlier(
-        row=row["row"], row_key=row["row_key"], image_id=row["image_id"], height=row["height"], width=row["width"], segmentation=found
+        row=row["row"],
+        row_key=row["row_key"],
+        image_id=row["image_id"],
+        height=row["height"],
+        width=row["width"],
+        segmentation=found,
     )
 
 
 def earlier_answers(
-    newest: RunSummary, pending: Sequence[Shard], shards: Sequence[Shard], settings: RunSettings, receipts: Collection[str]
+    newest: RunSummary,
+    pending: Sequence[Shard],
+    shards: Sequence[Shard],
+    settings: RunSettings,
+    receipts: Collection[str],
 ) -> dict[str, Known]:
-    """By pending shard, of which there is one at least, the shards of the newest published run with rows of the same file from about the
-    same place, if they were done by the same model in the same way: the file has changed, or a setting that no answer depends on, but most
-    rows may not have. Rows that moved by more than a shard are not found there, and computed anew."""
-    if newest.settings.segment.method != settings.segment.method or newest.model_revision != pending[0].model_revision:
+    """By pending shard, of which there is one at least, the shards of the newest published run with
+    rows of the same file from about the same place, if they were done by the same model in the same
+    way: the file has changed, or a setting that no answer depends on, but most rows may not have.
+    Rows that moved by more than a shard are not found there, and computed anew."""
+    if (
+        newest.settings.segment.method != settings.segment.method
+        or newest.model_revision != pending[0].model_revision
+    ):
         return {}
     superseded = sorted({*newest.shard_ids} - {shard.shard_id for shard in shards} & {*receipts})
     names = {shard.name for shard in pending}
@@ -82,20 +102,25 @@ def earlier_answers(
     found = {}
     for shard in pending:
         near = range(shard.first_row - shard.rows, shard.first_row + 2 * shard.rows)
-        same = [o.shard_id for o in old[shard.name] if o.first_row < near.stop and o.first_row + o.rows > near.start]
+        same = [
+            o.shard_id
+            for o in old[shard.name]
+            if o.first_row < near.stop and o.first_row + o.rows > near.start
+        ]
         if same:
             found[shard.shard_id] = Known(earlier=tuple(same))
     return found
 
 
 def changed_shards(newest: RunSummary, pending: Sequence[Shard]) -> frozenset[str]:
-    """The pending shards of files that the newest published run had too: since then the file has changed, or the model, the settings or
-    how it is cut."""
+    """The pending shards of files that the newest published run had too: since then the file has
+    changed, or the model, the settings or how it is cut."""
     return frozenset(shard.shard_id for shard in pending if shard.name in newest.files)
 
 
 def retry_plan(output_uri: str, codes: Collection[RejectCode]) -> tuple[Plan, RunSettings]:
-    """The shards of an output's newest published run, and its settings. Those in which no row was rejected for one of `codes` are done.
+    """The shards of an output's newest published run, and its settings. Those in which no row was
+    rejected for one of `codes` are done.
 
     Raises:
         FileNotFoundError: nothing was published.
@@ -104,7 +129,20 @@ def retry_plan(output_uri: str, codes: Collection[RejectCode]) -> tuple[Plan, Ru
     run = newest_run(output)
     receipts = read_receipts(output, run.shard_ids)
     shards = tuple(receipt.shard for receipt in receipts)
-    done = frozenset(r.shard.shard_id for r in receipts if not any(r.rejects.get(code) for code in codes))
-    known = {shard.shard_id: Known(retried=tuple(codes)) for shard in shards if shard.shard_id not in done}
-    plan = Plan(run_id=new_run_id(), shards=shards, done=done, known=known, files=len({shard.file for shard in shards}), input_bytes=0)
+    done = frozenset(
+        r.shard.shard_id for r in receipts if not any(r.rejects.get(code) for code in codes)
+    )
+    known = {
+        shard.shard_id: Known(retried=tuple(codes))
+        for shard in shards
+        if shard.shard_id not in done
+    }
+    plan = Plan(
+        run_id=new_run_id(),
+        shards=shards,
+        done=done,
+        known=known,
+        files=len({shard.file for shard in shards}),
+        input_bytes=0,
+    )
     return plan, run.settings.model_copy(update={"output": output_uri})

@@ -1,4 +1,6 @@
-"""Every planned row is in exactly one of masks or rejects: checked against a fresh listing, after every run."""
+"""Every planned row is in exactly one of masks or rejects: checked against a fresh listing, after
+every run.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class VerifyReport(Frozen):
     shards: int
     rows: int
     violations: tuple[str, ...] = Field(())
-    receipts: tuple[Receipt, ...] = Field((), exclude=True, repr=False, description="of the plan's shards, those that there are")
+    receipts: tuple[Receipt, ...] = Field(
+        (), exclude=True, repr=False, description="of the plan's shards, those that there are"
+    )
 
     @property
     def holds(self) -> bool:
@@ -53,7 +57,11 @@ def verify(plan: Plan, settings: RunSettings) -> VerifyReport:
         return list(_violations(shard, (receipt.masks_part, receipt.rejects_part), output))
 
     report = _report(check, plan.shards, plan.rows)
-    return report.model_copy(update={"receipts": tuple(receipts[s.shard_id] for s in plan.shards if s.shard_id in receipts)})
+    return report.model_copy(
+        update={
+            "receipts": tuple(receipts[s.shard_id] for s in plan.shards if s.shard_id in receipts)
+        }
+    )
 
 
 def verify_output(output_uri: str) -> VerifyReport:
@@ -71,9 +79,13 @@ def verify_output(output_uri: str) -> VerifyReport:
             (receipt,) = read_receipts(output, [shard_id])
         except FileNotFoundError:
             return [f"shard {shard_id}: has no receipt"]
-        return list(_violations(receipt.shard, parts, output)) or list(_changes(receipt.shard, parts, output))
+        return list(_violations(receipt.shard, parts, output)) or list(
+            _changes(receipt.shard, parts, output)
+        )
 
-    return _report(check, list(zip(run.shard_ids, run.masks_parts, run.rejects_parts, strict=True)), run.rows)
+    return _report(
+        check, list(zip(run.shard_ids, run.masks_parts, run.rejects_parts, strict=True)), run.rows
+    )
 
 
 def _report(check: Callable[[T], list[str]], items: Sequence[T], rows: int) -> VerifyReport:
@@ -91,9 +103,18 @@ def _changes(shard: Shard, parts: Iterable[Part], output: Store) -> Iterator[str
 def require(report: VerifyReport) -> None:
     """Raises AccountingError unless the invariant holds."""
     if not report.holds:
-        more = f"\n... and {len(report.violations) - SHOWN} more" if len(report.violations) > SHOWN else ""
-        remedy = "\nDelete receipts/SHARD.json of these shards from the output, and the same command computes them anew"
-        raise AccountingError("rows are lost or doubled:\n" + "\n".join(report.violations[:SHOWN]) + more + remedy)
+        more = (
+            f"\n... and {len(report.violations) - SHOWN} more"
+            if len(report.violations) > SHOWN
+            else ""
+        )
+        remedy = (
+            "\nDelete receipts/SHARD.json of these shards from the output, and the same command"
+            " computes them anew"
+        )
+        raise AccountingError(
+            "rows are lost or doubled:\n" + "\n".join(report.violations[:SHOWN]) + more + remedy
+        )
 
 
 def _violations(shard: Shard, parts: Iterable[Part], output: Store) -> Iterator[str]:
@@ -113,6 +134,11 @@ def _violations(shard: Shard, parts: Iterable[Part], output: Store) -> Iterator[
             return
     for row in range(shard.rows):
         if rows[row] != 1:
-            yield f"shard {shard.shard_id} ({shard.name}): row {shard.first_row + row} occurs {rows[row]} times"
+            yield (
+                f"shard {shard.shard_id} ({shard.name}): row {shard.first_row + row} occurs"
+                f" {rows[row]} times"
+            )
     for row in sorted(set(rows) - set(range(shard.rows))):
-        yield f"shard {shard.shard_id} ({shard.name}): row {shard.first_row + row} was never planned"
+        yield (
+            f"shard {shard.shard_id} ({shard.name}): row {shard.first_row + row} was never planned"
+        )

@@ -1,4 +1,6 @@
-"""A look at what a run would give: random rows of a plan, answered and drawn. Nothing is written to the output."""
+"""A look at what a run would give: random rows of a plan, answered and drawn. Nothing is written to
+the output.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ from wordmask.tasks.review.overlay import PAPER, TILE, contact_sheet, note_of, o
 from wordmask.tasks.table.read import read_rows
 from wordmask.tasks.worker import SegmenterLike
 
-BLANK = np.full((TILE * 3 // 4, TILE, 3), PAPER, np.uint8)  # in place of the image of a rejected row
+BLANK = np.full(
+    (TILE * 3 // 4, TILE, 3), PAPER, np.uint8
+)  # in place of the image of a rejected row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Previewed:
-    """A row (`row` is its position in the file) and how it ended: "mask", "absent", or the code of its reject."""
+    """A row (`row` is its position in the file) and how it ended: "mask", "absent", or the code of
+    its reject.
+    """
 
     file: str
     row: int
@@ -36,8 +42,9 @@ class Previewed:
 
 def preview(
     plan: Plan, settings: RunSettings, segmenter: SegmenterLike, count: int, seed: int = 0
-) -> tuple[Image.Image, list[Previewed]]:  # fmt: skip
-    """A contact sheet of `count` random rows of the plan's pending shards, or of all where none is pending, and how each ended.
+) -> tuple[Image.Image, list[Previewed]]:
+    """A contact sheet of `count` random rows of the plan's pending shards, or of all where none is
+    pending, and how each ended.
 
     Raises:
         InputError: the plan has no rows.
@@ -51,7 +58,16 @@ def preview(
         answer: Mask | Reject = answers.masks[0] if answers.masks else answers.rejects[0]
         note, tile = _drawn(answer, shard, settings)
         ended = answer.segmentation.status if isinstance(answer, Mask) else answer.code.value
-        rows.append(Previewed(file=shard.name, row=shard.first_row, row_id=read[0].row_id, query=read[0].query, ended=ended, note=note))
+        rows.append(
+            Previewed(
+                file=shard.name,
+                row=shard.first_row,
+                row_id=read[0].row_id,
+                query=read[0].query,
+                ended=ended,
+                note=note,
+            )
+        )
         tiles.append(tile)
     if not tiles:
         raise InputError(f"input {settings.input}: has no rows to preview. Check the path")
@@ -59,7 +75,9 @@ def preview(
 
 
 def random_rows(plan: Plan, count: int, seed: int) -> Iterator[Shard]:
-    """Rows drawn without repetition, in the order of the input, each as a shard of its own. The same seed draws the same."""
+    """Rows drawn without repetition, in the order of the input, each as a shard of its own. The
+    same seed draws the same.
+    """
     shards = plan.pending or plan.shards
     rows = sum(shard.rows for shard in shards)
     wanted = sorted(random.Random(seed).sample(range(rows), min(count, rows)))
@@ -74,8 +92,13 @@ def _row_of(shard: Shard, position: int) -> Shard:
     for part in shard.ranges:
         at = part.start + position - before
         if at < part.stop:
-            one = {"ranges": (RowRange(part.row_group, at, at + 1),), "first_row": shard.first_row + position}
-            return shard.model_copy(update=one | {"duplicates": (0,) if position in shard.duplicates else ()})
+            one = {
+                "ranges": (RowRange(part.row_group, at, at + 1),),
+                "first_row": shard.first_row + position,
+            }
+            return shard.model_copy(
+                update=one | {"duplicates": (0,) if position in shard.duplicates else ()}
+            )
         before += part.stop - part.start
     raise IndexError(f"shard {shard.shard_id} has {shard.rows} rows, no row {position}")
 

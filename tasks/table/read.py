@@ -1,4 +1,6 @@
-"""Read the rows of a shard in bounded memory, and see what can be seen of them without the image."""
+"""Read the rows of a shard in bounded memory, and see what can be seen of them without the
+image.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ class InputChangedError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One input row. `row` is its position in the shard. `image_bytes` or `image_uri` or neither is there.
-    `carried` holds the values of the columns that are copied through. `garbled` names the columns whose text is no UTF-8."""
+    """One input row. `row` is its position in the shard. `image_bytes` or `image_uri` or neither is
+    there. `carried` holds the values of the columns that are copied through. `garbled` names the
+    columns whose text is no UTF-8."""
 
     row: int
     row_id: str
@@ -57,18 +60,26 @@ def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Sc
     store = Store.open(shard.file)
     found = fingerprint(store.fs.info(store.root))
     if found != shard.fingerprint:
-        raise InputChangedError(f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan it anew")
+        raise InputChangedError(
+            f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan"
+            " it anew"
+        )
     rows: list[Row] = []
     try:
         for part in shard.ranges:
             with _reel(store, shard, settings, part) as reel:
                 schema = reel.schema
                 values = chain.from_iterable(map(rows_of, reel.wind(part.start, part.stop)))
-                rows += [_row(position, each, shard, settings) for position, each in enumerate(values, start=len(rows))]
+                rows += [
+                    _row(position, each, shard, settings)
+                    for position, each in enumerate(values, start=len(rows))
+                ]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if not is_damaged_parquet(error):
             raise
-        raise DamagedInputError(f"input {shard.place}: the file is damaged ({error}). Export it again, and run again") from error
+        raise DamagedInputError(
+            f"input {shard.place}: the file is damaged ({error}). Export it again, and run again"
+        ) from error
     return rows, schema
 
 
@@ -81,7 +92,9 @@ class _Reel:
         self.schema: pa.Schema = file.schema_arrow
         self._rows: int = file.metadata.row_group(row_group).num_rows
         columns = columns_read(self.schema, settings)
-        self._batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=[row_group], columns=columns)
+        self._batches = file.iter_batches(
+            batch_size=BATCH_ROWS, row_groups=[row_group], columns=columns
+        )
         self._left: pa.RecordBatch | None = None  # of a batch that was wound into
         self.at = 0  # row that comes next
 
@@ -103,14 +116,17 @@ class _Reel:
         self._open.close()
 
 
-_reels: deque[tuple[tuple[str | int, ...], _Reel]] = deque()  # of this process, left where shards ended
+_reels: deque[tuple[tuple[str | int, ...], _Reel]] = (
+    deque()
+)  # of this process, left where shards ended
 _reels_lock = Lock()
 
 
 @contextmanager
 def _reel(store: Store, shard: Shard, settings: SegmentSettings, part: RowRange) -> Iterator[_Reel]:
-    """A reel that has not passed the start of a part: the one that an earlier shard left nearest before it, else a new one. A row group of
-    many shards would otherwise be read anew up to each of them."""
+    """A reel that has not passed the start of a part: the one that an earlier shard left nearest
+    before it, else a new one. A row group of many shards would otherwise be read anew up to each of
+    them."""
     key = (shard.file, shard.fingerprint, shard.settings_hash, part.row_group)
     with _reels_lock:
         before = [entry for entry in _reels if entry[0] == key and entry[1].at <= part.start]
@@ -134,7 +150,9 @@ def _reel(store: Store, shard: Shard, settings: SegmentSettings, part: RowRange)
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Rows as dicts. Where a text is no UTF-8, the bad bytes are replaced and `GARBLED` names the column."""
+    """Rows as dicts. Where a text is no UTF-8, the bad bytes are replaced and `GARBLED` names the
+    column.
+    """
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
@@ -143,7 +161,9 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 
 
 def values_of(column: pa.Array) -> list[Any]:
-    """Values of a column of text or numbers; where a text is no UTF-8, its bad bytes are replaced."""
+    """Values of a column of text or numbers; where a text is no UTF-8, its bad bytes are
+    replaced.
+    """
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
@@ -167,7 +187,10 @@ def _replaced(column: pa.Array) -> Any:
     """The one value of a column whose text is no UTF-8, as far as it can be told."""
     if pa.types.is_struct(column.type):
         fields = {field.name: column.field(field.name) for field in column.type}
-        return {name: part[0].as_py() if pa.types.is_binary(part.type) else _replaced(part) for name, part in fields.items()}
+        return {
+            name: part[0].as_py() if pa.types.is_binary(part.type) else _replaced(part)
+            for name, part in fields.items()
+        }
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -179,15 +202,24 @@ def _replaced(column: pa.Array) -> Any:
 def _row(position: int, values: dict[str, Any], shard: Shard, settings: SegmentSettings) -> Row:
     columns = settings.columns
     data, uri = _image(values.get(columns.image))
-    refs = tuple(None if ref is None else tuple(ref) for ref in values.get(columns.spatial_refs) or ())
+    refs = tuple(
+        None if ref is None else tuple(ref) for ref in values.get(columns.spatial_refs) or ()
+    )
     query, mode = values.get(columns.query), values.get(columns.mode)
     row_id = values.get(columns.row_id)
     if row_id is None:
         row_id = derived_row_id(shard.name, shard.first_row + position, data, uri, query, refs)
     return Row(
-        row=position, row_id=str(row_id), image_bytes=data, image_uri=uri, query=query, spatial_refs=refs, mode=mode,
-        carried={name: values.get(name) for name in settings.carry}, garbled=values.get(GARBLED, ()),
-    )  # fmt: skip
+        row=position,
+        row_id=str(row_id),
+        image_bytes=data,
+        image_uri=uri,
+        query=query,
+        spatial_refs=refs,
+        mode=mode,
+        carried={name: values.get(name) for name in settings.carry},
+        garbled=values.get(GARBLED, ()),
+    )
 
 
 def _image(value: Any) -> tuple[bytes | None, str | None]:
@@ -198,7 +230,16 @@ def _image(value: Any) -> tuple[bytes | None, str | None]:
     return None, value
 
 
-def derived_row_id(name: str, index: int, data: bytes | None, uri: str | None, query: str | None, refs: tuple[Any, ...]) -> str:
-    """32 hex digits from where the row stands and what it says, so that no two rows of an input share one."""
+def derived_row_id(
+    name: str,
+    index: int,
+    data: bytes | None,
+    uri: str | None,
+    query: str | None,
+    refs: tuple[Any, ...],
+) -> str:
+    """32 hex digits from where the row stands and what it says, so that no two rows of an input
+    share one.
+    """
     image = hashlib.sha256(data).hexdigest() if data is not None else None
     return hashlib.sha256(repr((name, index, image, uri, query, refs)).encode()).hexdigest()[:32]

@@ -1,4 +1,6 @@
-"""Masks and rejects of a shard as Parquet, under names made of the shard's id and what is in them, with the same bytes every time."""
+"""Masks and rejects of a shard as Parquet, under names made of the shard's id and what is in them,
+with the same bytes every time.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,20 @@ from wordmask.tasks.output.reuse import row_key
 from wordmask.tasks.storage import Store, sha256
 
 
-def write_parts(answers: Answers, shard: Shard, settings: SegmentSettings, input_schema: pa.Schema, output: Store) -> tuple[Part, Part]:
+def write_parts(
+    answers: Answers,
+    shard: Shard,
+    settings: SegmentSettings,
+    input_schema: pa.Schema,
+    output: Store,
+) -> tuple[Part, Part]:
     """Write both parts, also when one is empty. Returns what was written."""
     carried = [input_schema.field(name) for name in settings.carry]
     schema = pa.schema([*MASKS, *carried])
     masks = pa.Table.from_pylist([_mask_row(mask, shard) for mask in answers.masks], schema=schema)
-    rejects = pa.Table.from_pylist([_reject_row(reject, shard) for reject in answers.rejects], schema=REJECTS)
+    rejects = pa.Table.from_pylist(
+        [_reject_row(reject, shard) for reject in answers.rejects], schema=REJECTS
+    )
     return _write(output, "masks", shard, masks), _write(output, "rejects", shard, rejects)
 
 
@@ -38,33 +48,61 @@ def _write(output: Store, kind: str, shard: Shard, table: pa.Table) -> Part:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file with one row group; the same table gives the same bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", version="2.6", data_page_version="1.0", row_group_size=max(table.num_rows, 1))
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        version="2.6",
+        data_page_version="1.0",
+        row_group_size=max(table.num_rows, 1),
+    )
     return buffer.getvalue()
 
 
 def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
     found = mask.segmentation
     return {
-        "row_id": mask.row.row_id, "row": mask.row.row, "instance": 0,
-        "row_key": row_key(mask.row, mask.image_id), "image_id": mask.image_id, "image_uri": _shown(mask.row.image_uri),
-        "height": mask.height, "width": mask.width, "query": mask.row.query,
-        "status": found.status, "mask": found.rle, "bbox": list(found.bbox), "area": found.area, "path": found.path,
-        "coarse_path": found.coarse_path, "coarse_bbox": list(found.coarse_bbox),
-        "path_problem": found.path_problem, "n_path_tokens": found.n_path_tokens,
+        "row_id": mask.row.row_id,
+        "row": mask.row.row,
+        "instance": 0,
+        "row_key": row_key(mask.row, mask.image_id),
+        "image_id": mask.image_id,
+        "image_uri": _shown(mask.row.image_uri),
+        "height": mask.height,
+        "width": mask.width,
+        "query": mask.row.query,
+        "status": found.status,
+        "mask": found.rle,
+        "bbox": list(found.bbox),
+        "area": found.area,
+        "path": found.path,
+        "coarse_path": found.coarse_path,
+        "coarse_bbox": list(found.coarse_bbox),
+        "path_problem": found.path_problem,
+        "n_path_tokens": found.n_path_tokens,
         **{name: getattr(found, name) for name in (*SCORES, *FLAGS)},
-        "model_revision": shard.model_revision, "settings_hash": shard.settings_hash, "shard_id": shard.shard_id,
+        "model_revision": shard.model_revision,
+        "settings_hash": shard.settings_hash,
+        "shard_id": shard.shard_id,
         **mask.row.carried,
-    }  # fmt: skip
+    }
 
 
 def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
     row = reject.row
     return {
-        "row_id": row.row_id, "row": row.row, "image_uri": _shown(row.image_uri), "query": row.query,
-        "code": reject.code.value, "detail": reject.detail, "shard_id": shard.shard_id,
-    }  # fmt: skip
+        "row_id": row.row_id,
+        "row": row.row,
+        "image_uri": _shown(row.image_uri),
+        "query": row.query,
+        "code": reject.code.value,
+        "detail": reject.detail,
+        "shard_id": shard.shard_id,
+    }
 
 
 def _shown(uri: str | None) -> str | None:
-    """A presigned URI without its signature: readers of masks are more than those who may fetch images."""
+    """A presigned URI without its signature: readers of masks are more than those who may fetch
+    images.
+    """
     return None if uri is None else redacted(uri)

@@ -1,9 +1,11 @@
 """Logs of a run and its workers: JSON lines that say which run, shard and row they are about.
 
-What is read by machines and many people says nothing that it should not: no record of this process, whoever makes it, and no error that
-leaves a shard holds credentials; none holds a row's words or its image, unless `LOG_QUERIES` asks for the words.
+What is read by machines and many people says nothing that it should not: no record of this process,
+whoever makes it, and no error that leaves a shard holds credentials; none holds a row's words or
+its image, unless `LOG_QUERIES` asks for the words.
 
-Told by the environment, which a run's own workers inherit. Those of a standing cluster are their owner's to tell.
+Told by the environment, which a run's own workers inherit. Those of a standing cluster are their
+owner's to tell.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from pythonjsonlogger.json import JsonFormatter
 from wordmask.schemas.redaction import HIDDEN, redacted
 
 LOG_JSON, LOG_QUERIES = "WORDMASK_LOG_JSON", "WORDMASK_LOG_QUERIES"
-METRICS_DIR = "WORDMASK_METRICS_DIR"  # here, as importing tasks.metrics takes longer than `--help` may
-SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|API_KEY|CREDENTIAL|AUTH_STRING", re.IGNORECASE)  # variables whose values are never shown
+METRICS_DIR = (
+    "WORDMASK_METRICS_DIR"  # here, as importing tasks.metrics takes longer than `--help` may
+)
+SECRET = re.compile(
+    r"SECRET|TOKEN|PASSWORD|PASSWD|API_KEY|CREDENTIAL|AUTH_STRING", re.IGNORECASE
+)  # variables whose values are never shown
 BYTES = re.compile(r"""\bb('|").*?(?<!\\)\1""")  # as Python prints them
 LEAST_SECRET = 8  # characters; shorter values stand in other words
 MOST = 2000  # characters of what is said of a row: an error that quotes an image would fill the log
@@ -33,8 +39,8 @@ _about: ContextVar[MappingProxyType[str, str]] = ContextVar("about", default=Map
 
 
 def set_up() -> None:
-    """From here on records of this process hold no credentials; those of this package go to the error stream as JSON, if asked for.
-    Doing it again changes nothing."""
+    """From here on records of this process hold no credentials; those of this package go to the
+    error stream as JSON, if asked for. Doing it again changes nothing."""
     make = logging.getLogRecordFactory()
     if not isinstance(make, _Factory):
         logging.setLogRecordFactory(_Factory(make))
@@ -43,7 +49,9 @@ def set_up() -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     elif not logger.handlers:
-        logger.addHandler(logging.NullHandler())  # else Python prints warnings itself, where nobody asked for logs
+        logger.addHandler(
+            logging.NullHandler()
+        )  # else Python prints warnings itself, where nobody asked for logs
 
 
 def is_asked(name: str) -> bool:
@@ -53,7 +61,9 @@ def is_asked(name: str) -> bool:
 @contextmanager
 def about(**what: str) -> Iterator[None]:
     """Records made within, of any library, say what they are about: run_id, shard_id."""
-    token = _about.set(MappingProxyType({**_about.get(), **{name: value for name, value in what.items() if value}}))
+    token = _about.set(
+        MappingProxyType({**_about.get(), **{name: value for name, value in what.items() if value}})
+    )
     try:
         yield
     finally:
@@ -62,19 +72,28 @@ def about(**what: str) -> Iterator[None]:
 
 @contextmanager
 def discreet(queries: Iterable[str | None] | None = None) -> Iterator[None]:
-    """Errors that leave it quote no credentials, and nothing of rows with these queries: Dask, Prefect and the terminal print them."""
+    """Errors that leave it quote no credentials, and nothing of rows with these queries: Dask,
+    Prefect and the terminal print them.
+    """
     try:
         yield
     except Exception as error:
         hidden = () if queries is None or is_asked(LOG_QUERIES) else tuple(queries)
-        _rewrite(error, lambda text: without_credentials(text) if queries is None else clean(text, hidden))
+        _rewrite(
+            error,
+            lambda text: without_credentials(text) if queries is None else clean(text, hidden),
+        )
         raise
 
 
 def clean(text: str, queries: Iterable[str | None] = ()) -> str:
-    """What is said of rows with these queries, without the queries, bytes and credentials, and not longer than a message is."""
+    """What is said of rows with these queries, without the queries, bytes and credentials, and not
+    longer than a message is.
+    """
     text = BYTES.sub("bytes", text)
-    for query in sorted({query.strip() for query in queries if query and query.strip()}, key=len, reverse=True):
+    for query in sorted(
+        {query.strip() for query in queries if query and query.strip()}, key=len, reverse=True
+    ):
         for form in {query, repr(query)[1:-1]}:
             text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", HIDDEN, text)
     text = without_credentials(text)
@@ -87,7 +106,11 @@ def without_credentials(text: str) -> str:
 
 
 def _secrets() -> list[str]:
-    return [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= LEAST_SECRET]
+    return [
+        value
+        for name, value in os.environ.items()
+        if SECRET.search(name) and len(value) >= LEAST_SECRET
+    ]
 
 
 def _rewrite(error: BaseException, edit: Callable[[str], str]) -> None:
@@ -97,7 +120,10 @@ def _rewrite(error: BaseException, edit: Callable[[str], str]) -> None:
     while found is not None and id(found) not in seen:
         seen.add(id(found))
         found.args = tuple(edit(value) if isinstance(value, str) else value for value in found.args)
-        for name in ("strerror", "filename"):  # what an OSError shows rather than its args, if they are set
+        for name in (
+            "strerror",
+            "filename",
+        ):  # what an OSError shows rather than its args, if they are set
             if isinstance(value := getattr(found, name, None), str):
                 setattr(found, name, edit(value))
         found = found.__cause__ or found.__context__
@@ -119,7 +145,9 @@ class _Factory:
         if (shown := without_credentials(said)) != said:
             record.msg, record.args = shown, ()
         if record.exc_info and record.exc_info[0] is not None:
-            record.exc_text = without_credentials(logging.Formatter().formatException(record.exc_info))
+            record.exc_text = without_credentials(
+                logging.Formatter().formatException(record.exc_info)
+            )
         return record
 
 
@@ -129,9 +157,14 @@ class _Lines(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self) -> None:
         super().__init__()
         names = {"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "traceback"}
-        self.setFormatter(_Json("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names))
+        self.setFormatter(
+            _Json("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names)
+        )
 
 
 class _Json(JsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        return {name: without_credentials(value) if isinstance(value, str) else value for name, value in log_data.items()}
+        return {
+            name: without_credentials(value) if isinstance(value, str) else value
+            for name, value in log_data.items()
+        }

@@ -1,4 +1,6 @@
-"""Rows a second of the engine against the published algorithm, one row at a time, with the same weights and threads."""
+"""Rows a second of the engine against the published algorithm, one row at a time, with the same
+weights and threads.
+"""
 
 from __future__ import annotations
 
@@ -27,40 +29,64 @@ def run(quick: bool) -> Report:
     small = default_model()
     for queries in (1, 8) if quick else (1, 4, 8):
         work = scenes((64 if quick else 192) // queries, queries)
-        rows.append(_compare("default", small, work, sample=4 if quick else 12, repeats=1 if quick else 3))
+        rows.append(
+            _compare("default", small, work, sample=4 if quick else 12, repeats=1 if quick else 3)
+        )
     medium = medium_model(new_tokens=24 if quick else 64)
     asked = [photographs(8 // queries, queries) for queries in ((8,) if quick else (1, 8))]
-    rows += [_compare("medium", medium, work, sample=1, repeats=1 if quick else 2) for work in asked]
+    rows += [
+        _compare("medium", medium, work, sample=1, repeats=1 if quick else 2) for work in asked
+    ]
     grammar = _grammar(small, repeats=30 if quick else 200)
     fixed = _deterministic(small, rows=32 if quick else 192, repeats=1 if quick else 3)
-    targets.append(Target("share of a decoding step that the path grammar costs", grammar, at_most=0.02))
+    targets.append(
+        Target("share of a decoding step that the path grammar costs", grammar, at_most=0.02)
+    )
     for row in rows:
-        wanted = (DEFAULT_TARGETS if row["model"] == "default" else MEDIUM_TARGETS).get(row["queries per image"])
+        wanted = (DEFAULT_TARGETS if row["model"] == "default" else MEDIUM_TARGETS).get(
+            row["queries per image"]
+        )
         if wanted:
-            name = f"{row['model']} model, {row['queries per image']} queries per image: times the published rows/s"
+            name = (
+                f"{row['model']} model, {row['queries per image']} queries per image: times the"
+                " published rows/s"
+            )
             targets.append(Target(name, row["ratio"], at_least=wanted))
-    single = {"threads": THREADS, "grammar, share of a step": grammar, "deterministic, times the time": fixed}
+    single = {
+        "threads": THREADS,
+        "grammar, share of a step": grammar,
+        "deterministic, times the time": fixed,
+    }
     return Report({**single, "rows per second": rows}, targets)
 
 
 def _deterministic(segmenter: Segmenter, rows: int, repeats: int) -> float:
-    """How many times longer one query per image takes where no row's last digit may depend on the others."""
+    """How many times longer one query per image takes where no row's last digit may depend on the
+    others.
+    """
     fixed, work = default_model(deterministic=True), scenes(rows, 1)
 
     def drawn(by: Segmenter) -> Callable[[], Any]:
         return lambda: [answer.result() for _, answer in by.stream(work.asked())]
 
-    return paired({"fixed": drawn(fixed), "free": drawn(segmenter)}, repeats, warm_up=0).ratio("fixed", "free")
+    return paired({"fixed": drawn(fixed), "free": drawn(segmenter)}, repeats, warm_up=0).ratio(
+        "fixed", "free"
+    )
 
 
 def _grammar(segmenter: Segmenter, repeats: int) -> float:
-    """What choosing under the grammar takes beyond choosing freely, over a step of the full batch."""
+    """What choosing under the grammar takes beyond choosing freely, over a step of the full
+    batch.
+    """
     engine = Engine(segmenter.model.model, segmenter.config.tokens, segmenter.chooser)
     with torch.inference_mode():
         batch = engine.start(segmenter._encode(scenes(8, 8).asked()))
         for _ in range(BOX_TOKENS + 1):
             batch.step()
-        logits, left = segmenter.model.model.text.logits(batch.hidden), torch.full_like(batch.state, 50)
+        logits, left = (
+            segmenter.model.model.text.logits(batch.hidden),
+            torch.full_like(batch.state, 50),
+        )
         state, free = batch.state.clone(), FreeDecoding()
         times = paired(
             {
@@ -73,10 +99,18 @@ def _grammar(segmenter: Segmenter, repeats: int) -> float:
     return (times.median("grammar") - times.median("free")) / times.median("step")
 
 
-def _compare(name: str, segmenter: Segmenter, work: Work, *, sample: int, repeats: int) -> dict[str, Any]:
-    """The published algorithm does every n-th row, the engine all of them: rows of one kind cost it the same, each."""
+def _compare(
+    name: str, segmenter: Segmenter, work: Work, *, sample: int, repeats: int
+) -> dict[str, Any]:
+    """The published algorithm does every n-th row, the engine all of them: rows of one kind cost it
+    the same, each.
+    """
     published = Published(segmenter)
-    everything = [(image, words) for image, asked in zip(work.images, work.words, strict=True) for words in asked]
+    everything = [
+        (image, words)
+        for image, asked in zip(work.images, work.words, strict=True)
+        for words in asked
+    ]
     chosen = everything[:: max(1, len(everything) // sample)][:sample]
     tasks: dict[str, Callable[[], Any]] = {
         "published": lambda: [published.segment(*row) for row in chosen],
@@ -86,9 +120,13 @@ def _compare(name: str, segmenter: Segmenter, work: Work, *, sample: int, repeat
     times = paired(tasks, repeats, warm_up=0)
     plain, ours = times.median("published") / len(chosen), times.median("engine") / work.rows
     return {
-        "model": name, "queries per image": len(work.words[0]), "rows": work.rows,
-        "published": 1 / plain, "engine": 1 / ours, "ratio": _ratio(times, len(chosen), work.rows),
-    }  # fmt: skip
+        "model": name,
+        "queries per image": len(work.words[0]),
+        "rows": work.rows,
+        "published": 1 / plain,
+        "engine": 1 / ours,
+        "ratio": _ratio(times, len(chosen), work.rows),
+    }
 
 
 def _ratio(times: Paired, chosen: int, rows: int) -> float:

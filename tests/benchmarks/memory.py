@@ -17,14 +17,18 @@ from tests.benchmarks.models import default_model
 from tests.benchmarks.tables import plan_of, scene_table, work_through
 from wordmask.flows.execution.cluster import worker_environ
 
-SHARD_ROWS = 50  # two shards are in work at a time, so the first hundred rows show what a worker needs
+SHARD_ROWS = (
+    50  # two shards are in work at a time, so the first hundred rows show what a worker needs
+)
 DISTINCT = 200  # scenes in the table
 GROWTH = 1.05
 THREADS = 2
 
 
 def run(quick: bool) -> Report:
-    """Peak resident memory after 100, 1,000 and 10,000 rows of one worker with the default model."""
+    """Peak resident memory after 100, 1,000 and 10,000 rows of one worker with the default
+    model.
+    """
     counts = (100, 200, 400) if quick else (100, 1_000, 10_000)
     with tempfile.TemporaryDirectory() as folder:
         # A process of its own: the peak of this one would have the drawing of scenes in it.
@@ -33,8 +37,20 @@ def run(quick: bool) -> Report:
         os.environ |= worker_environ(THREADS)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             peaks = pool.apply(_peaks, (settings, counts))
-    rows = [{"rows": count, "peak MB": peak / 1e6, "times the first": peak / peaks[0]} for count, peak in zip(counts, peaks, strict=True)]
-    return Report({"peaks": rows}, [Target("peak memory over that of the first hundred rows", peaks[-1] / peaks[0], at_most=GROWTH)])
+    rows = [
+        {"rows": count, "peak MB": peak / 1e6, "times the first": peak / peaks[0]}
+        for count, peak in zip(counts, peaks, strict=True)
+    ]
+    return Report(
+        {"peaks": rows},
+        [
+            Target(
+                "peak memory over that of the first hundred rows",
+                peaks[-1] / peaks[0],
+                at_most=GROWTH,
+            )
+        ],
+    )
 
 
 def _table(folder: str, rows: int) -> Any:
@@ -49,7 +65,10 @@ def _peaks(settings: Any, counts: tuple[int, ...]) -> list[int]:
     for receipt in work_through(plan_of(settings, segmenter), settings, segmenter):
         done += receipt.rows
         if len(peaks) < len(counts) and done >= counts[len(peaks)]:
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+            peaks.append(
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                * (1 if sys.platform == "darwin" else 1024)
+            )
     return peaks
 
 

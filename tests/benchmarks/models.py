@@ -17,15 +17,32 @@ from wordmask.model.segmenter import Query, Segmenter
 PHOTOGRAPH = (480, 640)  # height, width
 MEDIUM = {
     "vision": {
-        "enc_dim": 384, "enc_n_layers": 9, "enc_ff_dim": 1536, "enc_n_heads": 6, "proj_inner_dim": 1536, "proj_out_dim": 768,
+        "enc_dim": 384,
+        "enc_n_layers": 9,
+        "enc_ff_dim": 1536,
+        "enc_n_heads": 6,
+        "proj_inner_dim": 1536,
+        "proj_out_dim": 768,
         "early_layer": 3,
     },
     "text": {
-        "dim": 768, "ff_dim": 2304, "n_layers": 8, "n_heads": 12, "n_kv_heads": 12, "rotary_dim": 32, "max_context": 2048,
-        "moe": {"num_experts": 32, "start_layer": 4, "experts_per_token": 8, "expert_inner_dim": 320},
+        "dim": 768,
+        "ff_dim": 2304,
+        "n_layers": 8,
+        "n_heads": 12,
+        "n_kv_heads": 12,
+        "rotary_dim": 32,
+        "max_context": 2048,
+        "moe": {
+            "num_experts": 32,
+            "start_layer": 4,
+            "experts_per_token": 8,
+            "expert_inner_dim": 320,
+        },
     },
-    "region": {"dim": 768}, "refiner": {"enc_dim": 384},
-}  # fmt: skip
+    "region": {"dim": 768},
+    "refiner": {"enc_dim": 384},
+}
 
 SCENES = Questions("shipped", "test")
 
@@ -52,21 +69,36 @@ def default_model(**method: object) -> Segmenter:
 
 
 def medium_model(new_tokens: int = 64, **method: object) -> Segmenter:
-    """Some 150 M random parameters over 378 px crops; the default model's tokenizer. Random weights draw until the limit."""
+    """Some 150 M random parameters over 378 px crops; the default model's tokenizer. Random weights
+    draw until the limit.
+    """
     small = default_model()
     config = small.config.to_dict()
     tokens = config["tokens"] | {"max_new_tokens": new_tokens}
     text = MEDIUM["text"] | {"vocab_size": config["text"]["vocab_size"]}
     made = MoondreamSegmentationConfig(**(MEDIUM | {"text": text, "tokens": tokens}))
     torch.manual_seed(0)
-    return Segmenter(MoondreamSegmentation(made).requires_grad_(False), small.tokenizer, revision="medium", early_stop=False, **method)
+    return Segmenter(
+        MoondreamSegmentation(made).requires_grad_(False),
+        small.tokenizer,
+        revision="medium",
+        early_stop=False,
+        **method,
+    )
 
 
 def scenes(images: int, queries: int) -> Work:
-    """Scenes of unseen seeds, each with so many expressions; where a scene has fewer, they are asked again."""
+    """Scenes of unseen seeds, each with so many expressions; where a scene has fewer, they are
+    asked again.
+    """
     drawn = [SCENES.scene(TEST_SEEDS.start + i) for i in range(images)]
-    words = [[expression.text for expression in SCENES.about(scene, i, queries)] for i, scene in enumerate(drawn)]
-    return Work([scene.image_HW3 for scene in drawn], [(texts * queries)[:queries] for texts in words])
+    words = [
+        [expression.text for expression in SCENES.about(scene, i, queries)]
+        for i, scene in enumerate(drawn)
+    ]
+    return Work(
+        [scene.image_HW3 for scene in drawn], [(texts * queries)[:queries] for texts in words]
+    )
 
 
 def photographs(images: int, queries: int) -> Work:
@@ -75,5 +107,13 @@ def photographs(images: int, queries: int) -> Work:
     made = [generator.integers(0, 256, (*PHOTOGRAPH, 3), dtype=np.uint8) for _ in range(images)]
     return Work(
         made,
-        [[f"the {colour} circle" for colour in ("red", "blue", "green", "white", "black", "grey", "pink", "brown")[:queries]]] * images,
+        [
+            [
+                f"the {colour} circle"
+                for colour in ("red", "blue", "green", "white", "black", "grey", "pink", "brown")[
+                    :queries
+                ]
+            ]
+        ]
+        * images,
     )

@@ -1,4 +1,6 @@
-"""What `wordmask plan` takes for an input of very many files: the command itself, from its start to its JSON."""
+"""What `wordmask plan` takes for an input of very many files: the command itself, from its start to
+its JSON.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from tests.benchmarks.harness import Report, Target, main
 ROWS = 1_000  # of a file
 GROUPS = 4  # row groups of a file
 SECONDS, MEGABYTES = 60, 500
-# The peak since the program was begun, told by itself: what a parent is told of a child has the parent's own memory in it.
+# The peak since the program was begun, told by itself: what a parent is told of a child has the
+# parent's own memory in it.
 PLAN = """
 import sys
 from wordmask.flows.cli.app import main
@@ -40,7 +43,9 @@ class Planned:
 
 
 def run(quick: bool) -> Report:
-    """Seconds and peak memory of planning 10,000 files of 1,000 rows on a local disk, without and with a row_id column."""
+    """Seconds and peak memory of planning 10,000 files of 1,000 rows on a local disk, without and
+    with a row_id column.
+    """
     files = 1_000 if quick else 10_000
     results: list[dict[str, Any]] = []
     targets = []
@@ -60,25 +65,36 @@ def run(quick: bool) -> Report:
 
 
 def write_files(folder: Path, files: int, *, ids: bool) -> None:
-    """Files whose footers are those of real ones: URIs of images, expressions, references, and ids that differ from row to row."""
+    """Files whose footers are those of real ones: URIs of images, expressions, references, and ids
+    that differ from row to row.
+    """
     folder.mkdir(parents=True)
     columns = {
         "image": pa.array([f"pictures/{row // 4:06}.jpg" for row in range(ROWS)]),
-        "query": pa.array([f"the {'red' if row % 2 else 'blue'} thing on the left" for row in range(ROWS)]),
+        "query": pa.array(
+            [f"the {'red' if row % 2 else 'blue'} thing on the left" for row in range(ROWS)]
+        ),
         "spatial_refs": pa.array([[[0.25, 0.5]]] * ROWS),
         "mode": pa.array(["one"] * ROWS),
     }
     for number in range(files):
         path = folder / f"day={number % 30:02}" / f"part-{number:05}.parquet"
         path.parent.mkdir(exist_ok=True)
-        own = {"row_id": pa.array(np.arange(number * ROWS, (number + 1) * ROWS)).cast(pa.string())} if ids else {}
+        own = (
+            {"row_id": pa.array(np.arange(number * ROWS, (number + 1) * ROWS)).cast(pa.string())}
+            if ids
+            else {}
+        )
         pq.write_table(pa.table(own | columns), path, row_group_size=ROWS // GROUPS)
 
 
 def planned(input: Path, output: Path) -> Planned:
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", PLAN, "plan", str(input), str(output), "--json"], check=True, capture_output=True, text=True
+        [sys.executable, "-c", PLAN, "plan", str(input), str(output), "--json"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     seconds = time.perf_counter() - began
     return Planned(json.loads(done.stdout), seconds, int(done.stderr.split()[-1]) * 1024 / 1e6)

@@ -1,10 +1,12 @@
-"""The published implementation's algorithm, written plainly: one query at a time, nothing shared, nothing batched.
+"""The published implementation's algorithm, written plainly: one query at a time, nothing shared,
+nothing batched.
 
-Same weights as the model it is given, same results where the decoding stays well formed. Encode, prefill, decode and refine per
-query. As in vikhyat/moondream (moondream/torch: moondream.py, text.py) the cache has a slot for every position of the context and
-attention runs over all of it, masked; image and prompt are read in two passes; every step computes the vocabulary's logits. A
-token's experts are gathered, a prompt's looped over. What surrounds the model (filling, cleaning, tracing) is ours: `masks`
-measures the published way of that.
+Same weights as the model it is given, same results where the decoding stays well formed. Encode,
+prefill, decode and refine per query. As in vikhyat/moondream (moondream/torch: moondream.py,
+text.py) the cache has a slot for every position of the context and attention runs over all of it,
+masked; image and prompt are read in two passes; every step computes the vocabulary's logits. A
+token's experts are gathered, a prompt's looped over. What surrounds the model (filling, cleaning,
+tracing) is ours: `masks` measures the published way of that.
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ class Published:
     """One model, one query at a time."""
 
     def __init__(self, segmenter: Segmenter) -> None:
-        self.model, self.head, self.config = segmenter.model.model, segmenter.model.head, segmenter.config
+        self.model, self.head, self.config = (
+            segmenter.model.model,
+            segmenter.model.head,
+            segmenter.config,
+        )
         self.tokenizer, self.iterations = segmenter.tokenizer, segmenter.iterations
 
     @torch.inference_mode()
@@ -55,9 +61,15 @@ class Published:
         return path, rle.encode(mask)["counts"]
 
     def encode_image(self, image: np.ndarray) -> Tensor:
-        """Image tokens (P, D). The published crops repeat the whole image as the only tile where one tile is enough."""
+        """Image tokens (P, D). The published crops repeat the whole image as the only tile where
+        one tile is enough.
+        """
         crops = crop_image(image, self.config.vision)
-        pixels = crops.crops_NHWC if len(crops.crops_NHWC) > 1 else np.repeat(crops.crops_NHWC, 2, axis=0)
+        pixels = (
+            crops.crops_NHWC
+            if len(crops.crops_NHWC) > 1
+            else np.repeat(crops.crops_NHWC, 2, axis=0)
+        )
         final, _ = self.encode_crops(pixels)
         local = stitch(final[1:], crops.tiling, self.config.vision.overlap_margin)
         pooled = F.adaptive_avg_pool2d(local.permute(2, 0, 1), self.config.vision.grid).flatten(1).T
@@ -83,10 +95,16 @@ class Published:
         self.cache = list(zip(static.k, static.v, strict=True))
         self.forward(torch.cat([bos, image_PD])[None], 0)
         words = embed_prompts([prompt], text, region)
-        hidden, at, box = self.forward(words, len(image_PD) + 1)[:, -1], len(image_PD) + 1 + words.shape[1], []
+        hidden, at, box = (
+            self.forward(words, len(image_PD) + 1)[:, -1],
+            len(image_PD) + 1 + words.shape[1],
+            [],
+        )
         text.logits(hidden)
         for _ in range(2):
-            value = region.coord_logits(hidden).argmax(-1).float() / (region.config.coord_out_dim - 1)
+            value = region.coord_logits(hidden).argmax(-1).float() / (
+                region.config.coord_out_dim - 1
+            )
             box.append(value.item())
             hidden, at = self.step(region.encode_coord(value[:, None])[:, None], at)
         bins = region.size_logits(hidden).argmax(-1).float() / (region.config.size_out_dim // 2 - 1)
@@ -114,22 +132,39 @@ class Published:
         positions = torch.arange(at, at + x.shape[1])[None]
         table = rotary_table(positions, config.rotary_dim, config.rope_theta)
         slots = torch.arange(config.max_context)
-        mask = (slots <= positions[0][:, None]) | ((positions[0][:, None] < config.prefix_attn) & (slots < config.prefix_attn))
+        mask = (slots <= positions[0][:, None]) | (
+            (positions[0][:, None] < config.prefix_attn) & (slots < config.prefix_attn)
+        )
         for layer, block in enumerate(self.model.text.blocks):
             x = self.text_block(block, layer, x, positions, table, mask)
         return x
 
-    def text_block(self, block: TextBlock, layer: int, x: Tensor, positions: Tensor, table: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def text_block(
+        self,
+        block: TextBlock,
+        layer: int,
+        x: Tensor,
+        positions: Tensor,
+        table: tuple[Tensor, Tensor],
+        mask: Tensor,
+    ) -> Tensor:
         normed, tau = block.ln(x), block.attn.tau
         qkv = block.attn.qkv(normed)
         features = F.gelu(qkv)
         place = 1 + torch.sigmoid(tau.alpha * torch.log(positions.float() + 1)[..., None]) - 0.5
-        scales = [(torch.tanh(F.linear(features, weight)) + place).transpose(1, 2)[..., None] for weight in (tau.wq, tau.wv)]
+        scales = [
+            (torch.tanh(F.linear(features, weight)) + place).transpose(1, 2)[..., None]
+            for weight in (tau.wq, tau.wv)
+        ]
         q, k, v = qkv.unflatten(-1, (3, block.attn.n_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = rotate(q * scales[0], table), rotate(k, table), v * scales[1]
         for block_cache, new in zip(self.cache[layer], (k, v), strict=True):
             block_cache[:, :, positions[0]] = new
-        out = F.scaled_dot_product_attention(q, *self.cache[layer], attn_mask=mask).transpose(1, 2).flatten(2)
+        out = (
+            F.scaled_dot_product_attention(q, *self.cache[layer], attn_mask=mask)
+            .transpose(1, 2)
+            .flatten(2)
+        )
         return x + block.attn.proj(out) + _feed_forward(block.mlp, normed)
 
     def refine(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -143,25 +178,40 @@ class Published:
 
     def candidates(self, fused: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         head, grid = self.head, fused.shape[-2:]
-        hint = F.interpolate(head.mask_encoder(mask[:, None]), size=grid, mode="bilinear", align_corners=False)
+        hint = F.interpolate(
+            head.mask_encoder(mask[:, None]), size=grid, mode="bilinear", align_corners=False
+        )
         image = (fused + hint).flatten(2).transpose(1, 2)
         place = head.image_pe.flatten(2).transpose(1, 2)
         tokens = torch.cat([head.mask_tokens, head.iou_token])[None]
         for block in head.transformer_blocks:
             tokens, image = _two_way(block, tokens, image, head.output_pe, place)
-        attended = head.final_token_to_image(tokens + head.output_pe, image + place, image, need_weights=False)[0]
+        attended = head.final_token_to_image(
+            tokens + head.output_pe, image + place, image, need_weights=False
+        )[0]
         tokens = head.final_norm(tokens + attended)
         pixels = head.upsample(image.transpose(1, 2).unflatten(2, grid))
         flat = pixels.flatten(2).transpose(1, 2)
         queries = head.final_q_proj(tokens[:, :-1])
-        queries = queries + head.final_attn_up(head.final_norm_up(queries), flat, flat, need_weights=False)[0]
-        weights = torch.stack([mlp(queries[:, index]) for index, mlp in enumerate(head.mask_mlps)], dim=1)
+        queries = (
+            queries
+            + head.final_attn_up(head.final_norm_up(queries), flat, flat, need_weights=False)[0]
+        )
+        weights = torch.stack(
+            [mlp(queries[:, index]) for index, mlp in enumerate(head.mask_mlps)], dim=1
+        )
         logits = torch.einsum("bmc,bchw->bmhw", weights, pixels)
-        return F.interpolate(logits, size=mask.shape[-2:], mode="bilinear", align_corners=False), head.iou_head(tokens[:, -1])
+        return F.interpolate(
+            logits, size=mask.shape[-2:], mode="bilinear", align_corners=False
+        ), head.iou_head(tokens[:, -1])
 
 
 def _vision_block(block: VisionBlock, x: Tensor) -> Tensor:
-    q, k, v = block.attn.qkv(block.ln1(x)).unflatten(-1, (3, block.attn.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = (
+        block.attn.qkv(block.ln1(x))
+        .unflatten(-1, (3, block.attn.n_heads, -1))
+        .permute(2, 0, 3, 1, 4)
+    )
     x = x + block.attn.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.ln2(x)), approximate="tanh"))
 
@@ -181,16 +231,31 @@ def _feed_forward(mlp: nn.Module, x: Tensor) -> Tensor:
         token, place = (experts == expert).nonzero(as_tuple=True)
         if len(token):
             h, g = F.linear(flat[token], mlp.fc1.weight[expert]).chunk(2, dim=-1)
-            total.index_add_(0, token, F.linear(F.gelu(h) * (g + 1), mlp.fc2.weight[expert]) * weights[token, place][:, None])
+            total.index_add_(
+                0,
+                token,
+                F.linear(F.gelu(h) * (g + 1), mlp.fc2.weight[expert])
+                * weights[token, place][:, None],
+            )
     return total[None]
 
 
-def _two_way(block: TwoWayBlock, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-    def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _two_way(
+    block: TwoWayBlock, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor
+) -> tuple[Tensor, Tensor]:
+    def attend(
+        attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
         return attention(query, key, value, need_weights=False)[0]
 
-    tokens = block.norm1(tokens + attend(block.output_self_attn, tokens + token_pe, tokens + token_pe, tokens))
-    tokens = block.norm2(tokens + attend(block.cross_attn_token_to_image, tokens + token_pe, image + image_pe, image))
+    tokens = block.norm1(
+        tokens + attend(block.output_self_attn, tokens + token_pe, tokens + token_pe, tokens)
+    )
+    tokens = block.norm2(
+        tokens + attend(block.cross_attn_token_to_image, tokens + token_pe, image + image_pe, image)
+    )
     tokens = block.norm3(tokens + block.mlp(tokens))
-    image = block.norm4(image + attend(block.cross_attn_image_to_token, image + image_pe, tokens + token_pe, tokens))
+    image = block.norm4(
+        image + attend(block.cross_attn_image_to_token, image + image_pe, tokens + token_pe, tokens)
+    )
     return tokens, image

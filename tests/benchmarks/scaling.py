@@ -30,13 +30,17 @@ PRODUCT_SECONDS = 1.0
 
 
 def run(quick: bool) -> Report:
-    """Two workers against one, one thread each; and the pipeline in one process against the engine alone."""
+    """Two workers against one, one thread each; and the pipeline in one process against the engine
+    alone.
+    """
     rows, shard_rows = (64, 16) if quick else (512, 64)
     with tempfile.TemporaryDirectory() as folder:
         settings = scene_table(Path(folder), rows, distinct=rows, shard_rows=shard_rows)
         segmenter = default_model()
         receipts: list[Receipt] = []
-        whole = settings.model_copy(update={"shard_rows": RunSettings.model_fields["shard_rows"].default})
+        whole = settings.model_copy(
+            update={"shard_rows": RunSettings.model_fields["shard_rows"].default}
+        )
         plan = plan_of(whole, segmenter)
 
         def pipeline() -> None:
@@ -44,18 +48,28 @@ def run(quick: bool) -> Report:
 
         work = _decoded(settings)
         segmenter.segment(work.images[0], work.words[0][0])  # compiles what is compiled
-        tasks = {"pipeline": pipeline, "engine": lambda: [answer.result() for _, answer in segmenter.stream(work.asked())]}
+        tasks = {
+            "pipeline": pipeline,
+            "engine": lambda: [answer.result() for _, answer in segmenter.stream(work.asked())],
+        }
         times = paired(tasks, repeats=1 if quick else 3, warm_up=0)
         overhead = times.ratio("engine", "pipeline")
-        busy = sum(r.timings.infer for r in receipts) / sum(r.timings.infer + r.timings.idle for r in receipts)
+        busy = sum(r.timings.infer for r in receipts) / sum(
+            r.timings.infer + r.timings.idle for r in receipts
+        )
         shards = plan_of(settings, segmenter).shards
         gain, per_worker = _workers(shards, settings, segmenter.revision, repeats=1 if quick else 3)
     machine = _products(2) / _products(1)
     results = {
-        "rows": rows, "engine, rows/s": rows / times.median("engine"), "pipeline, rows/s": rows / times.median("pipeline"),
-        "1 worker, rows/s": per_worker[1], "2 workers, rows/s": per_worker[2], "model busy": busy,
-        "two processes of plain products over one": machine, "two workers over one, share of that": gain / machine,
-    }  # fmt: skip
+        "rows": rows,
+        "engine, rows/s": rows / times.median("engine"),
+        "pipeline, rows/s": rows / times.median("pipeline"),
+        "1 worker, rows/s": per_worker[1],
+        "2 workers, rows/s": per_worker[2],
+        "model busy": busy,
+        "two processes of plain products over one": machine,
+        "two workers over one, share of that": gain / machine,
+    }
     targets = [
         Target("two workers over one", gain, at_least=1.85),
         Target("pipeline over engine alone", overhead, at_least=0.93),
@@ -67,12 +81,18 @@ def run(quick: bool) -> Report:
 def _decoded(settings: RunSettings) -> Work:
     """The table's images, decoded."""
     rows = pq.read_table(settings.input).to_pylist()
-    images = [np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows]
+    images = [
+        np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows
+    ]
     return Work(images, [[row["query"]] for row in rows])
 
 
-def _workers(shards: Sequence[Shard], settings: RunSettings, revision: str, repeats: int) -> tuple[float, dict[int, float]]:
-    """How much faster two workers are than one, and rows a second of each; starting them is not counted."""
+def _workers(
+    shards: Sequence[Shard], settings: RunSettings, revision: str, repeats: int
+) -> tuple[float, dict[int, float]]:
+    """How much faster two workers are than one, and rows a second of each; starting them is not
+    counted.
+    """
     seconds: dict[int, list[float]] = {1: [], 2: []}
     rows = sum(shard.rows for shard in shards)
     with _cluster(1, settings, revision) as one, _cluster(2, settings, revision) as two:
@@ -82,7 +102,9 @@ def _workers(shards: Sequence[Shard], settings: RunSettings, revision: str, repe
         for turn in range(repeats):
             for count, client in clients[:: 1 if turn % 2 else -1]:
                 seconds[count].append(_timed_run(client, shards, settings))
-    gain = statistics.median(alone / together for alone, together in zip(seconds[1], seconds[2], strict=True))
+    gain = statistics.median(
+        alone / together for alone, together in zip(seconds[1], seconds[2], strict=True)
+    )
     return gain, {count: rows / statistics.median(taken) for count, taken in seconds.items()}
 
 
@@ -95,7 +117,9 @@ def _timed_run(client: Client, shards: Sequence[Shard], settings: RunSettings) -
 
 
 def _products(processes: int) -> float:
-    """Plain matrix products a second of so many processes of one thread: what a second one adds on this machine at the best."""
+    """Plain matrix products a second of so many processes of one thread: what a second one adds on
+    this machine at the best.
+    """
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.map(_products_alone, [0.1] * processes, chunksize=1)
         return sum(pool.map(_products_alone, [PRODUCT_SECONDS] * processes, chunksize=1))
@@ -120,8 +144,13 @@ def _cluster(workers: int, settings: RunSettings, revision: str) -> Iterator[Cli
         "dashboard_address": None,
         "memory_limit": 0,
     }
-    with LocalCluster(n_workers=workers, silence_logs="CRITICAL", **options) as cluster, Client(cluster) as client:
-        client.register_plugin(ResidentModel(settings.model, settings.segment, revision=revision, threads=1))
+    with (
+        LocalCluster(n_workers=workers, silence_logs="CRITICAL", **options) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(
+            ResidentModel(settings.model, settings.segment, revision=revision, threads=1)
+        )
         yield client
 
 

@@ -19,16 +19,25 @@ from wordmask.tasks.shard import process_shard
 
 
 def scene_table(folder: Path, rows: int, *, distinct: int, shard_rows: int) -> RunSettings:
-    """A table of so many rows over `distinct` scenes, again and again, and the settings of a run over it on the CPU."""
+    """A table of so many rows over `distinct` scenes, again and again, and the settings of a run
+    over it on the CPU.
+    """
     drawn = str(folder / "drawn.parquet")
     export_scenes(drawn, count=distinct, seed=3)
     once = pq.read_table(drawn).select(["image", "query"])
     times = -(-rows // distinct)
-    pq.write_table(pa.concat_tables([once] * times).slice(0, rows), folder / "rows.parquet", row_group_size=shard_rows)
+    pq.write_table(
+        pa.concat_tables([once] * times).slice(0, rows),
+        folder / "rows.parquet",
+        row_group_size=shard_rows,
+    )
     output = folder / "out"
     return RunSettings(
-        input=str(folder / "rows.parquet"), output=str(output), shard_rows=shard_rows, model=ModelSettings(device="cpu")
-    )  # fmt: skip
+        input=str(folder / "rows.parquet"),
+        output=str(output),
+        shard_rows=shard_rows,
+        model=ModelSettings(device="cpu"),
+    )
 
 
 def plan_of(settings: RunSettings, segmenter: Segmenter) -> Plan:

@@ -13,7 +13,8 @@ import torch
 from tests.benchmarks.harness import Paired, Report, Target, main, paired
 
 REPORT = Report(
-    {"speed": np.float32(2), "steps": [{"step": "one", "ms": 0.5}]}, [Target("fast", 39.5, at_least=40), Target("small", 2, at_most=2)]
+    {"speed": np.float32(2), "steps": [{"step": "one", "ms": 0.5}]},
+    [Target("fast", 39.5, at_least=40), Target("small", 2, at_most=2)],
 )
 
 
@@ -49,17 +50,27 @@ def run(quick: bool) -> Report:
     return REPORT
 
 
-def test_json_is_alone_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_alone_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["speed", "--quick", "--json"])
     main("speed", run)
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert (list(found), err) == (["name", "machine", "results", "targets"], "quick\n")
     assert found["results"] == {"speed": 2, "steps": [{"step": "one", "ms": 0.5}]}
-    assert found["targets"][0] == {"name": "fast", "value": 39.5, "comparison": ">=", "target": 40, "met": False}
+    assert found["targets"][0] == {
+        "name": "fast",
+        "value": 39.5,
+        "comparison": ">=",
+        "target": 40,
+        "met": False,
+    }
 
 
-def test_a_missed_target_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missed_target_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["speed"])
     main("speed", run)
     assert capsys.readouterr().out.count("MISSED") == 1

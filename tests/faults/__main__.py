@@ -1,5 +1,6 @@
-"""Every fault of `scenarios`, with real processes and a real S3 server: after each the run is repeated to its end, every row is
-accounted for, and the masks are those of an undisturbed night, to the byte.
+"""Every fault of `scenarios`, with real processes and a real S3 server: after each the run is
+repeated to its end, every row is accounted for, and the masks are those of an undisturbed night, to
+the byte.
 
 Run: `python -m tests.faults [--quick] [--json] [NAME ...]`. Exit code 1 if any fault cost a row.
 """
@@ -52,17 +53,24 @@ def try_fault(scenario: Scenario, place: Lake, calm: Calm) -> Result:
         place.more_disk()
         again = place.night()
         assert again.code == 0, f"the repeated run failed: {again.said}"
-        repeated = f"{again.said['rows']} rows, {again.said['shards_computed']} of {again.said['shards']} shards computed"
+        repeated = (
+            f"{again.said['rows']} rows, {again.said['shards_computed']} of {again.said['shards']}"
+            " shards computed"
+        )
         with _storage(place):
             report = verify_output(place.output)
         assert report.holds, report.violations
         want, found = calm.parts(place), place.parts(place.output)
-        assert {name: found.get(name) for name in want} == want, "other bytes than an undisturbed night"
+        assert {name: found.get(name) for name in want} == want, (
+            "other bytes than an undisturbed night"
+        )
         assert scenario.changed_input or found.keys() == want.keys(), "parts that nobody planned"
         passed = True
     except Exception as error:
         repeated += f" {type(error).__name__}: {error}"[:1000]
-    return Result(scenario.name, disturbed, repeated.strip(), passed, round(time.monotonic() - began, 1))
+    return Result(
+        scenario.name, disturbed, repeated.strip(), passed, round(time.monotonic() - began, 1)
+    )
 
 
 class Calm:
@@ -93,14 +101,20 @@ def _require_end(scenario: Scenario, night: Night) -> None:
 def _in_words(night: Night) -> str:
     if night.code == 0:
         return f"done, {night.said['rows']} rows"
-    return night.said["error"].splitlines()[0][:160] if night.said.get("error") else f"stopped by signal or interrupt ({night.code})"
+    return (
+        night.said["error"].splitlines()[0][:160]
+        if night.said.get("error")
+        else f"stopped by signal or interrupt ({night.code})"
+    )
 
 
 @contextmanager
 def _storage(place: Lake) -> Iterator[None]:
     before = dict(os.environ)
     S3FileSystem.clear_instance_cache()  # or it would ask the proxy of the fault before
-    os.environ.update({name: value for name, value in place.environ().items() if name.startswith("AWS_")})
+    os.environ.update(
+        {name: value for name, value in place.environ().items() if name.startswith("AWS_")}
+    )
     try:
         yield
     finally:
@@ -115,8 +129,19 @@ def surroundings() -> Iterator[str]:
         root, api_port = Path(folder, "s3"), free_port()
         root.mkdir()
         configure(verbose=False)
-        os.environ |= {"PREFECT_HOME": f"{folder}/prefect", "PREFECT_API_URL": f"http://127.0.0.1:{api_port}/api"}
-        serve_api = [Path(sys.executable).parent / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api_port)]
+        os.environ |= {
+            "PREFECT_HOME": f"{folder}/prefect",
+            "PREFECT_API_URL": f"http://127.0.0.1:{api_port}/api",
+        }
+        serve_api = [
+            Path(sys.executable).parent / "prefect",
+            "server",
+            "start",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(api_port),
+        ]
         with serve_s3(root) as address:
             api = subprocess.Popen(serve_api, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
@@ -131,27 +156,54 @@ QUICK = "; ".join(scenario.name for scenario in SCENARIOS if scenario.quick)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="faults with one of these words in their names; all without")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="faults with one of these words in their names; all without",
+    )
     parser.add_argument("--quick", action="store_true", help=f"only these: {QUICK}")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     args = parser.parse_args()
-    chosen = [s for s in SCENARIOS if (s.quick or not args.quick) and (not args.names or any(name in s.name for name in args.names))]
+    chosen = [
+        s
+        for s in SCENARIOS
+        if (s.quick or not args.quick)
+        and (not args.names or any(name in s.name for name in args.names))
+    ]
     results, console, calm = [], Console(stderr=True), Calm()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers are to end with it
     with surroundings() as store:
         for scenario in chosen:
             with lake(store) as place:
                 results.append(try_fault(scenario, place, calm))
-            console.print(f"{'ok' if results[-1].passed else 'FAILED'}  {scenario.name}  {results[-1].seconds} s", highlight=False)
+            console.print(
+                f"{'ok' if results[-1].passed else 'FAILED'}  {scenario.name} "
+                f" {results[-1].seconds} s",
+                highlight=False,
+            )
             if not results[-1].passed:
                 console.print(f"  {results[-1].repeated}", highlight=False, markup=False)
     if args.json:
-        print(json.dumps({"passed": all(r.passed for r in results), "faults": [asdict(r) for r in results]}, indent=1))
+        print(
+            json.dumps(
+                {"passed": all(r.passed for r in results), "faults": [asdict(r) for r in results]},
+                indent=1,
+            )
+        )
     else:
         table = Table("fault", "disturbed run", "repeated run", "result", "s")
         for r in results:
-            table.add_row(r.fault, r.disturbed, r.repeated, "passed" if r.passed else "[red]FAILED", str(r.seconds))
+            table.add_row(
+                r.fault,
+                r.disturbed,
+                r.repeated,
+                "passed" if r.passed else "[red]FAILED",
+                str(r.seconds),
+            )
         Console(width=200).print(table)
     sys.exit(0 if all(r.passed for r in results) else 1)
 

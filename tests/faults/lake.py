@@ -26,14 +26,19 @@ from wordmask.schemas.settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
 NIGHT_SECONDS = 400
-# Nights are forked from a process that has imported everything, as imports are most of a short night. Their workers start anew.
+# Nights are forked from a process that has imported everything, as imports are most of a short
+# night. Their workers start anew.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(PRELOADED)
 
 
 def table_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
-    table = pa.Table.from_pylist([row | {"image": {"bytes": row["image"], "path": None}} for row in rows])
-    table = table.set_column(table.schema.get_field_index("image"), pa.field("image", IMAGE), table["image"].cast(IMAGE))
+    table = pa.Table.from_pylist(
+        [row | {"image": {"bytes": row["image"], "path": None}} for row in rows]
+    )
+    table = table.set_column(
+        table.schema.get_field_index("image"), pa.field("image", IMAGE), table["image"].cast(IMAGE)
+    )
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=3)
     return buffer.getvalue()
@@ -49,7 +54,9 @@ class Night:
 
 @dataclass
 class Lake:
-    """Everything of one scenario. `store` is the server's own address, `proxy` what runs are told."""
+    """Everything of one scenario. `store` is the server's own address, `proxy` what runs are
+    told.
+    """
 
     folder: Path
     store: str
@@ -63,15 +70,26 @@ class Lake:
         return self.folder / "said.json"
 
     def environ(self) -> dict[str, str]:
-        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-        return os.environ | keys | {"AWS_ENDPOINT_URL": self.proxy.url, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        keys = {
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        return (
+            os.environ
+            | keys
+            | {"AWS_ENDPOINT_URL": self.proxy.url, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        )
 
     @staticmethod
     def image(number: int) -> bytes:
         return png(number)
 
     def rows(self, count: int, words: str = "thing") -> list[dict[str, Any]]:
-        return [{"row_id": f"r{number}", "image": self.image(number % 4), "query": f"{words} {number}"} for number in range(count)]
+        return [
+            {"row_id": f"r{number}", "image": self.image(number % 4), "query": f"{words} {number}"}
+            for number in range(count)
+        ]
 
     def put_behind(self, path: str, data: bytes) -> None:
         """Write to the bucket past the proxy."""
@@ -85,14 +103,28 @@ class Lake:
         self._fs().rm_file(f"lake/{path}")
 
     def empty(self) -> None:
-        """Remove what a lake before this one held, through the server: it remembers what its folders hold."""
+        """Remove what a lake before this one held, through the server: it remembers what its
+        folders hold.
+        """
         fs = self._fs()
-        for path in (path for folder in ("in", "out", "calm") for path in fs.find(f"lake/{folder}")):
+        for path in (
+            path for folder in ("in", "out", "calm") for path in fs.find(f"lake/{folder}")
+        ):
             fs.rm_file(path)
 
     def _fs(self) -> Any:
-        options = {"endpoint_url": self.store, "key": "key", "secret": "secret", "use_listings_cache": False}
-        return fsspec.filesystem("s3", **options, config_kwargs={"s3": {"addressing_style": "path"}}, skip_instance_cache=True)
+        options = {
+            "endpoint_url": self.store,
+            "key": "key",
+            "secret": "secret",
+            "use_listings_cache": False,
+        }
+        return fsspec.filesystem(
+            "s3",
+            **options,
+            config_kwargs={"s3": {"addressing_style": "path"}},
+            skip_instance_cache=True,
+        )
 
     def use_small_disk(self) -> None:
         """Have nights write to a disk of 64 KB."""
@@ -111,10 +143,17 @@ class Lake:
         """Begin a night. `rows` become the table first, twelve plain ones if there is none yet."""
         if rows is not None or not self._fs().exists("lake/in/table.parquet"):
             self.put_behind("in/table.parquet", table_bytes(rows or self.rows(12)))
-        base = {"input": "s3://lake/in/table.parquet", "output": self.output, "shard_rows": 3, "workers": 1}
+        base = {
+            "input": "s3://lake/in/table.parquet",
+            "output": self.output,
+            "shard_rows": 3,
+            "workers": 1,
+        }
         settings = RunSettings.model_validate(base | options)
         self.said.unlink(missing_ok=True)
-        process = FORKS.Process(target=run_night, args=(settings.model_dump_json(), self.environ(), self.said))
+        process = FORKS.Process(
+            target=run_night, args=(settings.model_dump_json(), self.environ(), self.said)
+        )
         process.start()
         return process
 
@@ -134,7 +173,12 @@ class Lake:
         assert process.exitcode is not None
         return Night(code=process.exitcode, said=said)
 
-    def night(self, rows: Sequence[dict[str, Any]] | None = None, faults: Sequence[Fault] = (), **options: Any) -> Night:
+    def night(
+        self,
+        rows: Sequence[dict[str, Any]] | None = None,
+        faults: Sequence[Fault] = (),
+        **options: Any,
+    ) -> Night:
         """A whole run under faults."""
         process = self.start(rows, **options)
         self.proxy.faults = list(faults)
@@ -142,7 +186,11 @@ class Lake:
 
     def parts(self, output: str) -> dict[str, bytes]:
         """Masks and rejects of an output by name."""
-        fs, root = (self._fs(), output.removeprefix("s3://")) if output.startswith("s3://") else (fsspec.filesystem("file"), output)
+        fs, root = (
+            (self._fs(), output.removeprefix("s3://"))
+            if output.startswith("s3://")
+            else (fsspec.filesystem("file"), output)
+        )
         found = {}
         for kind in ("masks", "rejects"):
             for path in fs.ls(f"{root}/{kind}", detail=False):
@@ -152,7 +200,9 @@ class Lake:
 
 @contextmanager
 def lake(store: str) -> Iterator[Lake]:
-    """The bucket `lake` of a server behind a proxy of its own, with nothing yet in the folders that are used."""
+    """The bucket `lake` of a server behind a proxy of its own, with nothing yet in the folders that
+    are used.
+    """
     proxy = FaultProxy(store)
     with tempfile.TemporaryDirectory() as folder:
         made = Lake(folder=Path(folder), store=store, proxy=proxy)

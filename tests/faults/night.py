@@ -11,11 +11,18 @@ from pathlib import Path
 from wordmask.schemas.settings import RunSettings
 
 FACTORY = "tests.support.fakes:FakeSegmenter"
-PRELOADED = ["tests.faults.night", "wordmask.flows.segment", "tests.support.fakes", "s3fs"]  # by the process that nights are forked from
+PRELOADED = [
+    "tests.faults.night",
+    "wordmask.flows.segment",
+    "tests.support.fakes",
+    "s3fs",
+]  # by the process that nights are forked from
 
 
 def run_night(settings: str, environ: Mapping[str, str], said: Path) -> None:
-    """Run to the end in a session of its own, and write what came of it to `said`: the summary, or the error (exit code 1)."""
+    """Run to the end in a session of its own, and write what came of it to `said`: the summary, or
+    the error (exit code 1).
+    """
     os.setsid()
     log = os.open(said.with_suffix(".log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 1), os.dup2(log, 2)

@@ -1,4 +1,6 @@
-"""A proxy in front of an S3 server that does to chosen requests what networks, stores and machines do to them."""
+"""A proxy in front of an S3 server that does to chosen requests what networks, stores and machines
+do to them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from typing import Any
 
 import psutil
 
-HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authenticate", "proxy-authorization"}
+HOP_BY_HOP = {
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "proxy-authenticate",
+    "proxy-authorization",
+}
 SLOW_SECONDS = 3.0
 REFUSALS = {  # in S3's own words
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
@@ -25,12 +36,14 @@ REFUSALS = {  # in S3's own words
 
 @dataclass(kw_only=True)
 class Fault:
-    """What happens to the first `times` requests that match `request` ("PUT /lake/out/masks/.*"), after `skip` of them went through.
+    """What happens to the first `times` requests that match `request` ("PUT /lake/out/masks/.*"),
+    after `skip` of them went through.
 
-    `kind`: "slow_down" (503), "expired" (403), "reset_before" (no byte is answered and the store never sees it), "reset_during" (the
-    connection breaks within the reply's body), "lost_reply" (the store does it, the answer is lost), "slow" (it takes `SLOW_SECONDS`),
-    "truncated" (the body ends early and says so nowhere), "call" (`call(pid)` is called with the process that asks, before the store sees
-    it, one at a time; if it gives True that counts as one of the times).
+    `kind`: "slow_down" (503), "expired" (403), "reset_before" (no byte is answered and the store
+    never sees it), "reset_during" (the connection breaks within the reply's body), "lost_reply"
+    (the store does it, the answer is lost), "slow" (it takes `SLOW_SECONDS`), "truncated" (the body
+    ends early and says so nowhere), "call" (`call(pid)` is called with the process that asks,
+    before the store sees it, one at a time; if it gives True that counts as one of the times).
     """
 
     request: str
@@ -93,7 +106,9 @@ class FaultProxy:
         if kind in REFUSALS:
             return _refuse(handler, *REFUSALS[kind])
         upstream = http.client.HTTPConnection(host, port, timeout=60)
-        headers = {name: value for name, value in handler.headers.items() if name.lower() not in HOP_BY_HOP}
+        headers = {
+            name: value for name, value in handler.headers.items() if name.lower() not in HOP_BY_HOP
+        }
         try:
             upstream.request(handler.command, handler.path, body, headers)
             reply = upstream.getresponse()
@@ -108,7 +123,11 @@ class FaultProxy:
             time.sleep(SLOW_SECONDS)
         half = len(data) // 2
         handler.send_response(reply.status)
-        length = str(half) if kind == "truncated" else reply.headers.get("Content-Length", str(len(data)))
+        length = (
+            str(half)
+            if kind == "truncated"
+            else reply.headers.get("Content-Length", str(len(data)))
+        )
         for name, value in reply.headers.items():
             if name.lower() not in HOP_BY_HOP | {"content-length"}:
                 handler.send_header(name, value)
@@ -134,7 +153,8 @@ class FaultProxy:
 
 
 def _refuse(handler: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
-    text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    text = f"<?xml version='1.0'?>{error}".encode()
     handler.send_response(status)
     handler.send_header("Content-Type", "application/xml")
     handler.send_header("Content-Length", str(len(text)))

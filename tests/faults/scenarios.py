@@ -1,4 +1,6 @@
-"""What can go wrong in a night, each as a function that does it and says what the disturbed run must have said."""
+"""What can go wrong in a night, each as a function that does it and says what the disturbed run
+must have said.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,20 @@ from tests.faults.lake import Lake, Night, table_bytes
 from tests.faults.proxy import Fault
 from tests.support.servers import free_port
 
-INPUT, MASKS, RECEIPTS = r"GET /lake/in/table\.parquet.*", r"PUT /lake/out/masks/part-.*", r"PUT /lake/out/receipts/.*"
+INPUT, MASKS, RECEIPTS = (
+    r"GET /lake/in/table\.parquet.*",
+    r"PUT /lake/out/masks/part-.*",
+    r"PUT /lake/out/receipts/.*",
+)
 ANY = r".*/lake/(in|out)/.*"
 SPOT_SECONDS = 20  # within which a worker must be gone after SIGTERM
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """`disturb` runs the night with the fault and gives back how it ended. `ends`: whether that run must end well ("done"), must fail with
-    words of an error, or was killed ("killed"). `changed_input`: the rerun is compared with a night over the new input."""
+    """`disturb` runs the night with the fault and gives back how it ended. `ends`: whether that run
+    must end well ("done"), must fail with words of an error, or was killed ("killed").
+    `changed_input`: the rerun is compared with a night over the new input."""
 
     name: str
     disturb: Callable[[Lake], Night]
@@ -64,7 +71,9 @@ def _kill(pid: int) -> bool:
 
 
 def worker_preempted(lake: Lake) -> Night:
-    """SIGTERM to one of two standing workers while it writes, as a machine gets it that is taken back."""
+    """SIGTERM to one of two standing workers while it writes, as a machine gets it that is taken
+    back.
+    """
     with StandingCluster(lake, workers=2) as cluster:
         gone: list[float] = []
 
@@ -72,9 +81,13 @@ def worker_preempted(lake: Lake) -> Night:
             if not is_worker(pid):
                 return False
             told = time.monotonic()
-            (own,) = (worker for worker in cluster.workers if worker.pid == psutil.Process(pid).ppid())
+            (own,) = (
+                worker for worker in cluster.workers if worker.pid == psutil.Process(pid).ppid()
+            )
             own.terminate()
-            threading.Thread(target=lambda: (own.wait(), gone.append(time.monotonic() - told)), daemon=True).start()
+            threading.Thread(
+                target=lambda: (own.wait(), gone.append(time.monotonic() - told)), daemon=True
+            ).start()
             return True
 
         fault = Fault(request=MASKS, kind="call", call=preempt)
@@ -93,7 +106,9 @@ def is_worker(pid: int) -> bool:
 
 
 def flow_killed(lake: Lake) -> Night:
-    """SIGKILL of the flow's process as a shard is done; its workers are left without a scheduler, and must not stay."""
+    """SIGKILL of the flow's process as a shard is done; its workers are left without a scheduler,
+    and must not stay.
+    """
     process = lake.start()
     workers: list[psutil.Process] = []
 
@@ -114,7 +129,11 @@ def flow_killed(lake: Lake) -> Night:
 def interrupted(lake: Lake) -> Night:
     """SIGINT, as Ctrl-C gives it, to all of the run's processes."""
     process = lake.start()
-    fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: os.killpg(process.pid, signal.SIGINT) or True)
+    fault = Fault(
+        request=RECEIPTS,
+        kind="call",
+        call=lambda _pid: os.killpg(process.pid, signal.SIGINT) or True,
+    )
     lake.proxy.faults = [fault]
     night = lake.end(process)
     assert fault.happened, f"the run was not interrupted: {night}"
@@ -122,9 +141,13 @@ def interrupted(lake: Lake) -> Night:
 
 
 def scheduler_restarted(lake: Lake) -> Night:
-    """A standing cluster whose scheduler is restarted in the middle of a run: it forgets the run, and its workers end."""
+    """A standing cluster whose scheduler is restarted in the middle of a run: it forgets the run,
+    and its workers end.
+    """
     with StandingCluster(lake) as cluster:
-        fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: cluster.restart_scheduler() or True)
+        fault = Fault(
+            request=RECEIPTS, kind="call", call=lambda _pid: cluster.restart_scheduler() or True
+        )
         night = lake.night(faults=[fault], scheduler=cluster.address)
         assert fault.happened, f"the scheduler was not restarted: {night}"
         return night
@@ -132,7 +155,10 @@ def scheduler_restarted(lake: Lake) -> Night:
 
 def memory_limit(lake: Lake) -> Night:
     """A standing worker that its nanny kills for taking too much memory, once."""
-    rows = [*lake.rows(11), {"row_id": "hog", "image": lake.image(0), "query": f"hog:{lake.folder}/hogged"}]
+    rows = [
+        *lake.rows(11),
+        {"row_id": "hog", "image": lake.image(0), "query": f"hog:{lake.folder}/hogged"},
+    ]
     with StandingCluster(lake, "--memory-limit", "1200MB") as cluster:
         return lake.night(rows=rows, scheduler=cluster.address)
 
@@ -145,16 +171,39 @@ class StandingCluster:
         self.address = f"tcp://127.0.0.1:{free_port()}"
         self.scheduler = self._start_scheduler()
         self.workers = [
-            self._start("worker", self.address, "--nthreads", "2", "--no-dashboard", "--host", "127.0.0.1", *worker_options)
+            self._start(
+                "worker",
+                self.address,
+                "--nthreads",
+                "2",
+                "--no-dashboard",
+                "--host",
+                "127.0.0.1",
+                *worker_options,
+            )
             for _ in range(workers)
         ]
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": self._lake.environ(), "cwd": self._lake.folder}
-        return subprocess.Popen([str(Path(sys.executable).parent / "dask"), *words], **quiet, start_new_session=True)
+        quiet = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "env": self._lake.environ(),
+            "cwd": self._lake.folder,
+        }
+        return subprocess.Popen(
+            [str(Path(sys.executable).parent / "dask"), *words], **quiet, start_new_session=True
+        )
 
     def _start_scheduler(self) -> subprocess.Popen[bytes]:
-        return self._start("scheduler", "--host", "127.0.0.1", "--port", self.address.rpartition(":")[2], "--no-dashboard")
+        return self._start(
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            self.address.rpartition(":")[2],
+            "--no-dashboard",
+        )
 
     def restart_scheduler(self) -> None:
         self.scheduler.kill()
@@ -176,7 +225,11 @@ def from_the_first_receipt(kind: str) -> Callable[[Lake], Night]:
 
     def disturb(lake: Lake) -> Night:
         lasting = Fault(request=ANY, kind=kind, times=10**9)
-        first = Fault(request=RECEIPTS, kind="call", call=lambda _pid: lake.proxy.faults.append(lasting) or True)
+        first = Fault(
+            request=RECEIPTS,
+            kind="call",
+            call=lambda _pid: lake.proxy.faults.append(lasting) or True,
+        )
         began = time.monotonic()
         night = lake.night(lake.rows(24), faults=[first])
         assert lasting.happened, f"the fault did not happen: {night}"
@@ -189,14 +242,22 @@ def from_the_first_receipt(kind: str) -> Callable[[Lake], Night]:
 def input_replaced(lake: Lake) -> Night:
     """Another table under the same name, once a shard is done."""
     new = table_bytes(lake.rows(12, words="changed"))
-    fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: lake.put_behind("in/table.parquet", new) or True)
+    fault = Fault(
+        request=RECEIPTS,
+        kind="call",
+        call=lambda _pid: lake.put_behind("in/table.parquet", new) or True,
+    )
     return lake.night(faults=[fault])
 
 
 def input_deleted(lake: Lake) -> Night:
     """The table is gone for the rest of the night, and back in the morning."""
     data = table_bytes(lake.rows(12))
-    fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: lake.delete_behind("in/table.parquet") or True)
+    fault = Fault(
+        request=RECEIPTS,
+        kind="call",
+        call=lambda _pid: lake.delete_behind("in/table.parquet") or True,
+    )
     night = lake.night(faults=[fault])
     lake.put_behind("in/table.parquet", data)
     return night
@@ -224,23 +285,56 @@ SCENARIOS = (
     Scenario(name="SIGKILL of a worker while it reads", disturb=worker_killed(INPUT), quick=True),
     Scenario(name="SIGKILL of a worker while it infers", disturb=worker_dies_in_the_model),
     Scenario(name="SIGKILL of a worker while it writes masks", disturb=worker_killed(MASKS)),
-    Scenario(name="SIGKILL of a worker between data and receipt", disturb=worker_killed(RECEIPTS), quick=True),
+    Scenario(
+        name="SIGKILL of a worker between data and receipt",
+        disturb=worker_killed(RECEIPTS),
+        quick=True,
+    ),
     Scenario(name="SIGTERM of a worker (spot preemption)", disturb=worker_preempted),
     Scenario(name="SIGKILL of the flow", disturb=flow_killed, ends="killed", quick=True),
     Scenario(name="Ctrl-C", disturb=interrupted, ends="killed"),
-    Scenario(name="scheduler dies and is restarted", disturb=scheduler_restarted, ends="the Dask scheduler went away"),
+    Scenario(
+        name="scheduler dies and is restarted",
+        disturb=scheduler_restarted,
+        ends="the Dask scheduler went away",
+    ),
     Scenario(name="worker over its memory limit", disturb=memory_limit),
     Scenario(name="a row that kills every process", disturb=poison),
-    Scenario(name="503 SlowDown, 30 requests in a row", disturb=store_fault(ANY, "slow_down", 30, skip=45), quick=True),
-    Scenario(name="connection reset before the request, 10 times", disturb=store_fault(ANY, "reset_before", 10, skip=20)),
-    Scenario(name="connection reset in the middle of a reply", disturb=store_fault(INPUT, "reset_during", 3, skip=1)),
-    Scenario(name="reply lost after the store did it", disturb=store_fault(MASKS, "lost_reply", 3), quick=True),
+    Scenario(
+        name="503 SlowDown, 30 requests in a row",
+        disturb=store_fault(ANY, "slow_down", 30, skip=45),
+        quick=True,
+    ),
+    Scenario(
+        name="connection reset before the request, 10 times",
+        disturb=store_fault(ANY, "reset_before", 10, skip=20),
+    ),
+    Scenario(
+        name="connection reset in the middle of a reply",
+        disturb=store_fault(INPUT, "reset_during", 3, skip=1),
+    ),
+    Scenario(
+        name="reply lost after the store did it",
+        disturb=store_fault(MASKS, "lost_reply", 3),
+        quick=True,
+    ),
     Scenario(name="reply to a receipt lost", disturb=store_fault(RECEIPTS, "lost_reply", 2)),
     Scenario(name="slow replies", disturb=store_fault(ANY, "slow", 5, skip=10)),
     Scenario(name="truncated bodies", disturb=store_fault(INPUT, "truncated", 2, skip=1)),
-    Scenario(name="credentials expire", disturb=from_the_first_receipt("expired"), ends="PermissionError"),
-    Scenario(name="store dies", disturb=from_the_first_receipt("reset_before"), ends="takes up the rest"),
-    Scenario(name="input deleted in the middle of a run", disturb=input_deleted, ends="table.parquet"),
-    Scenario(name="input replaced in the middle of a run", disturb=input_replaced, ends="Run again to plan it anew", changed_input=True),
+    Scenario(
+        name="credentials expire", disturb=from_the_first_receipt("expired"), ends="PermissionError"
+    ),
+    Scenario(
+        name="store dies", disturb=from_the_first_receipt("reset_before"), ends="takes up the rest"
+    ),
+    Scenario(
+        name="input deleted in the middle of a run", disturb=input_deleted, ends="table.parquet"
+    ),
+    Scenario(
+        name="input replaced in the middle of a run",
+        disturb=input_replaced,
+        ends="Run again to plan it anew",
+        changed_input=True,
+    ),
     Scenario(name="disk full", disturb=disk_full, ends="No space left on device"),
 )

@@ -12,7 +12,9 @@ from wordmask.flows.execution.bisect import isolate
 
 
 class Machine:
-    """Survives what holds none of `killers`; counts how often it was asked. `mishaps` first trials die whatever they are given."""
+    """Survives what holds none of `killers`; counts how often it was asked. `mishaps` first trials
+    die whatever they are given.
+    """
 
     def __init__(self, killers: set[int], mishaps: int = 0) -> None:
         self.killers, self.mishaps, self.asked = killers, mishaps, 0

@@ -25,10 +25,14 @@ from wordmask.model.scenes.sprites import fetched_path, load_shipped, save
 WORDMASK = Path(sys.executable).parent / "wordmask"
 
 
-def wordmask(*words: object, code: int = 0, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+def wordmask(
+    *words: object, code: int = 0, cwd: Path | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
     command = [str(WORDMASK), *map(str, words)]
     env = {**os.environ, "COLUMNS": "160", **environ}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=cwd, env=env)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, check=False, cwd=cwd, env=env
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -48,12 +52,28 @@ def done(tmp_path_factory: pytest.TempPathFactory, own_api: dict[str, str]) -> P
 
 def test_help_is_there_for_every_command() -> None:
     assert "Words in, masks out" in wordmask("--help").stdout
-    commands = ("segment", "run", "plan", "status", "models", "evaluate", "scenes", "sheet", "verify", "rejects", "retry", "gc", "schedule")
+    commands = (
+        "segment",
+        "run",
+        "plan",
+        "status",
+        "models",
+        "evaluate",
+        "scenes",
+        "sheet",
+        "verify",
+        "rejects",
+        "retry",
+        "gc",
+        "schedule",
+    )
     for command in (*commands, "import coco", "train scenes", "train run"):
         assert "Example" in wordmask(*command.split(), "--help").stdout
 
 
-def test_training_scenes_say_what_they_are_drawn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_scenes_say_what_they_are_drawn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "wordmask train scenes --fetch" in wordmask("train", "scenes", code=2).stderr
     assert "needs npm" in wordmask("train", "scenes", "--fetch", code=1, PATH=str(tmp_path)).stderr
@@ -61,13 +81,24 @@ def test_training_scenes_say_what_they_are_drawn_from(tmp_path: Path, monkeypatc
     found = json.loads(wordmask("train", "scenes", "--json").stdout)
     assert (found["path"], found["nouns"], found["sprites"]) == (str(fetched_path()), 36, 108)
     assert {style["name"]: style["licence"] for style in found["styles"]} == {
-        "noto": "Apache-2.0", "noto-v1": "Apache-2.0", "twemoji": "CC-BY-4.0",
-    }  # fmt: skip
+        "noto": "Apache-2.0",
+        "noto-v1": "Apache-2.0",
+        "twemoji": "CC-BY-4.0",
+    }
     assert "CC-BY-4.0" in wordmask("train", "scenes").stdout
 
 
 def test_scenes_of_things_come_from_the_seeds_of_their_split(tmp_path: Path) -> None:
-    wordmask("scenes", tmp_path / "a.parquet", "--count", 3, "--split", "test-style", "--sprites", "shipped")
+    wordmask(
+        "scenes",
+        tmp_path / "a.parquet",
+        "--count",
+        3,
+        "--split",
+        "test-style",
+        "--sprites",
+        "shipped",
+    )
     rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert all(int(row["row_id"].split("-")[0]) in SPLITS["test-style"].seeds for row in rows)
 
@@ -84,7 +115,9 @@ def test_scenes_come_from_test_seeds_with_their_truth(done: Path) -> None:
 
 
 def test_plan_and_status_know_what_is_done(done: Path) -> None:
-    fresh = json.loads(wordmask("plan", done / "scenes.parquet", done / "elsewhere", "--json").stdout)
+    fresh = json.loads(
+        wordmask("plan", done / "scenes.parquet", done / "elsewhere", "--json").stdout
+    )
     assert (fresh["rows"], fresh["rows_pending"]) == (24, 24)
     planned = json.loads(wordmask("plan", done / "scenes.parquet", done / "masks", "--json").stdout)
     assert (planned["rows_done"], planned["shards_pending"], planned["estimate"]) == (24, 0, None)
@@ -95,7 +128,10 @@ def test_plan_and_status_know_what_is_done(done: Path) -> None:
 
 def test_plan_tells_the_time_from_receipts_and_says_where_there_are_none(done: Path) -> None:
     plan = ("plan", done / "scenes.parquet")
-    assert json.loads(wordmask(*plan, done / "elsewhere", "--json").stdout)["estimate"]["basis"] == "nothing"
+    assert (
+        json.loads(wordmask(*plan, done / "elsewhere", "--json").stdout)["estimate"]["basis"]
+        == "nothing"
+    )
     cut_otherwise = (*plan, done / "masks", "--shard-rows", 5)
     found = json.loads(wordmask(*cut_otherwise, "--json").stdout)["estimate"]
     assert (found["basis"], found["receipts"]) == ("receipts", 1)
@@ -105,7 +141,17 @@ def test_plan_tells_the_time_from_receipts_and_says_where_there_are_none(done: P
 
 def test_plan_can_time_a_few_shards_and_show_a_few_rows(tmp_path: Path) -> None:
     wordmask("scenes", tmp_path / "scenes.parquet", "--count", 8)
-    plan = ("plan", tmp_path / "scenes.parquet", tmp_path / "out", "--shard-rows", 2, "--price-per-hour", 3.6, "--workers", 1)
+    plan = (
+        "plan",
+        tmp_path / "scenes.parquet",
+        tmp_path / "out",
+        "--shard-rows",
+        2,
+        "--price-per-hour",
+        3.6,
+        "--workers",
+        1,
+    )
     ran = wordmask(*plan, "--calibrate", "--preview", 2, "--json", OMP_NUM_THREADS="1")
     assert ran.stderr == ""
     found = json.loads(ran.stdout)
@@ -126,27 +172,39 @@ def test_plan_names_files_that_a_run_refuses(tmp_path: Path) -> None:
     planned = wordmask("plan", tmp_path, tmp_path / "out")
     assert "a run refuses this input: wrong.parquet: no column 'query'" in planned.stderr
     found = json.loads(wordmask("plan", tmp_path, tmp_path / "out", "--json").stdout)
-    assert (found["rows"], found["rows_invalid"], [file["name"] for file in found["unusable"]]) == (2, 1, ["wrong.parquet"])
+    assert (found["rows"], found["rows_invalid"], [file["name"] for file in found["unusable"]]) == (
+        2,
+        1,
+        ["wrong.parquet"],
+    )
     assert "wrong.parquet" in wordmask("run", tmp_path, tmp_path / "out", code=2).stderr
 
 
-def test_the_default_model_writes_the_same_bytes_again(done: Path, tmp_path: Path, shared_api: dict[str, str]) -> None:
+def test_the_default_model_writes_the_same_bytes_again(
+    done: Path, tmp_path: Path, shared_api: dict[str, str]
+) -> None:
     wordmask("run", done / "scenes.parquet", tmp_path / "again", **shared_api)
     for kind in ("masks", "rejects"):
         parts = {part.name: part.read_bytes() for part in (done / "masks" / kind).iterdir()}
         assert parts
-        assert parts == {part.name: part.read_bytes() for part in (tmp_path / "again" / kind).iterdir()}
+        assert parts == {
+            part.name: part.read_bytes() for part in (tmp_path / "again" / kind).iterdir()
+        }
 
 
 def test_the_default_model_on_object_storage(s3: str, shared_api: dict[str, str]) -> None:
     table, output = f"{s3}/cli/scenes.parquet", f"{s3}/cli/masks"
     wordmask("scenes", table, "--count", 3)
-    summary = json.loads(wordmask("run", table, output, "--json", "--workers", 1, **shared_api).stdout)
+    summary = json.loads(
+        wordmask("run", table, output, "--json", "--workers", 1, **shared_api).stdout
+    )
     assert (summary["rows"], summary["masks"]) == (3, 3)
     assert json.loads(wordmask("evaluate", output, table, "--json").stdout)["rows"] == 3
 
 
-def test_a_store_that_cannot_be_reached_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_reached_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -158,16 +216,22 @@ def test_a_store_that_cannot_be_reached_is_one_message(monkeypatch: pytest.Monke
 def test_an_output_can_be_audited(done: Path) -> None:
     masks = done / "masks"
     assert json.loads(wordmask("verify", masks, "--json").stdout)["holds"] is True
-    assert "24 rows in 1 shard: every row is accounted for, once" in wordmask("verify", masks).stdout
+    assert (
+        "24 rows in 1 shard: every row is accounted for, once" in wordmask("verify", masks).stdout
+    )
     assert json.loads(wordmask("rejects", masks, "--json").stdout) == []
     assert json.loads(wordmask("gc", masks, "--json").stdout)["paths"] == []
     assert "would remove 0 files" in wordmask("gc", masks).stdout
 
 
 def test_evaluate_scores_the_default_model(done: Path) -> None:
-    scores = json.loads(wordmask("evaluate", done / "masks", done / "scenes.parquet", "--json").stdout)
+    scores = json.loads(
+        wordmask("evaluate", done / "masks", done / "scenes.parquet", "--json").stdout
+    )
     assert scores["rows"] == scores["masks"] + scores["absent"] == 24
-    assert scores["miou"] > 0.4, "far below what the model reaches on 1,000 rows: something is broken"
+    assert scores["miou"] > 0.4, (
+        "far below what the model reaches on 1,000 rows: something is broken"
+    )
 
 
 def test_sheet_is_a_picture(done: Path) -> None:
@@ -176,14 +240,27 @@ def test_sheet_is_a_picture(done: Path) -> None:
 
 
 def test_segment_one_image(done: Path, tmp_path: Path) -> None:
-    masks = {mask["row_id"]: mask for mask in read_rows(done / "masks", "masks") if mask["area"] > 100}
-    row = next(row for row in pq.read_table(done / "scenes.parquet").to_pylist() if row["row_id"] in masks)
+    masks = {
+        mask["row_id"]: mask for mask in read_rows(done / "masks", "masks") if mask["area"] > 100
+    }
+    row = next(
+        row for row in pq.read_table(done / "scenes.parquet").to_pylist() if row["row_id"] in masks
+    )
     (tmp_path / "scene.png").write_bytes(row["image"]["bytes"])
     overlay = tmp_path / "over/lay.png"
-    found = json.loads(wordmask("segment", tmp_path / "scene.png", row["query"], "--overlay", overlay, "--json").stdout)
-    assert found["mask"] == masks[row["row_id"]]["mask"], "one image alone and the same in a table give the same mask"
+    found = json.loads(
+        wordmask(
+            "segment", tmp_path / "scene.png", row["query"], "--overlay", overlay, "--json"
+        ).stdout
+    )
+    assert found["mask"] == masks[row["row_id"]]["mask"], (
+        "one image alone and the same in a table give the same mask"
+    )
     assert cv2.imread(str(overlay)) is not None
-    assert "predicted iou" in wordmask("segment", tmp_path / "scene.png", row["query"], "--box", "0,0,1,1").stdout
+    assert (
+        "predicted iou"
+        in wordmask("segment", tmp_path / "scene.png", row["query"], "--box", "0,0,1,1").stdout
+    )
 
 
 def test_models_say_what_they_were_trained_on() -> None:
@@ -196,11 +273,19 @@ def test_models_say_what_they_were_trained_on() -> None:
 def test_costs_of_the_full_size_are_marked_as_an_estimate() -> None:
     found = json.loads(wordmask("models", "--costs", "--json").stdout)
     assert found["measured"] is False
-    assert [stage["name"] for stage in found["stages"]] == ["encode", "prefill", "prompt", "decode", "refine"]
+    assert [stage["name"] for stage in found["stages"]] == [
+        "encode",
+        "prefill",
+        "prompt",
+        "decode",
+        "refine",
+    ]
     table = wordmask("models", "--costs").stdout
     assert "an estimate, at 50% of the data sheets' peaks (assumed), never measured here" in table
     for gpu in ("H100", "A100", "L4"):
-        assert sum(line.strip().startswith(gpu) for line in table.splitlines()) == 2, "at 1 and 8 queries per image"
+        assert sum(line.strip().startswith(gpu) for line in table.splitlines()) == 2, (
+            "at 1 and 8 queries per image"
+        )
 
 
 @pytest.mark.parametrize(
@@ -227,7 +312,9 @@ def test_costs_of_the_full_size_are_marked_as_an_estimate() -> None:
         ("evaluate masks broken.png", "broken.png: not a readable Parquet file"),
     ],
 )
-def test_errors_are_one_message(words: str, says: str, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_one_message(
+    words: str, says: str, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(done)
     (done / "broken.png").write_text("so")
     failed = wordmask(*words.split(), code=2)
@@ -235,8 +322,18 @@ def test_errors_are_one_message(words: str, says: str, done: Path, monkeypatch: 
     assert failed.stdout == ""
 
 
-def test_a_run_that_fails_says_so_with_another_exit_code(done: Path, tmp_path: Path, shared_api: dict[str, str]) -> None:
-    failed = wordmask("run", done / "scenes.parquet", tmp_path / "out", "--scheduler", "nonsense://x", code=1, **shared_api)
+def test_a_run_that_fails_says_so_with_another_exit_code(
+    done: Path, tmp_path: Path, shared_api: dict[str, str]
+) -> None:
+    failed = wordmask(
+        "run",
+        done / "scenes.parquet",
+        tmp_path / "out",
+        "--scheduler",
+        "nonsense://x",
+        code=1,
+        **shared_api,
+    )
     assert "failed: --scheduler nonsense://x: no Dask scheduler answers there" in failed.stderr
 
 
@@ -244,18 +341,38 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     done: Path, tmp_path: Path, own_api: dict[str, str], shared_api: dict[str, str]
 ) -> None:
     pq.write_table(pq.read_table(done / "scenes.parquet").slice(0, 8), done / "few.parquet")
-    command = [str(WORDMASK), "run", "few.parquet", str(tmp_path / "out"), "--shard-rows", "1", "--workers", "1"]
+    command = [
+        str(WORDMASK),
+        "run",
+        "few.parquet",
+        str(tmp_path / "out"),
+        "--shard-rows",
+        "1",
+        "--workers",
+        "1",
+    ]
     running = subprocess.Popen(
-        command, cwd=done, env=os.environ | own_api, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=done,
+        env=os.environ | own_api,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while not any(tmp_path.glob("out/receipts/*.json")):
         assert running.poll() is None
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.wait(0.05)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the workers and Prefect's server get it too
+    os.killpg(
+        running.pid, signal.SIGINT
+    )  # as a terminal does: the workers and Prefect's server get it too
     stdout, stderr = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert stderr.splitlines()[-1] == "stopped: what is done has its receipts, and the same command takes up the rest"
+    assert (
+        stderr.splitlines()[-1]
+        == "stopped: what is done has its receipts, and the same command takes up the rest"
+    )
     assert "Traceback" not in stderr
     assert stdout == ""
     summary = json.loads(wordmask(*command[1:], "--json", cwd=done, **shared_api).stdout)
@@ -266,6 +383,12 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
 def test_a_spatial_reference_that_is_none(done: Path, tmp_path: Path) -> None:
     row = pq.read_table(done / "scenes.parquet").to_pylist()[0]
     (tmp_path / "scene.png").write_bytes(row["image"]["bytes"])
-    assert "2 numbers" in wordmask("segment", tmp_path / "scene.png", "x", "--point", "0.5", code=2).stderr
-    assert "0..1" in wordmask("segment", tmp_path / "scene.png", "x", "--point", "0.5,7", code=2).stderr
+    assert (
+        "2 numbers"
+        in wordmask("segment", tmp_path / "scene.png", "x", "--point", "0.5", code=2).stderr
+    )
+    assert (
+        "0..1"
+        in wordmask("segment", tmp_path / "scene.png", "x", "--point", "0.5,7", code=2).stderr
+    )
     assert "has no words" in wordmask("segment", tmp_path / "scene.png", " ", code=2).stderr

@@ -23,7 +23,13 @@ from wordmask.flows.execution import cluster
 from wordmask.flows.execution import dispatcher as dispatch
 from wordmask.flows.execution import futures as in_flight
 from wordmask.flows.execution.calibrate import calibrate
-from wordmask.flows.execution.cluster import ClusterError, open_cluster, shard_resources, worker_count, worker_model
+from wordmask.flows.execution.cluster import (
+    ClusterError,
+    open_cluster,
+    shard_resources,
+    worker_count,
+    worker_model,
+)
 from wordmask.flows.execution.dispatcher import StoreGoneError, run_shards
 from wordmask.flows.execution.futures import InFlight
 from wordmask.schemas.runs import Known, Plan, Receipt, RowRange, Shard
@@ -37,7 +43,9 @@ FAKE = "tests.support.fakes:FakeSegmenter"
 
 
 def settings(device: str | None = None, **options: Any) -> RunSettings:
-    return RunSettings.model_validate({"input": "in", "output": "out", "model": {"device": device}} | options)
+    return RunSettings.model_validate(
+        {"input": "in", "output": "out", "model": {"device": device}} | options
+    )
 
 
 @pytest.fixture
@@ -63,12 +71,19 @@ def test_one_worker_per_core_with_a_thread_each(monkeypatch: pytest.MonkeyPatch)
     assert (worker_count(settings()), cluster._threads(settings())) == (6, 1)
     assert (worker_count(settings(workers=2)), cluster._threads(settings(workers=2))) == (2, 3)
     assert cluster._threads(settings(workers=12)) == 1
-    assert cluster._threads(settings(scheduler="tcp://a:1")) is None, "a standing cluster's threads are its owner's"
+    assert cluster._threads(settings(scheduler="tcp://a:1")) is None, (
+        "a standing cluster's threads are its owner's"
+    )
 
 
 @pytest.mark.usefixtures("four_gpus")
 def test_one_worker_per_gpu() -> None:
-    assert [worker_count(settings(device)) for device in (None, "cuda", "cuda:2", "cpu")] == [4, 4, 1, 16]
+    assert [worker_count(settings(device)) for device in (None, "cuda", "cuda:2", "cpu")] == [
+        4,
+        4,
+        1,
+        16,
+    ]
     assert cluster._threads(settings()) == 4
 
 
@@ -76,13 +91,26 @@ def test_one_worker_per_gpu() -> None:
 def test_dask_cuda_is_used_where_it_can_be(dask_cuda: list[dict[str, Any]]) -> None:
     cluster._local_cluster(settings())
     (options,) = dask_cuda
-    assert (options["n_workers"], options["resources"], options["host"]) == (4, {"GPU": 1}, "127.0.0.1")
-    assert worker_model(settings()).device == "cuda:0", "dask-cuda makes each worker's own GPU its first"
-    for other in (settings("cuda:2"), settings("cpu"), settings(workers=8), settings(scheduler="tcp://a:1")):
+    assert (options["n_workers"], options["resources"], options["host"]) == (
+        4,
+        {"GPU": 1},
+        "127.0.0.1",
+    )
+    assert worker_model(settings()).device == "cuda:0", (
+        "dask-cuda makes each worker's own GPU its first"
+    )
+    for other in (
+        settings("cuda:2"),
+        settings("cpu"),
+        settings(workers=8),
+        settings(scheduler="tcp://a:1"),
+    ):
         assert worker_model(other) == other.model
 
 
-@pytest.mark.skipif(importlib.util.find_spec("dask_cuda") is not None, reason="dask-cuda is installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("dask_cuda") is not None, reason="dask-cuda is installed"
+)
 @pytest.mark.usefixtures("four_gpus")
 def test_without_dask_cuda_workers_find_their_gpu_by_number() -> None:
     assert worker_model(settings()).device is None
@@ -92,7 +120,12 @@ def test_without_dask_cuda_workers_find_their_gpu_by_number() -> None:
 def test_dask_and_prefect_listen_on_this_machine_alone() -> None:
     with cluster._local_cluster(settings(workers=1)):
         everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        listening = [at.laddr.ip for each in everyone for at in each.net_connections() if at.status == psutil.CONN_LISTEN]
+        listening = [
+            at.laddr.ip
+            for each in everyone
+            for at in each.net_connections()
+            if at.status == psutil.CONN_LISTEN
+        ]
     assert len(listening) >= 5, "Prefect's server, scheduler, its status page, nanny, worker"
     assert set(listening) == {"127.0.0.1"}
 
@@ -100,7 +133,13 @@ def test_dask_and_prefect_listen_on_this_machine_alone() -> None:
 @pytest.fixture
 def standing() -> Iterator[LocalCluster]:
     """A cluster within this process, whose worker offers a GPU."""
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None, "resources": {"GPU": 1}}
+    options = {
+        "n_workers": 1,
+        "threads_per_worker": 1,
+        "processes": False,
+        "dashboard_address": None,
+        "resources": {"GPU": 1},
+    }
     with LocalCluster(**options) as local:
         yield local
 
@@ -115,11 +154,15 @@ def test_a_shard_takes_half_a_gpu_where_all_workers_offer_one(standing: LocalClu
 
 def test_a_worker_that_lacks_the_package_is_named(standing: LocalCluster) -> None:
     with (
-        pytest.raises(ClusterError, match="cannot import nowhere: install wordmask on every worker"),
+        pytest.raises(
+            ClusterError, match="cannot import nowhere: install wordmask on every worker"
+        ),
         open_cluster(settings(scheduler=standing.scheduler_address), REVISION, "nowhere:Segmenter"),
     ):
         pass
-    with open_cluster(settings(scheduler=standing.scheduler_address), REVISION, FAKE) as client:  # the failure is not kept
+    with open_cluster(
+        settings(scheduler=standing.scheduler_address), REVISION, FAKE
+    ) as client:  # the failure is not kept
         loaded = client.run(lambda: type(resident_segmenter(REVISION, SegmentSettings())).__name__)
     assert set(loaded.values()) == {"FakeSegmenter"}
 
@@ -147,13 +190,24 @@ def test_no_scheduler_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def nine_shards(tmp_path: Path, standing: LocalCluster) -> tuple[RunSettings, Plan]:
-    write_input(tmp_path / "in.parquet", [{"image": png(i), "query": f"thing {i}"} for i in range(9)])
-    asked = settings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=1, scheduler=standing.scheduler_address)
+    write_input(
+        tmp_path / "in.parquet", [{"image": png(i), "query": f"thing {i}"} for i in range(9)]
+    )
+    asked = settings(
+        input=str(tmp_path / "in.parquet"),
+        output=str(tmp_path / "out"),
+        shard_rows=1,
+        scheduler=standing.scheduler_address,
+    )
     return asked, make_plan(asked, FakeSegmenter("demo").revision)
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, shards: Sequence[Shard], asked: RunSettings) -> Callable[[], list[str]]:
-    """Let the store fail for some shards. Gives what tells the ids of all that were tried: in a file, as Dask copies what it is given."""
+def failing(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, shards: Sequence[Shard], asked: RunSettings
+) -> Callable[[], list[str]]:
+    """Let the store fail for some shards. Gives what tells the ids of all that were tried: in a
+    file, as Dask copies what it is given.
+    """
     diary = Path(asked.output).with_name("tried.txt")
     ids = {shard.shard_id for shard in shards}
 
@@ -174,16 +228,24 @@ def test_a_store_that_is_gone_ends_the_run_before_every_shard_is_tried(
     asked, plan = nine_shards
     tried = failing(monkeypatch, ConnectionError("nobody there"), plan.shards, asked)
     with (
-        pytest.raises(StoreGoneError, match=r"failed 4 shards.*ConnectionError: nobody there.*takes up the rest"),
+        pytest.raises(
+            StoreGoneError,
+            match=r"failed 4 shards.*ConnectionError: nobody there.*takes up the rest",
+        ),
         open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
     ):
         run_shards(client, plan.pending, asked, lambda _: None)
     assert 0 < len(set(tried())) < 9
 
 
-@pytest.mark.parametrize(("error", "times"), [(ConnectionError("reset"), 4), (FileNotFoundError("gone"), 1)])
+@pytest.mark.parametrize(
+    ("error", "times"), [(ConnectionError("reset"), 4), (FileNotFoundError("gone"), 1)]
+)
 def test_one_shard_that_the_store_fails_is_given_up_alone(
-    error: Exception, times: int, nine_shards: tuple[RunSettings, Plan], monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    times: int,
+    nine_shards: tuple[RunSettings, Plan],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked, plan = nine_shards
     tried = failing(monkeypatch, error, plan.shards[:1], asked)
@@ -192,12 +254,20 @@ def test_one_shard_that_the_store_fails_is_given_up_alone(
         outcome = run_shards(client, plan.pending, asked, receipts.append)
     assert [shard for shard, _ in outcome.failures] == [plan.shards[0]]
     assert len(receipts) == 8
-    assert tried().count(plan.shards[0].shard_id) == times, "a file that is not there is not asked for again"
+    assert tried().count(plan.shards[0].shard_id) == times, (
+        "a file that is not there is not asked for again"
+    )
 
 
-def test_rows_that_kill_are_looked_for_after_a_single_retry(nine_shards: tuple[RunSettings, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_kill_are_looked_for_after_a_single_retry(
+    nine_shards: tuple[RunSettings, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked, plan = nine_shards
-    asked, bad, gone = asked.model_copy(update={"retries": 1}), plan.shards[0].shard_id, types.SimpleNamespace(address="gone")
+    asked, bad, gone = (
+        asked.model_copy(update={"retries": 1}),
+        plan.shards[0].shard_id,
+        types.SimpleNamespace(address="gone"),
+    )
 
     def process(shard: Shard, *args: Any, known: Known, **options: Any) -> Receipt:
         if shard.shard_id == bad and not known.killers:
@@ -235,7 +305,9 @@ def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
     assert 0 < len(receipts) < 9
 
 
-def test_a_scheduler_that_forgot_a_task_ends_the_run_even_if_it_is_there_again(standing: LocalCluster) -> None:
+def test_a_scheduler_that_forgot_a_task_ends_the_run_even_if_it_is_there_again(
+    standing: LocalCluster,
+) -> None:
     with Client(standing.scheduler_address) as client:
         flying = InFlight(client)
         flying.submit("forgotten", abs, -1)
@@ -257,14 +329,21 @@ def test_a_cluster_that_stays_without_workers_ends_the_run_rather_than_hangs_it(
     monkeypatch.setattr(in_flight, "LOOK_EVERY", 0.1)
     monkeypatch.setattr(in_flight, "NO_WORKER_SECONDS", 1)
     with (
-        pytest.raises(ClusterError, match=r"no worker is left.*none came back within 1 s.*takes up the rest"),
+        pytest.raises(
+            ClusterError, match=r"no worker is left.*none came back within 1 s.*takes up the rest"
+        ),
         open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
     ):
         run_shards(client, plan.pending, asked, lose_all)
     assert 0 < len(receipts) < 9
 
 
-def breaking(monkeypatch: pytest.MonkeyPatch, error: type[UnfitWorkerError], unfit: Sequence[str], at: Sequence[Shard] = ()) -> None:
+def breaking(
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[UnfitWorkerError],
+    unfit: Sequence[str],
+    at: Sequence[Shard] = (),
+) -> None:
     """Let some workers fail whatever they are given, or all of them some shards."""
     ids = {shard.shard_id for shard in at}
 
@@ -282,13 +361,17 @@ def test_an_unfit_worker_gets_no_more_shards_and_costs_none_an_attempt(
 ) -> None:
     asked, plan = nine_shards
     asked = asked.model_copy(update={"retries": 0})
-    breaking(monkeypatch, BrokenDeviceError, [worker.address for worker in standing.workers.values()])
+    breaking(
+        monkeypatch, BrokenDeviceError, [worker.address for worker in standing.workers.values()]
+    )
     standing.scale(2)
     receipts: list[Receipt] = []
     with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
         client.wait_for_workers(2)
         assert run_shards(client, plan.pending, asked, receipts.append).failures == []
-    assert {receipt.shard.shard_id for receipt in receipts} == {shard.shard_id for shard in plan.shards}
+    assert {receipt.shard.shard_id for receipt in receipts} == {
+        shard.shard_id for shard in plan.shards
+    }
 
 
 def test_a_cluster_without_a_fit_worker_ends_the_run(
@@ -298,7 +381,10 @@ def test_a_cluster_without_a_fit_worker_ends_the_run(
     (unfit,) = [worker.address for worker in standing.workers.values()]
     breaking(monkeypatch, UnfitWorkerError, [unfit])
     with (
-        pytest.raises(ClusterError, match=rf"no fit worker is left: worker {unfit}: device lost\..*takes up the rest"),
+        pytest.raises(
+            ClusterError,
+            match=rf"no fit worker is left: worker {unfit}: device lost\..*takes up the rest",
+        ),
         open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
     ):
         run_shards(client, plan.pending, asked, lambda _: None)
@@ -322,7 +408,9 @@ def test_what_waits_for_fit_workers_that_went_away_is_given_to_those_that_came(
     nine_shards: tuple[RunSettings, Plan], standing: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, plan = nine_shards
-    breaking(monkeypatch, UnfitWorkerError, [worker.address for worker in standing.workers.values()])
+    breaking(
+        monkeypatch, UnfitWorkerError, [worker.address for worker in standing.workers.values()]
+    )
     monkeypatch.setattr(in_flight, "LOOK_EVERY", 0.1)
     standing.scale(2)
     receipts: list[Receipt] = []
@@ -338,11 +426,15 @@ def test_what_waits_for_fit_workers_that_went_away_is_given_to_those_that_came(
         client.wait_for_workers(2)
         outcome = run_shards(client, plan.pending, asked, replace_the_fit_one)
     assert outcome.failures == []
-    assert {receipt.shard.shard_id for receipt in receipts} == {shard.shard_id for shard in plan.shards}
+    assert {receipt.shard.shard_id for receipt in receipts} == {
+        shard.shard_id for shard in plan.shards
+    }
 
 
 @pytest.mark.timeout(900)  # workers start twice, which takes minutes where others have the machine
-def test_workers_that_dask_gave_up_are_replaced_where_the_cluster_is_ours(nine_shards: tuple[RunSettings, Plan]) -> None:
+def test_workers_that_dask_gave_up_are_replaced_where_the_cluster_is_ours(
+    nine_shards: tuple[RunSettings, Plan],
+) -> None:
     asked, plan = nine_shards
     asked = asked.model_copy(update={"scheduler": None, "workers": 1})
     receipts: list[Receipt] = []
@@ -355,12 +447,17 @@ def test_workers_that_dask_gave_up_are_replaced_where_the_cluster_is_ours(nine_s
 
         outcome = run_shards(client, plan.pending, asked, give_up)
     assert outcome.failures == []
-    assert {receipt.shard.shard_id for receipt in receipts} == {shard.shard_id for shard in plan.shards}
+    assert {receipt.shard.shard_id for receipt in receipts} == {
+        shard.shard_id for shard in plan.shards
+    }
 
 
 def test_a_worker_that_is_long_in_coming_back_is_waited_for() -> None:
     """Dask itself closes it after a timeout. With one of no seconds, each would be closed."""
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0 s"}), open_cluster(settings(workers=1), REVISION, FAKE) as client:
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "0 s"}),
+        open_cluster(settings(workers=1), REVISION, FAKE) as client,
+    ):
         (nanny,) = client.cluster.workers.values()
         stopped = nanny.process.stopped
         psutil.Process(nanny.pid).kill()
@@ -370,13 +467,17 @@ def test_a_worker_that_is_long_in_coming_back_is_waited_for() -> None:
 
 
 class Deadly:
-    """In place of `InFlight`: whoever works on rows with these numbers dies; -1: on whatever it is given."""
+    """In place of `InFlight`: whoever works on rows with these numbers dies; -1: on whatever it is
+    given.
+    """
 
     def __init__(self, deadly: set[int]) -> None:
         self._deadly = deadly
         self._range = (0, 0)
 
-    def submit(self, _key: str, _try: Any, _shard: Shard, _settings: RunSettings, start: int, stop: int) -> None:
+    def submit(
+        self, _key: str, _try: Any, _shard: Shard, _settings: RunSettings, start: int, stop: int
+    ) -> None:
         self._range = (start, stop)
 
     def next(self) -> tuple[str, Any]:
@@ -384,7 +485,9 @@ class Deadly:
         return "try", KilledWorker("try", None, 0) if dies else None
 
 
-def test_rows_are_not_blamed_where_workers_die_without_any(nine_shards: tuple[RunSettings, Plan]) -> None:
+def test_rows_are_not_blamed_where_workers_die_without_any(
+    nine_shards: tuple[RunSettings, Plan],
+) -> None:
     asked, plan = nine_shards
     shard = plan.shards[0].model_copy(update={"ranges": (RowRange(0, 0, 9),)})
     assert dispatch._killers(Deadly({2, 7}), shard, asked) == (2, 7)  # type: ignore[arg-type]
@@ -392,9 +495,18 @@ def test_rows_are_not_blamed_where_workers_die_without_any(nine_shards: tuple[Ru
         dispatch._killers(Deadly({-1}), shard, asked)  # type: ignore[arg-type]
 
 
-def test_calibrating_does_a_few_shards_and_publishes_nothing(tmp_path: Path, standing: LocalCluster) -> None:
-    write_input(tmp_path / "in.parquet", [{"image": png(i), "query": f"thing {i}"} for i in range(9)])
-    asked = settings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=1, scheduler=standing.scheduler_address)
+def test_calibrating_does_a_few_shards_and_publishes_nothing(
+    tmp_path: Path, standing: LocalCluster
+) -> None:
+    write_input(
+        tmp_path / "in.parquet", [{"image": png(i), "query": f"thing {i}"} for i in range(9)]
+    )
+    asked = settings(
+        input=str(tmp_path / "in.parquet"),
+        output=str(tmp_path / "out"),
+        shard_rows=1,
+        scheduler=standing.scheduler_address,
+    )
     revision = FakeSegmenter("demo").revision
     receipts, workers = calibrate(make_plan(asked, revision), asked, FAKE)
     assert (len(receipts), workers) == (3, len(standing.workers))
@@ -406,6 +518,13 @@ def test_calibrating_does_a_few_shards_and_publishes_nothing(tmp_path: Path, sta
 
 def test_calibrating_says_which_shard_failed(tmp_path: Path, standing: LocalCluster) -> None:
     write_input(tmp_path / "in.parquet", [{"image": png(0), "query": "out of memory"}])
-    asked = settings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), retries=0, scheduler=standing.scheduler_address)
-    with pytest.raises(RuntimeError, match=r"--calibrate: in\.parquet rows 0-0 failed: MemoryError"):
+    asked = settings(
+        input=str(tmp_path / "in.parquet"),
+        output=str(tmp_path / "out"),
+        retries=0,
+        scheduler=standing.scheduler_address,
+    )
+    with pytest.raises(
+        RuntimeError, match=r"--calibrate: in\.parquet rows 0-0 failed: MemoryError"
+    ):
         calibrate(make_plan(asked, FakeSegmenter("demo").revision), asked, FAKE)

@@ -29,14 +29,26 @@ ROWS = 273
 @pytest.fixture(scope="module")
 def table(coco100: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     dest = tmp_path_factory.mktemp("coco100") / "coco.parquet"
-    options = ["--images", coco100 / "images", "--expressions", coco100 / "referring.jsonl", "--json"]
-    assert json.loads(wordmask("import", "coco", coco100 / "instances.json", dest, *options).stdout) == {"rows": ROWS, "missing_images": 0}
+    options = [
+        "--images",
+        coco100 / "images",
+        "--expressions",
+        coco100 / "referring.jsonl",
+        "--json",
+    ]
+    assert json.loads(
+        wordmask("import", "coco", coco100 / "instances.json", dest, *options).stdout
+    ) == {"rows": ROWS, "missing_images": 0}
     return dest
 
 
 @pytest.fixture(scope="module")
 def output(table: Path, shared_api: dict[str, str]) -> Path:
-    summary = json.loads(wordmask("run", table, table.parent / "out", "--json", "--shard-rows", 70, **shared_api).stdout)
+    summary = json.loads(
+        wordmask(
+            "run", table, table.parent / "out", "--json", "--shard-rows", 70, **shared_api
+        ).stdout
+    )
     assert summary["rows"] == ROWS
     return table.parent / "out"
 
@@ -46,13 +58,17 @@ def masks(output: Path) -> list[dict[str, Any]]:
     return read_rows(output, "masks")
 
 
-def test_every_row_is_a_mask_or_a_reject_once(output: Path, masks: list[dict[str, Any]], table: Path) -> None:
+def test_every_row_is_a_mask_or_a_reject_once(
+    output: Path, masks: list[dict[str, Any]], table: Path
+) -> None:
     found = [row["row_id"] for row in [*masks, *read_rows(output, "rejects")]]
     assert sorted(found) == sorted(pq.read_table(table, columns=["row_id"]).column(0).to_pylist())
     assert len(found) == ROWS
 
 
-def test_masks_have_the_size_of_the_photograph_as_seen(masks: list[dict[str, Any]], table: Path) -> None:
+def test_masks_have_the_size_of_the_photograph_as_seen(
+    masks: list[dict[str, Any]], table: Path
+) -> None:
     sizes = {}
     for row in pq.read_table(table, columns=["row_id", "image"]).to_pylist():
         width, height = ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]["bytes"]))).size
@@ -65,13 +81,18 @@ def test_runs_decode_and_the_path_fills_back_exactly(masks: list[dict[str, Any]]
     for row in masks:
         mask = coco.decode({"size": row["mask"]["size"], "counts": row["mask"]["counts"].encode()})
         assert mask.sum() == row["area"]
-        np.testing.assert_array_equal(rasterize_pixels(row["path"], row["height"], row["width"]), mask)
+        np.testing.assert_array_equal(
+            rasterize_pixels(row["path"], row["height"], row["width"]), mask
+        )
 
 
 def test_truth_of_the_import_is_cocos(coco100: Path, table: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = COCO(coco100 / "instances.json")
-    refs = {str(ref["ref_id"]): ref for ref in map(json.loads, (coco100 / "referring.jsonl").read_text().splitlines())}
+    refs = {
+        str(ref["ref_id"]): ref
+        for ref in map(json.loads, (coco100 / "referring.jsonl").read_text().splitlines())
+    }
     for row in pq.read_table(table, columns=["row_id", "query", "mask"]).to_pylist():
         ref = refs[row["row_id"]]
         assert row["query"] == ref["expression"]
@@ -84,14 +105,18 @@ def test_everybody_can_read_the_files(output: Path, table: Path) -> None:
     frame = pd.concat([pd.read_parquet(part) for part in parts])
     assert len(frame) == pl.read_parquet(parts).height
     assert isinstance(frame.iloc[0]["mask"]["counts"], str)
-    loaded = datasets.Dataset.from_parquet(str(table), cache_dir=str(table.parent / "cache")).cast_column("image", datasets.Image())
+    loaded = datasets.Dataset.from_parquet(
+        str(table), cache_dir=str(table.parent / "cache")
+    ).cast_column("image", datasets.Image())
     assert loaded[0]["image"].size[0] > 0
 
 
 def test_without_expressions_the_category_is_the_query(coco100: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     dest = tmp_path / "instances.parquet"
-    done = wordmask("import", "coco", coco100 / "instances.json", dest, "--images", tmp_path / "empty", "--json")
+    done = wordmask(
+        "import", "coco", coco100 / "instances.json", dest, "--images", tmp_path / "empty", "--json"
+    )
     assert json.loads(done.stdout) == {"rows": 712, "missing_images": 712}
     rows = pq.read_table(dest).to_pylist()
     assert rows[0]["image"]["bytes"] is None

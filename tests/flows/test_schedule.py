@@ -18,18 +18,38 @@ WHEN = {"cron": "30 1 * * 1-5", "timezone": "Europe/Berlin", "name": "nightly", 
 
 
 def test_what_is_printed_is_valid_and_holds_the_options_of_run() -> None:
-    words = ["in.parquet", "s3://lake/out/", "--budget", "2h", "--allow-root", "photos", "--scheduler", "tcp://dask:8786", "--wait"]
-    printed = CliRunner().invoke(app, ["schedule", *words, "--cron", WHEN["cron"], "--timezone", WHEN["timezone"]])
+    words = [
+        "in.parquet",
+        "s3://lake/out/",
+        "--budget",
+        "2h",
+        "--allow-root",
+        "photos",
+        "--scheduler",
+        "tcp://dask:8786",
+        "--wait",
+    ]
+    printed = CliRunner().invoke(
+        app, ["schedule", *words, "--cron", WHEN["cron"], "--timezone", WHEN["timezone"]]
+    )
     assert printed.exit_code == 0, printed.output
     (deployment,) = yaml.safe_load(printed.stdout)["deployments"]
     here = os.getcwd()
-    assert RunSettings.model_validate(deployment["parameters"]["settings"]) == RunSettings.model_validate(
+    assert RunSettings.model_validate(
+        deployment["parameters"]["settings"]
+    ) == RunSettings.model_validate(
         {
-            "input": f"{here}/in.parquet", "output": "s3://lake/out/", "budget_seconds": 7200, "scheduler": "tcp://dask:8786", "wait": True,
+            "input": f"{here}/in.parquet",
+            "output": "s3://lake/out/",
+            "budget_seconds": 7200,
+            "scheduler": "tcp://dask:8786",
+            "wait": True,
             "segment": {"allow_roots": [f"{here}/photos"]},
         }
-    )  # fmt: skip
-    assert deployment["schedules"] == [{"cron": WHEN["cron"], "timezone": WHEN["timezone"], "active": True}]
+    )
+    assert deployment["schedules"] == [
+        {"cron": WHEN["cron"], "timezone": WHEN["timezone"], "active": True}
+    ]
 
 
 def test_a_schedule_that_never_could_fire_is_told() -> None:
@@ -41,14 +61,22 @@ def test_a_schedule_that_never_could_fire_is_told() -> None:
 
 def test_a_server_that_is_not_there_is_told() -> None:
     made = deployment_of(SETTINGS, **WHEN)
-    with temporary_settings({PREFECT_API_URL: None}), pytest.raises(ValueError, match="no Prefect server is named"):
+    with (
+        temporary_settings({PREFECT_API_URL: None}),
+        pytest.raises(ValueError, match="no Prefect server is named"),
+    ):
         apply(made)
     nobody = "http://127.0.0.1:9/api"
-    with temporary_settings({PREFECT_API_URL: nobody}), pytest.raises(PrefectServerError, match=f"PREFECT_API_URL {nobody}: no Prefect"):
+    with (
+        temporary_settings({PREFECT_API_URL: nobody}),
+        pytest.raises(PrefectServerError, match=f"PREFECT_API_URL {nobody}: no Prefect"),
+    ):
         apply(made)
 
 
 @pytest.mark.usefixtures("prefect_api")
 def test_a_pool_that_is_not_there_is_told() -> None:
-    with pytest.raises(ValueError, match=r"--pool nonesuch: .* `prefect work-pool create nonesuch --type process`"):
+    with pytest.raises(
+        ValueError, match=r"--pool nonesuch: .* `prefect work-pool create nonesuch --type process`"
+    ):
         apply(deployment_of(SETTINGS, **WHEN | {"pool": "nonesuch"}))

@@ -1,4 +1,6 @@
-"""The flow over real Dask workers, with a fake model: deaths, resumption, the same bytes every time."""
+"""The flow over real Dask workers, with a fake model: deaths, resumption, the same bytes every
+time.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,19 @@ FAKE = "tests.support.fakes:FakeSegmenter"
 
 
 def settings_for(tmp_path: Path, queries: list[str], **options: Any) -> RunSettings:
-    write_input(tmp_path / "in.parquet", [{"row_id": f"r{i}", "image": png(i % 4), "query": query} for i, query in enumerate(queries)])
-    base = {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), "shard_rows": 3, "workers": 2}
+    write_input(
+        tmp_path / "in.parquet",
+        [
+            {"row_id": f"r{i}", "image": png(i % 4), "query": query}
+            for i, query in enumerate(queries)
+        ],
+    )
+    base = {
+        "input": str(tmp_path / "in.parquet"),
+        "output": str(tmp_path / "out"),
+        "shard_rows": 3,
+        "workers": 2,
+    }
     return RunSettings.model_validate(base | options)
 
 
@@ -38,11 +51,15 @@ def run(settings: RunSettings) -> RunSummary:
 
 
 def counted(output: str) -> Counter[str]:
-    return Counter(row["row_id"] for kind in ("masks", "rejects") for row in read_rows(output, kind))
+    return Counter(
+        row["row_id"] for kind in ("masks", "rejects") for row in read_rows(output, kind)
+    )
 
 
 class Killed(NamedTuple):
-    """A run of 14 rows, one of them empty, in which a worker died once; and the artifacts it left with Prefect, by key."""
+    """A run of 14 rows, one of them empty, in which a worker died once; and the artifacts it left
+    with Prefect, by key.
+    """
 
     settings: RunSettings
     summary: RunSummary
@@ -57,22 +74,37 @@ def killed(prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> Kille
     settings = settings_for(folder, queries)
     summary = run(settings)
     assert (folder / "died").exists()
-    return Killed(settings, summary, {key: Artifact.get(key) for key in ("wordmask-progress", "wordmask-rows", "wordmask-run")})
+    return Killed(
+        settings,
+        summary,
+        {key: Artifact.get(key) for key in ("wordmask-progress", "wordmask-rows", "wordmask-run")},
+    )
 
 
 def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(killed: Killed) -> None:
     settings, summary, _ = killed
-    assert (summary.rows, summary.masks, summary.rejects, summary.shards) == (14, 13, {"empty_query": 1}, 5)
+    assert (summary.rows, summary.masks, summary.rejects, summary.shards) == (
+        14,
+        13,
+        {"empty_query": 1},
+        5,
+    )
     assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(14)})
 
 
 def test_two_runs_from_scratch_write_the_same_bytes(killed: Killed, tmp_path: Path) -> None:
-    again = killed.settings.model_copy(update={"output": str(tmp_path / "again"), "workers": 1, "batch_rows": 2})
+    again = killed.settings.model_copy(
+        update={"output": str(tmp_path / "again"), "workers": 1, "batch_rows": 2}
+    )
     run(again)
     for kind in ("masks", "rejects"):
-        parts = {part.name: part.read_bytes() for part in Path(killed.settings.output, kind).iterdir()}
+        parts = {
+            part.name: part.read_bytes() for part in Path(killed.settings.output, kind).iterdir()
+        }
         assert len(parts) == 5
-        assert parts == {part.name: part.read_bytes() for part in Path(again.output, kind).iterdir()}
+        assert parts == {
+            part.name: part.read_bytes() for part in Path(again.output, kind).iterdir()
+        }
 
 
 def test_progress_and_results_are_artifacts(killed: Killed) -> None:
@@ -80,7 +112,9 @@ def test_progress_and_results_are_artifacts(killed: Killed) -> None:
     assert all(artifacts.values())
     assert artifacts["wordmask-progress"].data == 100
     assert "14/14 rows" in artifacts["wordmask-progress"].description
-    assert {"what": "rejected: empty_query", "rows": 1} in json.loads(artifacts["wordmask-rows"].data)
+    assert {"what": "rejected: empty_query", "rows": 1} in json.loads(
+        artifacts["wordmask-rows"].data
+    )
     assert killed.summary.run_id in artifacts["wordmask-run"].data
 
 
@@ -88,7 +122,9 @@ def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path
     queries = [f"thing {i}" for i in range(6)]
     queries[5] = f"die:{tmp_path / 'died'}"
     settings = settings_for(tmp_path, queries, retries=0, workers=1)
-    with pytest.raises(ShardsFailedError, match=r"of 2 shards failed(.|\n)*in\.parquet rows 3-5: KilledWorker"):
+    with pytest.raises(
+        ShardsFailedError, match=r"of 2 shards failed(.|\n)*in\.parquet rows 3-5: KilledWorker"
+    ):
         run(settings)
     assert status(settings.output).runs == (), "a failed run publishes nothing"
     summary = run(settings)
@@ -106,17 +142,25 @@ def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
         watcher.reset(token)
     assert (first.shards_computed, second.shards_computed) == (5, 0)
     assert told == [], "nothing was dispatched"
-    assert (second.rows, second.rejects, second.shard_ids) == (first.rows, first.rejects, first.shard_ids)
+    assert (second.rows, second.rejects, second.shard_ids) == (
+        first.rows,
+        first.rejects,
+        first.shard_ids,
+    )
 
 
 @pytest.fixture
 def standing() -> Iterator[str]:
     """The scheduler of a worker within this process."""
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
         yield cluster.scheduler_address
 
 
-def test_a_run_that_waited_for_another_plans_only_then(tmp_path: Path, standing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_waited_for_another_plans_only_then(
+    tmp_path: Path, standing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = settings_for(tmp_path, ["a", "b", "c", "explode"], scheduler=standing)
     others: list[RunSummary] = []
 
@@ -129,17 +173,27 @@ def test_a_run_that_waited_for_another_plans_only_then(tmp_path: Path, standing:
 
     monkeypatch.setattr(flow, "held", waiting)
     summary = run(settings)
-    assert (others[0].shards_computed, summary.shards_computed) == (2, 0), "the other had done it all"
+    assert (others[0].shards_computed, summary.shards_computed) == (2, 0), (
+        "the other had done it all"
+    )
     monkeypatch.setattr(flow, "held", waiting)
-    again = retry(settings.output, (RejectCode.MODEL_ERROR,), scheduler=standing, wait=True, factory=FAKE)
+    again = retry(
+        settings.output, (RejectCode.MODEL_ERROR,), scheduler=standing, wait=True, factory=FAKE
+    )
     found = [each.run_id for each in status(settings.output).runs]
-    assert found == [again.run_id, others[1].run_id, summary.run_id, others[0].run_id], "the newest is the one that was published last"
+    assert found == [again.run_id, others[1].run_id, summary.run_id, others[0].run_id], (
+        "the newest is the one that was published last"
+    )
 
 
 def test_a_run_that_lost_the_output_publishes_nothing(tmp_path: Path, standing: str) -> None:
     settings = settings_for(tmp_path, ["a"], scheduler=standing)
     other = Lease(token="t", run_id="other", host="elsewhere", pid=7, since="s", renewed="r")
-    token = watcher.set(lambda _: Store.open(settings.output).write_bytes(LEASE_PATH, other.model_dump_json().encode()))
+    token = watcher.set(
+        lambda _: Store.open(settings.output).write_bytes(
+            LEASE_PATH, other.model_dump_json().encode()
+        )
+    )
     try:
         with pytest.raises(LeaseLostError, match=r"lost it to run other .*Nothing was published"):
             run(settings)
@@ -148,7 +202,9 @@ def test_a_run_that_lost_the_output_publishes_nothing(tmp_path: Path, standing: 
     assert (status(settings.output).runs, status(settings.output).shards) == ((), 1)
 
 
-def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def denied(*_: Any) -> None:
         raise PermissionError("read-only file system")
 
@@ -157,7 +213,11 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path: Path
         run(settings_for(tmp_path, ["a"]))
 
 
-@pytest.mark.timeout(900)  # ten workers die one after the other, and on a busy machine each takes half a minute to come back
+@pytest.mark.timeout(
+    900
+    # ten workers die one after the other, and on a busy machine each takes half a minute to come
+    # back
+)
 def test_rows_that_kill_every_worker_are_rejected_and_their_neighbours_done(tmp_path: Path) -> None:
     queries = [f"thing {i}" for i in range(10)]
     queries[2] = queries[5] = "kill"
@@ -185,19 +245,32 @@ def test_rejected_rows_are_tried_again_alone(tmp_path: Path) -> None:
     first = run(settings)
     assert first.rejects == {"empty_query": 1, "model_error": 1}
     again = retry(settings.output, (RejectCode.MODEL_ERROR,), workers=1, factory=FAKE)
-    assert (again.rows, again.masks, again.rejects, again.shards_computed) == (4, 2, first.rejects, 1)
+    assert (again.rows, again.masks, again.rejects, again.shards_computed) == (
+        4,
+        2,
+        first.rejects,
+        1,
+    )
     assert again.run_id > first.run_id
     assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(4)})
 
 
 def test_a_standing_cluster(tmp_path: Path) -> None:
-    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs="CRITICAL") as cluster:
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        silence_logs="CRITICAL",
+    ) as cluster:
         settings = settings_for(tmp_path, ["a", "b", "c", "d"], scheduler=cluster.scheduler_address)
         assert run(settings).masks == 4
 
 
 @pytest.mark.parametrize("part", ["create_progress_artifact", "update_progress_artifact"])
-def test_a_run_goes_on_without_prefect(part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_goes_on_without_prefect(
+    part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def away(*_: Any, **__: Any) -> None:
         raise ConnectionError("Prefect is away")
 
@@ -214,11 +287,15 @@ def test_a_run_goes_on_without_prefect(part: str, monkeypatch: pytest.MonkeyPatc
     finally:
         watcher.reset(token)
     assert told == [0, 1, 2, 3]
-    assert [record.message for record in caplog.records if record.name == "wordmask"] == ["Prefect cannot be told"]
+    assert [record.message for record in caplog.records if record.name == "wordmask"] == [
+        "Prefect cannot be told"
+    ]
 
 
 def test_object_storage(tmp_path: Path, s3: str) -> None:
     local = settings_for(tmp_path, ["a", "b", "", "d"])
     Store.open(f"{s3}/flow").write_bytes("in.parquet", Path(local.input).read_bytes())
-    summary = run(local.model_copy(update={"input": f"{s3}/flow/in.parquet", "output": f"{s3}/flow/out"}))
+    summary = run(
+        local.model_copy(update={"input": f"{s3}/flow/in.parquet", "output": f"{s3}/flow/out"})
+    )
     assert (summary.masks, summary.rejects) == (3, {"empty_query": 1})

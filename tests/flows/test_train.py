@@ -17,12 +17,18 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
 @pytest.mark.timeout(600)  # a run of the pipeline is in it
-def test_a_model_is_trained_tested_and_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_trained_tested_and_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train_module, "TESTS", ("test",))
     monkeypatch.setattr(train_module, "TESTED", (("rl", "model", (1,)),))
-    settings = TrainSettings(out=tmp_path, scenes="shipped", init="demo", share=1e-6, test_rows=4, workers=0)
+    settings = TrainSettings(
+        out=tmp_path, scenes="shipped", init="demo", share=1e-6, test_rows=4, workers=0
+    )
     table = train(settings)
-    assert [(row["stage"], row["iterations"], row["split"], row["rows"]) for row in table] == [("rl", 1, "test", 4)]
+    assert [(row["stage"], row["iterations"], row["split"], row["rows"]) for row in table] == [
+        ("rl", 1, "test", 4)
+    ]
     log = Artifact.get("training-rl-log")
     assert log is not None
     (step,) = json.loads(str(log.data))
@@ -32,7 +38,10 @@ def test_a_model_is_trained_tested_and_taken_up_again(tmp_path: Path, monkeypatc
     assert card["steps"] == {"rl": 1, "refiner": 1}
     (scores,) = card["results"].values()
     assert {"rows", "miou"} <= scores.keys() <= set(MEASURES)
-    assert Segmenter.from_pretrained(str(tmp_path / "model"), device="cpu").config.text.vocab_size == 2048
+    assert (
+        Segmenter.from_pretrained(str(tmp_path / "model"), device="cpu").config.text.vocab_size
+        == 2048
+    )
 
     def again(*_: object) -> None:
         raise AssertionError("what is done is not done again")

@@ -1,4 +1,6 @@
-"""What a run lets be seen of it: metrics and logs with the right numbers, and nowhere a credential, a query or an image."""
+"""What a run lets be seen of it: metrics and logs with the right numbers, and nowhere a credential,
+a query or an image.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,16 @@ from wordmask.tasks.plan import make_plan
 from wordmask.tasks.telemetry import metrics
 
 FAKE = "tests.support.fakes:FakeSegmenter"
-CREDENTIALS = {"AWS_SECRET_ACCESS_KEY": "sesameSecretKey/1", "AWS_SESSION_TOKEN": "sesameSessionToken2"}
-SIGNATURE, PASSWORD, WORD, BYTES = "sesameSignature3", "sesame/Password4", "zebrafish", b"quokkabytes"
+CREDENTIALS = {
+    "AWS_SECRET_ACCESS_KEY": "sesameSecretKey/1",
+    "AWS_SESSION_TOKEN": "sesameSessionToken2",
+}
+SIGNATURE, PASSWORD, WORD, BYTES = (
+    "sesameSignature3",
+    "sesame/Password4",
+    "zebrafish",
+    b"quokkabytes",
+)
 TELLTALE = re.compile("|".join((*CREDENTIALS.values(), SIGNATURE, PASSWORD, "sesame")))
 
 CODE = """if True:
@@ -50,13 +60,17 @@ CODE = """if True:
     from wordmask.flows.segment import segment
     with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as standing:
         for words in sys.argv[1:]:
-            settings = RunSettings.model_validate_json(words).model_copy(update={"scheduler": standing.scheduler_address})
-            print(segment(settings, factory="tests.support.fakes:Gossip").model_dump_json(), flush=True)
+            there = {"scheduler": standing.scheduler_address}
+            settings = RunSettings.model_validate_json(words).model_copy(update=there)
+            summary = segment(settings, factory="tests.support.fakes:Gossip")
+            print(summary.model_dump_json(), flush=True)
 """
 
 
 class Watched(NamedTuple):
-    """A run with rejects, and one after it that fails, on one worker: what they left. `traces`: what a collector got of them."""
+    """A run with rejects, and one after it that fails, on one worker: what they left. `traces`:
+    what a collector got of them.
+    """
 
     folder: Path
     stdout: str
@@ -82,18 +96,37 @@ def watched(tmp_path_factory: pytest.TempPathFactory, shared_api: dict[str, str]
         {"query": f"unspeakable {WORD}"},
         {"query": f"{WORD} " * 99},
     ]
-    rows = fine + [{"image": png(9), "query": f"the {WORD}"} | row | {"row_id": f"bad{i}"} for i, row in enumerate(bad)]
+    rows = fine + [
+        {"image": png(9), "query": f"the {WORD}"} | row | {"row_id": f"bad{i}"}
+        for i, row in enumerate(bad)
+    ]
     write_input(folder / "in.parquet", rows)
-    write_input(folder / "fails.parquet", [{"row_id": f"f{i}", "image": png(), "query": f"the {WORD}"} for i in range(3)] + [
-        {"row_id": "f3", "image": png(), "query": f"unbearable {WORD}"}])  # fmt: skip
+    write_input(
+        folder / "fails.parquet",
+        [{"row_id": f"f{i}", "image": png(), "query": f"the {WORD}"} for i in range(3)]
+        + [{"row_id": "f3", "image": png(), "query": f"unbearable {WORD}"}],
+    )
     base = {"shard_rows": 4, "retries": 0}
-    settings = [RunSettings(input=str(folder / name), output=str(folder / "out"), **base) for name in ("in.parquet", "fails.parquet")]
-    environ = os.environ | shared_api | CREDENTIALS | {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "DEBUG"}
+    settings = [
+        RunSettings(input=str(folder / name), output=str(folder / "out"), **base)
+        for name in ("in.parquet", "fails.parquet")
+    ]
+    environ = (
+        os.environ
+        | shared_api
+        | CREDENTIALS
+        | {
+            "PYTHONPATH": str(ROOT),
+            "PREFECT_LOGGING_LEVEL": "DEBUG",
+        }
+    )
     environ |= {"WORDMASK_LOG_JSON": "1", "WORDMASK_METRICS_DIR": str(folder / "metrics")}
     command = [sys.executable, "-c", CODE, *(each.model_dump_json() for each in settings)]
     with collector() as (endpoint, traces):
         environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = endpoint
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=280, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=280, check=False
+        )
     assert done.returncode == 1, done.stderr
     assert "ShardsFailedError: 1 of 1 shards failed" in done.stderr
     return Watched(folder, done.stdout, done.stderr, tuple(traces))
@@ -107,7 +140,9 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            bodies.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+            bodies.append(
+                gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+            )
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -126,20 +161,34 @@ def samples(text: str) -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            found[sample.name, next((v for k, v in sorted(sample.labels.items()) if k != "worker"), "")] += sample.value
+            found[
+                sample.name,
+                next((v for k, v in sorted(sample.labels.items()) if k != "worker"), ""),
+            ] += sample.value
     return found
 
 
 def test_the_workers_file_counts_what_the_run_counts(watched: Watched) -> None:
     summary = json.loads(watched.stdout)
-    files = {path.name: samples(path.read_text()) for path in (watched.folder / "metrics").iterdir()}
+    files = {
+        path.name: samples(path.read_text()) for path in (watched.folder / "metrics").iterdir()
+    }
     assert sorted(files) == ["wordmask-0.prom", "wordmask-run.prom"]
     found = files["wordmask-0.prom"]
     assert found["wordmask_rows_total", "mask"] == summary["masks"] == 6
     assert found["wordmask_rows_total", "rejected"] == summary["rows"] - summary["masks"] == 7
-    assert {code: n for (name, code), n in found.items() if name == "wordmask_rejects_total"} == summary["rejects"]
-    assert (found["wordmask_shards_total", "done"], found["wordmask_shards_total", "failed"]) == (summary["shards"], 1)
-    written = sum(path.stat().st_size for kind in ("masks", "rejects") for path in (watched.folder / "out" / kind).iterdir())
+    assert {
+        code: n for (name, code), n in found.items() if name == "wordmask_rejects_total"
+    } == summary["rejects"]
+    assert (found["wordmask_shards_total", "done"], found["wordmask_shards_total", "failed"]) == (
+        summary["shards"],
+        1,
+    )
+    written = sum(
+        path.stat().st_size
+        for kind in ("masks", "rejects")
+        for path in (watched.folder / "out" / kind).iterdir()
+    )
     assert found["wordmask_written_bytes_total", ""] == written
     assert found["wordmask_peak_memory_bytes", ""] > 50e6
     assert found["wordmask_shards_begun", ""] == 0
@@ -150,7 +199,12 @@ def test_logs_of_flow_and_workers_say_what_they_are_about(watched: Watched) -> N
     summary, records = json.loads(watched.stdout), watched.records
     assert all("run_id" in record for record in records)
     first = [record for record in records if record["run_id"] == summary["run_id"]]
-    assert Counter(record["message"] for record in first) == {"planned": 1, "row rejected": 7, "shard done": 4, "finished": 1}
+    assert Counter(record["message"] for record in first) == {
+        "planned": 1,
+        "row rejected": 7,
+        "shard done": 4,
+        "finished": 1,
+    }
     rejects = {record["row_id"]: record for record in first if record["message"] == "row rejected"}
     assert {row_id: record["code"] for row_id, record in rejects.items()} == {
         row["row_id"]: row["code"] for row in read_rows(watched.folder / "out", "rejects")
@@ -164,10 +218,22 @@ def test_logs_of_flow_and_workers_say_what_they_are_about(watched: Watched) -> N
 def test_traces_of_flow_and_workers_hang_together(watched: Watched) -> None:
     summary = json.loads(watched.stdout)
     requests = [ExportTraceServiceRequest.FromString(body) for body in watched.traces]
-    spans = [span for request in requests for each in request.resource_spans for scope in each.scope_spans for span in scope.spans]
+    spans = [
+        span
+        for request in requests
+        for each in request.resource_spans
+        for scope in each.scope_spans
+        for span in scope.spans
+    ]
     by_id = {span.span_id: span for span in spans}
     ours = [span for span in spans if span.name in ("run", "shard", "read", "infer", "write")]
-    assert Counter(span.name for span in ours) == {"run": 2, "shard": 5, "read": 5, "infer": 5, "write": 4}
+    assert Counter(span.name for span in ours) == {
+        "run": 2,
+        "shard": 5,
+        "read": 5,
+        "infer": 5,
+        "write": 4,
+    }
     trace_ids = {span.trace_id for span in ours}
     assert len(trace_ids) == 2, "one of each run, through all its processes"
 
@@ -181,7 +247,11 @@ def test_traces_of_flow_and_workers_hang_together(watched: Watched) -> None:
         elif span.name == "shard":
             assert "run" in above(span)
     shards = [{a.key: a.value for a in span.attributes} for span in ours if span.name == "shard"]
-    done = [shard["shard_id"].string_value for shard in shards if shard["run_id"].string_value == summary["run_id"]]
+    done = [
+        shard["shard_id"].string_value
+        for shard in shards
+        if shard["run_id"].string_value == summary["run_id"]
+    ]
     assert sorted(done) == sorted(summary["shard_ids"])
     failed = [span for span in ours if span.status.code == Status.StatusCode.STATUS_CODE_ERROR]
     assert sorted(span.name for span in failed) == ["infer", "run", "shard"]
@@ -202,20 +272,45 @@ def test_no_credential_and_no_row_is_told_to_anyone(watched: Watched) -> None:
     kept = prefects_database().decode(errors="replace")
     assert "ShardsFailedError" in kept, "this is not where Prefect keeps what it is told"
     said = {"stdout": watched.stdout, "stderr": watched.stderr, "Prefect": kept}
-    said |= {f"trace {number}": body.decode(errors="replace") for number, body in enumerate(watched.traces)}
-    said |= {path.name: path.read_text() for path in watched.folder.rglob("*") if path.suffix in (".json", ".prom")}
+    said |= {
+        f"trace {number}": body.decode(errors="replace")
+        for number, body in enumerate(watched.traces)
+    }
+    said |= {
+        path.name: path.read_text()
+        for path in watched.folder.rglob("*")
+        if path.suffix in (".json", ".prom")
+    }
     tables = {
-        path.name: pq.read_table(path).to_pylist() for kind in ("masks", "rejects") for path in (watched.folder / "out" / kind).iterdir()
+        path.name: pq.read_table(path).to_pylist()
+        for kind in ("masks", "rejects")
+        for path in (watched.folder / "out" / kind).iterdir()
     }
     shown = {name: repr(rows) for name, rows in tables.items()}
     assert not [name for name, text in (said | shown).items() if TELLTALE.search(text)]
     details = {name: repr([row.get("detail") for row in rows]) for name, rows in tables.items()}
-    assert not [name for name, text in (said | details).items() if re.search(f"{WORD}|{BYTES.decode()[:8]}|unspeakable|unbearable", text)]
-    uris = {row["row_id"]: row["image_uri"] for row in read_rows(watched.folder / "out", "rejects") if row["image_uri"]}
-    assert uris["bad0"] == "https://images.example/a.png?***", "what is left of a presigned URI says which image it was"
+    assert not [
+        name
+        for name, text in (said | details).items()
+        if re.search(f"{WORD}|{BYTES.decode()[:8]}|unspeakable|unbearable", text)
+    ]
+    uris = {
+        row["row_id"]: row["image_uri"]
+        for row in read_rows(watched.folder / "out", "rejects")
+        if row["image_uri"]
+    }
+    assert uris["bad0"] == "https://images.example/a.png?***", (
+        "what is left of a presigned URI says which image it was"
+    )
 
 
-@pytest.mark.parametrize("place", [f"s3://AKIA:{PASSWORD}@lake/in.parquet", f"https://host/in.parquet?X-Amz-Signature={SIGNATURE}"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        f"s3://AKIA:{PASSWORD}@lake/in.parquet",
+        f"https://host/in.parquet?X-Amz-Signature={SIGNATURE}",
+    ],
+)
 def test_the_command_takes_no_credentials_and_does_not_repeat_them(
     place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,12 +324,22 @@ def test_the_command_takes_no_credentials_and_does_not_repeat_them(
 
 
 def test_dask_serves_the_numbers_of_a_run(tmp_path: Path) -> None:
-    rows = [{"row_id": f"r{i}", "image": png(i), "query": f"thing {i}" if i % 4 else ""} for i in range(9)]
-    settings = RunSettings(input=write_input(tmp_path / "in.parquet", rows), output=str(tmp_path / "out"), shard_rows=2)
+    rows = [
+        {"row_id": f"r{i}", "image": png(i), "query": f"thing {i}" if i % 4 else ""}
+        for i in range(9)
+    ]
+    settings = RunSettings(
+        input=write_input(tmp_path / "in.parquet", rows), output=str(tmp_path / "out"), shard_rows=2
+    )
     plan = make_plan(settings, FakeSegmenter("demo").revision)
     receipts: list[Receipt] = []
     with LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="tcp://", host="127.0.0.1"
+        n_workers=1,
+        threads_per_worker=2,
+        processes=False,
+        dashboard_address=None,
+        protocol="tcp://",
+        host="127.0.0.1",
     ) as standing:
         asked = settings.model_copy(update={"scheduler": standing.scheduler_address})
         with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
@@ -245,11 +350,19 @@ def test_dask_serves_the_numbers_of_a_run(tmp_path: Path) -> None:
             found = samples(fetch(address))
     added = {key: found[key] - before[key] for key in found}
     assert added["wordmask_rows_total", "mask"] == sum(receipt.masks for receipt in receipts) == 6
-    assert added["wordmask_rows_total", "rejected"] == added["wordmask_rejects_total", "empty_query"] == 3
+    assert (
+        added["wordmask_rows_total", "rejected"]
+        == added["wordmask_rejects_total", "empty_query"]
+        == 3
+    )
     assert added["wordmask_shards_total", "done"] == len(receipts) == 5
     assert added["wordmask_image_bytes_total", ""] == sum(len(png(i)) for i in range(9) if i % 4)
-    assert added["wordmask_shard_seconds_total", "infer"] == pytest.approx(sum(receipt.timings.infer for receipt in receipts))
-    assert found["wordmask_model_busy_share", ""] in {receipt.timings.busy_share for receipt in receipts}
+    assert added["wordmask_shard_seconds_total", "infer"] == pytest.approx(
+        sum(receipt.timings.infer for receipt in receipts)
+    )
+    assert found["wordmask_model_busy_share", ""] in {
+        receipt.timings.busy_share for receipt in receipts
+    }
     assert found["dask_worker_threads", ""] == 2, "Dask's own are beside them"
 
 
@@ -266,18 +379,32 @@ def test_gpus_are_told_of_where_there_are_some(monkeypatch: pytest.MonkeyPatch) 
             raise ModuleNotFoundError("nvidia-ml-py is not installed")
         return 75
 
-    for name, value in {"is_available": lambda: True, "device_count": lambda: 2, "mem_get_info": lambda gpu: (10 + gpu, 100),
-                        "max_memory_allocated": lambda gpu: 80 + gpu, "utilization": unknown}.items():  # fmt: skip
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "mem_get_info": lambda gpu: (10 + gpu, 100),
+        "max_memory_allocated": lambda gpu: 80 + gpu,
+        "utilization": unknown,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    found = {(s.name, s.labels["gpu"], s.labels.get("what")): s.value for m in metrics._Gpus().collect() for s in m.samples}
+    found = {
+        (s.name, s.labels["gpu"], s.labels.get("what")): s.value
+        for m in metrics._Gpus().collect()
+        for s in m.samples
+    }
     assert found["wordmask_gpu_memory_bytes", "1", "used"] == 89
     assert found["wordmask_gpu_memory_bytes", "0", "peak"] == 80
     assert [found.get(("wordmask_gpu_busy_share", gpu, None)) for gpu in "01"] == [0.75, None]
 
 
-@pytest.mark.parametrize("fault", [OSError("No space left on device"), torch.AcceleratorError("device lost")])
+@pytest.mark.parametrize(
+    "fault", [OSError("No space left on device"), torch.AcceleratorError("device lost")]
+)
 def test_metrics_that_cannot_be_written_end_nothing(
-    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fault: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def broken(*_: Any) -> None:
         raise fault
@@ -286,4 +413,6 @@ def test_metrics_that_cannot_be_written_end_nothing(
     monkeypatch.setattr(metrics, "write_to_textfile", broken)
     for _ in range(3):
         metrics.save("0")
-    assert [record.message for record in caplog.records if record.name == "wordmask"] == ["metrics not written"]
+    assert [record.message for record in caplog.records if record.name == "wordmask"] == [
+        "metrics not written"
+    ]

@@ -14,5 +14,8 @@ DEFAULT = Path(__file__).parents[3] / "shared" / "golden"
 def golden_dir() -> Path:
     folder = Path(os.environ.get("GOLDEN_DIR", DEFAULT))
     if not folder.is_dir():
-        pytest.fail(f"GOLDEN_DIR = {folder}: no such folder; the golden files are what faithful means, so there is nothing to skip to")
+        pytest.fail(
+            f"GOLDEN_DIR = {folder}: no such folder; the golden files are what faithful means, so"
+            " there is nothing to skip to"
+        )
     return folder

@@ -1,4 +1,6 @@
-"""Golden tensors and the configuration they come with: everything is taken from the file itself, nothing assumed."""
+"""Golden tensors and the configuration they come with: everything is taken from the file itself,
+nothing assumed.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,16 @@ class Golden:
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """Tensors whose name begins so, by the rest of their name."""
-        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): t
+            for name, t in self.tensors.items()
+            if name.startswith(prefix)
+        }
 
     def section(self, cls: type[Section], **changed: Any) -> Section:
-        """A configuration section from the metadata, which also holds things that are of the file, not of the model."""
+        """A configuration section from the metadata, which also holds things that are of the file,
+        not of the model.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**({key: value for key, value in self.config.items() if key in known} | changed))
 

@@ -29,7 +29,9 @@ def test_path_tokens_are_exact_where_well_formed_and_reported_elsewhere(golden_d
 
 
 def test_rasterised_masks_follow_the_reference(golden_dir: Path) -> None:
-    """Required: mean IoU >= 0.997, each >= 0.97. Following the reference's own test points reaches more; hold on to it."""
+    """Required: mean IoU >= 0.997, each >= 0.97. Following the reference's own test points reaches
+    more; hold on to it.
+    """
     cases = json.loads((golden_dir / "raster.json").read_text())["cases"]
     masks = np.load(golden_dir / "raster_masks.npz")
     ious = []
@@ -46,7 +48,10 @@ def test_cleaned_masks_are_equal(golden_dir: Path) -> None:
     golden = json.loads((golden_dir / "clean.json").read_text())
     masks = np.load(golden_dir / "clean_masks.npz")
     for index, case in enumerate(golden["cases"]):
-        before, after = (unpack(masks[f"{name}_{index}"], case["height"], case["width"]) for name in ("in", "out"))
+        before, after = (
+            unpack(masks[f"{name}_{index}"], case["height"], case["width"])
+            for name in ("in", "out")
+        )
         np.testing.assert_array_equal(clean(before, area_fraction=golden["area_fraction"]), after)
 
 
@@ -55,7 +60,10 @@ def test_refiner_crops_are_equal(golden_dir: Path) -> None:
     for case in golden["crops"]:
         box = case["bbox"]
         corners = (box["x_min"], box["y_min"], box["x_max"], box["y_max"])
-        assert list(crop_xyxy(corners, case["height"], case["width"], golden["crop_margin"])) == case["crop_xyxy"]
+        assert (
+            list(crop_xyxy(corners, case["height"], case["width"], golden["crop_margin"]))
+            == case["crop_xyxy"]
+        )
 
 
 def test_a_missing_golden_directory_is_a_failure_not_a_skip(

@@ -61,8 +61,12 @@ def test_all_iterations(golden: Golden, head: RefinerHead, fused: Tensor, coarse
 
 
 @torch.no_grad()
-def test_predicted_ious_of_each_iteration(golden: Golden, head: RefinerHead, fused: Tensor, coarse: Tensor) -> None:
-    """`iterate` returns the last ones; those on the way are the best of what each feedback gives."""
+def test_predicted_ious_of_each_iteration(
+    golden: Golden, head: RefinerHead, fused: Tensor, coarse: Tensor
+) -> None:
+    """`iterate` returns the last ones; those on the way are the best of what each feedback
+    gives.
+    """
     for count, expected in enumerate(golden["expected.iou_per_iteration"], start=1):
         mask = coarse if count == 1 else head.iterate(fused, coarse, count - 1).probs
         assert_close(head(fused, mask).iou, expected)

@@ -1,4 +1,6 @@
-"""The decoder: prefill over BOS, image embeddings and a prompt, then greedy steps through the cache. Ids exact."""
+"""The decoder: prefill over BOS, image embeddings and a prompt, then greedy steps through the
+cache. Ids exact.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def decoder(golden: Golden) -> TextDecoder:
 def prefill(golden: Golden, decoder: TextDecoder, spare_slots: int) -> tuple[Tensor, KVCache]:
     """Residual stream (T, D) over BOS, image and prompt, and the cache with room for more."""
     bos = decoder.embed(torch.tensor([golden.config["bos_id"]]))
-    x_TD = torch.cat([bos, golden["input.image_embeddings"], decoder.embed(golden["input.prompt_ids"])])
+    x_TD = torch.cat(
+        [bos, golden["input.image_embeddings"], decoder.embed(golden["input.prompt_ids"])]
+    )
     length = len(x_TD)
     cache = decoder.new_cache(1, length + spare_slots)
     positions = torch.arange(length)[None]

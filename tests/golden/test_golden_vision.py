@@ -1,4 +1,6 @@
-"""Crops of an image, encoder features and projected tokens. Crops: at most 1 grey level on 0.1 % of values."""
+"""Crops of an image, encoder features and projected tokens. Crops: at most 1 grey level on 0.1 % of
+values.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ def test_tiling(golden: Golden, crops: ImageCrops) -> None:
 
 @pytest.mark.parametrize(("index", "name"), [(0, "global"), (-1, "last")])
 def test_crops(golden: Golden, crops: ImageCrops, index: int, name: str) -> None:
-    found, expected = crops.crops_NHWC[index].astype(int), golden[f"expected.crops_uint8_{name}"].numpy().astype(int)
+    found, expected = (
+        crops.crops_NHWC[index].astype(int),
+        golden[f"expected.crops_uint8_{name}"].numpy().astype(int),
+    )
     difference = np.abs(found - expected)
     assert difference.max() <= 1
     assert (difference.max(axis=-1) > 0).mean() <= 0.001
@@ -58,6 +63,10 @@ def test_early_features(golden: Golden, features: CropFeatures) -> None:
     assert_close(features.early[0], golden["expected.early_features_global"])
 
 
-def test_projected_tokens(golden: Golden, encoder: VisionEncoder, crops: ImageCrops, features: CropFeatures) -> None:
+def test_projected_tokens(
+    golden: Golden, encoder: VisionEncoder, crops: ImageCrops, features: CropFeatures
+) -> None:
     with torch.no_grad():
-        assert_close(encoder.project(features.final, [crops.tiling])[0], golden["expected.projected"])
+        assert_close(
+            encoder.project(features.final, [crops.tiling])[0], golden["expected.projected"]
+        )

@@ -1,4 +1,6 @@
-"""From a folder to a model: configuration, weights of every layout, device, dtype; and the published model's sizes."""
+"""From a folder to a model: configuration, weights of every layout, device, dtype; and the
+published model's sizes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from tests.support.layout_b import fuse_tau, quantise_experts, to_layout_b
-from tests.support.tiny import REFINER, REGION, TEXT, VISION, assert_same_outputs, outputs, tiny_config, tiny_model
+from tests.support.tiny import (
+    REFINER,
+    REGION,
+    TEXT,
+    VISION,
+    assert_same_outputs,
+    outputs,
+    tiny_config,
+    tiny_model,
+)
 from wordmask.model.decoding.tokenizer import build_tokenizer
 from wordmask.model.hub.checkpoints import CheckpointError
 from wordmask.model.hub.registry import ModelError, list_models, resolve_model
@@ -34,13 +45,18 @@ def folder(reference, tmp_path) -> Path:
 
 @pytest.fixture
 def published(reference, tmp_path) -> tuple[Path, Path]:
-    """A model folder and a refiner folder as they are published: another model_type, nested sections, no head."""
+    """A model folder and a refiner folder as they are published: another model_type, nested
+    sections, no head.
+    """
     model_folder, refiner_folder = tmp_path / "published", tmp_path / "refiner"
     model_folder.mkdir()
     refiner_folder.mkdir()
     (model_folder / "config.json").write_text(json.dumps(published_config()))
     state = reference.state_dict()
-    save_file({name: t for name, t in state.items() if name.startswith("model.")}, model_folder / "model.safetensors")
+    save_file(
+        {name: t for name, t in state.items() if name.startswith("model.")},
+        model_folder / "model.safetensors",
+    )
     torch.save({"head": reference.head.state_dict()}, refiner_folder / "model.pt")
     return model_folder, refiner_folder
 
@@ -57,7 +73,13 @@ def published_config() -> dict:
         "auto_map": {"AutoModelForCausalLM": "hf_moondream.HfMoondream"},
         "model_type": "moondream3",
         "torch_dtype": "bfloat16",
-        "config": sections | {"skills": ["query", "segment"], "tokenizer": {"bos_id": 0, "coord_id": 5, "answer_id": 3}},
+        "config": (
+            sections
+            | {
+                "skills": ["query", "segment"],
+                "tokenizer": {"bos_id": 0, "coord_id": 5, "answer_id": 3},
+            }
+        ),
     }
 
 
@@ -84,13 +106,16 @@ def test_bfloat16_on_disk_runs_in_float32_and_in_bfloat16(tmp_path):
     assert_same_outputs(wide, tiny_model().to(torch.bfloat16).float())
     assert_same_outputs(load_model(resolve_model(str(tmp_path))), wide)
     assert_same_outputs(load_model(resolve_model(str(tmp_path)), dtype=torch.bfloat16), stored)
-    assert_same_outputs(MoondreamSegmentation.from_pretrained(tmp_path, dtype=torch.bfloat16), stored)
+    assert_same_outputs(
+        MoondreamSegmentation.from_pretrained(tmp_path, dtype=torch.bfloat16), stored
+    )
 
 
 def test_bfloat16_forward_is_near_float32(reference):
     exact, rough = outputs(reference), outputs(tiny_model().to(torch.bfloat16))
     for name, value in exact.items():
-        # Residual streams of random models are rough ground: the scale of the error is what is checked.
+        # Residual streams of random models are rough ground: the scale of the error is what is
+        # checked.
         error = (rough[name].float() - value).norm() / value.norm()
         assert error < 0.05, (name, error.item())
     assert rough["logits"].dtype == torch.float32
@@ -99,7 +124,9 @@ def test_bfloat16_forward_is_near_float32(reference):
 
 @pytest.mark.parametrize("device_map", ["meta", torch.device("meta"), {"": "meta"}])
 def test_device_map_puts_the_model_where_it_says(folder, device_map):
-    assert MoondreamSegmentation.from_pretrained(folder, device_map=device_map).device.type == "meta"
+    assert (
+        MoondreamSegmentation.from_pretrained(folder, device_map=device_map).device.type == "meta"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
@@ -114,7 +141,9 @@ def test_dtype_is_the_configurations_unless_given(tmp_path, dtype):
 
 
 def test_transformers_own_loader_with_its_other_options(reference, folder, published):
-    """It maps the file, and last bits of products depend on how memory is aligned: so weights are compared."""
+    """It maps the file, and last bits of products depend on how memory is aligned: so weights are
+    compared.
+    """
     model_folder, refiner_folder = published
     whole, info = MoondreamSegmentation.from_pretrained(folder, output_loading_info=True)
     parts, _ = MoondreamSegmentation.from_pretrained(
@@ -130,7 +159,11 @@ def through_transformers(path: str) -> MoondreamSegmentation:
     return MoondreamSegmentation.from_pretrained(path, output_loading_info=True)[0]
 
 
-LOADERS = [lambda path: load_model(resolve_model(path)), MoondreamSegmentation.from_pretrained, through_transformers]
+LOADERS = [
+    lambda path: load_model(resolve_model(path)),
+    MoondreamSegmentation.from_pretrained,
+    through_transformers,
+]
 
 
 def test_load_model_of_a_folder(reference, folder):
@@ -147,14 +180,18 @@ def test_load_model_of_a_single_file_takes_the_configuration_beside_it(reference
 def test_published_folder_with_its_refiner(reference, published):
     model_folder, refiner_folder = map(str, published)
     assert_same_outputs(load_model(resolve_model(model_folder, refiner=refiner_folder)), reference)
-    found = MoondreamSegmentation.from_pretrained(model_folder, refiner=refiner_folder, dtype=torch.float32)
+    found = MoondreamSegmentation.from_pretrained(
+        model_folder, refiner=refiner_folder, dtype=torch.float32
+    )
     assert_same_outputs(found, reference)
     assert found.config.tokens.coord_id == 5
 
 
 @pytest.mark.parametrize("load", LOADERS, ids=["load_model", "from_pretrained", "transformers"])
 def test_published_folder_without_a_refiner_is_an_error(published, load):
-    with pytest.raises(CheckpointError, match=r"missing: head\..*--refiner moondream/SegHeadRefiner"):
+    with pytest.raises(
+        CheckpointError, match=r"missing: head\..*--refiner moondream/SegHeadRefiner"
+    ):
         load(str(published[0]))
 
 
@@ -166,9 +203,13 @@ def test_layout_b_through_load_model_and_from_pretrained(published, reference, f
     if form == "fp8":
         torch.save(quantise_experts(fuse_tau(written)), model_folder / "model_fp8.pt")
     else:
-        save_file(fuse_tau(written) if form == "fused" else written, model_folder / "model.safetensors")
+        save_file(
+            fuse_tau(written) if form == "fused" else written, model_folder / "model.safetensors"
+        )
     loaded = load_model(resolve_model(str(model_folder), refiner=str(refiner_folder)))
-    same = MoondreamSegmentation.from_pretrained(model_folder, refiner=str(refiner_folder), dtype=torch.float32)
+    same = MoondreamSegmentation.from_pretrained(
+        model_folder, refiner=str(refiner_folder), dtype=torch.float32
+    )
     assert_same_outputs(same, loaded)
     if form == "fp8":
         assert not torch.equal(outputs(loaded)["logits"], outputs(reference)["logits"])
@@ -193,7 +234,10 @@ def test_misfits_are_named_however_the_model_is_loaded(folder, reference, load):
 
 def test_a_folder_without_configuration_says_what_is_missing(folder):
     (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"has no config\.json; give it the model's, or \{\} for the published full size"):
+    with pytest.raises(
+        ModelError,
+        match=r"has no config\.json; give it the model's, or \{\} for the published full size",
+    ):
         load_model(resolve_model(str(folder)))
 
 
@@ -201,9 +245,15 @@ def test_a_folder_without_configuration_says_what_is_missing(folder):
     ("content", "message"),
     [
         ("{", "config.json"),
-        ('{"model_type": "moondream_segmentation", "text": {"wheels": 4}}', "text: unknown field\\(s\\) wheels"),
+        (
+            '{"model_type": "moondream_segmentation", "text": {"wheels": 4}}',
+            "text: unknown field\\(s\\) wheels",
+        ),
         ('{"config": {"text": {"moe": {"wheels": 4}}}}', "text.moe: unknown field\\(s\\) wheels"),
-        ('{"config": {"vision": {"crop_size": 377}}}', "vision.crop_size = 377: must be a multiple of enc_patch_size"),
+        (
+            '{"config": {"vision": {"crop_size": 377}}}',
+            "vision.crop_size = 377: must be a multiple of enc_patch_size",
+        ),
     ],
 )
 def test_a_damaged_configuration_is_named(folder, content, message):
@@ -216,12 +266,20 @@ def test_tokenizer_of_a_folder(folder):
     fast = build_tokenizer(["red", "circle"])
     Tokenizer.from_str(fast.backend_tokenizer.to_str()).save(str(folder / "tokenizer.json"))
     tokenizer = load_tokenizer(resolve_model(str(folder)))
-    assert tokenizer.path_tokens(tokenizer.path_ids(["M", "960", "-", "0", "z"])) == ["M", "960", "-", "0", "z"]
+    assert tokenizer.path_tokens(tokenizer.path_ids(["M", "960", "-", "0", "z"])) == [
+        "M",
+        "960",
+        "-",
+        "0",
+        "z",
+    ]
     assert tokenizer.encode("red circle") == fast.encode("red circle", add_special_tokens=False)
 
 
 def expected_full_size() -> dict[str, tuple[int, ...]]:
-    """Every name and shape of the published model in layout A, written out from the facts (sections 2, 3, 4 and 9)."""
+    """Every name and shape of the published model in layout A, written out from the facts (sections
+    2, 3, 4 and 9).
+    """
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, inner: int, out: int) -> None:
@@ -260,7 +318,10 @@ def expected_full_size() -> dict[str, tuple[int, ...]]:
             linear(f"{block}.mlp.fc2", 8192, 2048)
         else:
             linear(f"{block}.mlp.router", 2048, 64)
-            shapes |= {f"{block}.mlp.fc1.weight": (64, 2048, 2048), f"{block}.mlp.fc2.weight": (64, 2048, 1024)}
+            shapes |= {
+                f"{block}.mlp.fc1.weight": (64, 2048, 2048),
+                f"{block}.mlp.fc2.weight": (64, 2048, 1024),
+            }
     norm("model.text.post_ln", 2048)
     linear("model.text.lm_head", 2048, 51200)
 
@@ -275,18 +336,31 @@ def expected_full_size() -> dict[str, tuple[int, ...]]:
 
 def test_full_size_model_has_every_published_name_and_shape():
     model = build_on_meta(MoondreamSegmentationConfig())
-    found = {name: tuple(t.shape) for name, t in model.state_dict().items() if name.startswith("model.")}
+    found = {
+        name: tuple(t.shape) for name, t in model.state_dict().items() if name.startswith("model.")
+    }
     assert found == expected_full_size()
 
 
 def test_full_size_model_has_nine_billion_parameters():
     model = build_on_meta(MoondreamSegmentationConfig())
-    count, counted = parameter_count(model.model), sum(torch.Size(s).numel() for s in expected_full_size().values())
-    print(f"full-size model: {count:,} parameters, with the refiner {parameter_count(model):,} ({count / 1e9:.2f} B)")
+    count, counted = (
+        parameter_count(model.model),
+        sum(torch.Size(s).numel() for s in expected_full_size().values()),
+    )
+    print(
+        f"full-size model: {count:,} parameters, with the refiner {parameter_count(model):,}"
+        f" ({count / 1e9:.2f} B)"
+    )
     assert count == counted == 9_268_626_928
-    assert parameter_count(model) == next(card for card in list_models() if card.name != "demo").parameters
+    assert (
+        parameter_count(model)
+        == next(card for card in list_models() if card.name != "demo").parameters
+    )
     # 8 of 64 experts are read for a token: about 2 B parameters are active.
-    experts = sum(p.numel() for name, p in model.named_parameters() if ".mlp.fc" in name and p.ndim == 3)
+    experts = sum(
+        p.numel() for name, p in model.named_parameters() if ".mlp.fc" in name and p.ndim == 3
+    )
     assert 1.8e9 < count - experts * 56 / 64 < 2.3e9
 
 
@@ -301,4 +375,7 @@ def test_full_size_model_fits_from_the_default_configuration_of_a_published_repo
 def test_tiny_config_differs_from_the_default_everywhere_it_matters():
     """Or a section that is not read back from JSON would go unseen in the tests above."""
     tiny, default = tiny_config(), MoondreamSegmentationConfig()
-    assert all(getattr(tiny, name) != getattr(default, name) for name in ("vision", "text", "region", "refiner"))
+    assert all(
+        getattr(tiny, name) != getattr(default, name)
+        for name in ("vision", "text", "region", "refiner")
+    )

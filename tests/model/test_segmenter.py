@@ -49,7 +49,11 @@ def test_result_is_the_moondream_clients(segmenter: Segmenter) -> None:
     assert 0 <= box["x_min"] < box["x_max"] <= 1
     assert re.fullmatch(r"[MHVz0-9. ]+", found["path"])
     centre = ((box["x_min"] + box["x_max"]) / 2, (box["y_min"] + box["y_max"]) / 2)
-    filled = rasterize(found["path"], (*centre, box["x_max"] - box["x_min"], box["y_max"] - box["y_min"]), *scene.shape[:2])
+    filled = rasterize(
+        found["path"],
+        (*centre, box["x_max"] - box["x_min"], box["y_max"] - box["y_min"]),
+        *scene.shape[:2],
+    )
     np.testing.assert_array_equal(filled, found["mask"])
     assert found["predicted_iou"] is not None
     assert found["path_logprob"] < 0
@@ -57,19 +61,29 @@ def test_result_is_the_moondream_clients(segmenter: Segmenter) -> None:
     assert 0 <= found["trust"] <= 1
 
 
-def test_a_batch_answers_in_order_and_encodes_each_image_once(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_answers_in_order_and_encodes_each_image_once(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scenes = [SCENES.scene(TEST_SEEDS.start + i) for i in range(3)]
     asked = [(i, e) for i, s in enumerate(scenes) for e in SCENES.about(s, i, 2)]
     encoded: list[int] = []
     project = segmenter.model.model.vision.project
     monkeypatch.setattr(
-        segmenter.model.model.vision, "project", lambda final, tilings: (encoded.append(len(tilings)), project(final, tilings))[1]
+        segmenter.model.model.vision,
+        "project",
+        lambda final, tilings: (encoded.append(len(tilings)), project(final, tilings))[1],
     )
-    found = segmenter.segment_many([s.image_HW3 for s in scenes], [Query(image=i, object=e.text) for i, e in asked])
+    found = segmenter.segment_many(
+        [s.image_HW3 for s in scenes], [Query(image=i, object=e.text) for i, e in asked]
+    )
     assert encoded == [3]
-    assert [answer.mask.shape for answer in found] == [scenes[i].image_HW3.shape[:2] for i, _ in asked]
+    assert [answer.mask.shape for answer in found] == [
+        scenes[i].image_HW3.shape[:2] for i, _ in asked
+    ]
     for (i, expression), answer in zip(asked, found, strict=True):
-        (alone,) = segmenter.segment_many([scenes[i].image_HW3], [Query(image=0, object=expression.text)])
+        (alone,) = segmenter.segment_many(
+            [scenes[i].image_HW3], [Query(image=0, object=expression.text)]
+        )
         assert alone.coarse_path == answer.coarse_path
         np.testing.assert_array_equal(alone.mask, answer.mask)
 
@@ -82,8 +96,12 @@ def test_fields_agree_with_each_other(segmenter: Segmenter, scene: np.ndarray) -
     assert found.mask[y : y + h, x : x + w].sum() == found.area == found.mask.sum()
 
 
-def test_without_refinement_the_mask_is_the_path_and_says_so(segmenter: Segmenter, scene: np.ndarray) -> None:
-    coarse_only = Segmenter(segmenter.model, segmenter.tokenizer, revision="x", refiner_iterations=0)
+def test_without_refinement_the_mask_is_the_path_and_says_so(
+    segmenter: Segmenter, scene: np.ndarray
+) -> None:
+    coarse_only = Segmenter(
+        segmenter.model, segmenter.tokenizer, revision="x", refiner_iterations=0
+    )
     (found,) = coarse_only.segment_many([scene], [Query(image=0, object="the object on the left")])
     assert not found.refined
     assert found.predicted_iou is None
@@ -98,13 +116,19 @@ def test_an_empty_refined_mask_falls_back_to_the_coarse_one_and_says_so(
     assert before.refined
     iterate = segmenter.model.head.iterate
     monkeypatch.setattr(
-        segmenter.model.head, "iterate", lambda *args, **options: (r := iterate(*args, **options))._replace(probs=torch.zeros_like(r.probs))
+        segmenter.model.head,
+        "iterate",
+        lambda *args, **options: (r := iterate(*args, **options))._replace(
+            probs=torch.zeros_like(r.probs)
+        ),
     )
     (found,) = segmenter.segment_many([scene], [query])
     assert not found.refined
     assert found.area > 0
     assert found.coarse_refined_iou == 0
-    assert found.predicted_iou == pytest.approx(before.predicted_iou), "kept, though its mask was not used"
+    assert found.predicted_iou == pytest.approx(before.predicted_iou), (
+        "kept, though its mask was not used"
+    )
 
 
 def drawing(row: Decoded) -> Callable[..., Iterator[tuple[Any, Decoded]]]:
@@ -112,9 +136,17 @@ def drawing(row: Decoded) -> Callable[..., Iterator[tuple[Any, Decoded]]]:
     return lambda _self, asked: ((tag, row) for _, prompts in asked for tag, _ in prompts)
 
 
-def test_a_malformed_path_is_salvaged_and_says_so(segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = tuple(segmenter.tokenizer.path_ids(iter(["M", "0", "0", "L", "960", "0", "960", "960", "0", "960", "C", "5", "5"])))
-    row = Decoded(box=(0.5, 0.5, 0.4, 0.4), ids=ids, absent=False, truncated=True, path_logprob=-0.5)
+def test_a_malformed_path_is_salvaged_and_says_so(
+    segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = tuple(
+        segmenter.tokenizer.path_ids(
+            iter(["M", "0", "0", "L", "960", "0", "960", "960", "0", "960", "C", "5", "5"])
+        )
+    )
+    row = Decoded(
+        box=(0.5, 0.5, 0.4, 0.4), ids=ids, absent=False, truncated=True, path_logprob=-0.5
+    )
     monkeypatch.setattr(Engine, "draw", drawing(row))
     (found,) = segmenter.segment_many([scene], [Query(image=0, object="x")])
     assert found.salvaged
@@ -124,7 +156,9 @@ def test_a_malformed_path_is_salvaged_and_says_so(segmenter: Segmenter, scene: n
     assert not parse_path(segmenter.tokenizer.path_tokens(ids)).well_formed
 
 
-def test_absent_is_an_empty_mask(segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_is_an_empty_mask(
+    segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = Decoded(box=(0.5, 0.5, 0.4, 0.4), ids=(), absent=True, truncated=False, path_logprob=None)
     monkeypatch.setattr(Engine, "draw", drawing(row))
     found = segmenter.segment(scene, "a unicorn")
@@ -136,7 +170,9 @@ def test_absent_is_an_empty_mask(segmenter: Segmenter, scene: np.ndarray, monkey
 def test_scores_that_are_no_numbers_are_an_error_of_that_row(
     segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch, score: float
 ) -> None:
-    row = Decoded(box=(0.5, 0.5, 0.4, 0.4), ids=(), absent=False, truncated=False, path_logprob=score)
+    row = Decoded(
+        box=(0.5, 0.5, 0.4, 0.4), ids=(), absent=False, truncated=False, path_logprob=score
+    )
     monkeypatch.setattr(Engine, "draw", drawing(row))
     with pytest.raises(FloatingPointError, match="not finite"):
         segmenter.segment(scene, "the red circle")
@@ -157,7 +193,10 @@ def test_deterministic_rows_do_not_depend_on_their_place_with_an_odd_number_of_t
 
 def test_the_longest_prompt_is_bounded_whatever_the_context() -> None:
     assert MoondreamSegmentationConfig().max_prompt_tokens == MOST_PROMPT_TOKENS
-    assert MoondreamSegmentationConfig(text={"max_context": 1600}).max_prompt_tokens == 1600 - 730 - 3 - 768
+    assert (
+        MoondreamSegmentationConfig(text={"max_context": 1600}).max_prompt_tokens
+        == 1600 - 730 - 3 - 768
+    )
 
 
 def test_photographs_of_any_shape(segmenter: Segmenter) -> None:
@@ -170,20 +209,31 @@ def test_photographs_of_any_shape(segmenter: Segmenter) -> None:
 @pytest.mark.parametrize(
     ("query", "refs", "code"),
     [
-        ("  ", (), "empty_query"), ("circle " * 100, (), "query_too_long"), ("circle", ((0.5, 0.5),) * 200, "query_too_long"),
+        ("  ", (), "empty_query"),
+        ("circle " * 100, (), "query_too_long"),
+        ("circle", ((0.5, 0.5),) * 200, "query_too_long"),
         ("circle", ((0.5,),), "bad_spatial_ref"),
-        ("circle", ((0.5, 1.2),), "spatial_ref_out_of_range"), ("circle", ((0.5, float("nan")),), "spatial_ref_out_of_range"),
+        ("circle", ((0.5, 1.2),), "spatial_ref_out_of_range"),
+        ("circle", ((0.5, float("nan")),), "spatial_ref_out_of_range"),
         ("circle", ((0.5, 0.5, 0.4, 0.6),), "spatial_ref_out_of_range"),
     ],
-)  # fmt: skip
-def test_queries_that_cannot_be_asked(segmenter: Segmenter, query: str, refs: tuple, code: str) -> None:
+)
+def test_queries_that_cannot_be_asked(
+    segmenter: Segmenter, query: str, refs: tuple, code: str
+) -> None:
     with pytest.raises(QueryError) as caught:
         segmenter.check_query(query, refs)
     assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3)),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
 )
 def test_an_array_that_is_no_image_is_refused(segmenter: Segmenter, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"must be uint8 \(height, width, 3\)"):
@@ -224,10 +274,19 @@ def test_a_box_outside_the_image_has_no_crop() -> None:
 # --- a stream
 
 
-def test_a_stream_gives_each_tag_one_answer_and_takes_images_as_it_goes(segmenter: Segmenter) -> None:
+def test_a_stream_gives_each_tag_one_answer_and_takes_images_as_it_goes(
+    segmenter: Segmenter,
+) -> None:
     scenes = [SCENES.scene(TEST_SEEDS.start + i) for i in range(5)]
-    queries = [[((i, e.text), Query(object=e.text)) for e in SCENES.about(s, i, 2)] for i, s in enumerate(scenes)]
-    found = dict(segmenter.stream(((s.image_HW3, asked) for s, asked in zip(scenes, queries, strict=True)), rows=3))
+    queries = [
+        [((i, e.text), Query(object=e.text)) for e in SCENES.about(s, i, 2)]
+        for i, s in enumerate(scenes)
+    ]
+    found = dict(
+        segmenter.stream(
+            ((s.image_HW3, asked) for s, asked in zip(scenes, queries, strict=True)), rows=3
+        )
+    )
     assert sorted(found) == sorted(tag for asked in queries for tag, _ in asked)
     for (i, words), answer in found.items():
         (alone,) = segmenter.segment_many([scenes[i].image_HW3], [Query(object=words)])
@@ -235,7 +294,9 @@ def test_a_stream_gives_each_tag_one_answer_and_takes_images_as_it_goes(segmente
 
 
 @pytest.mark.parametrize("broken", ["rasterize", "clean"])
-def test_what_goes_wrong_beside_the_model_is_its_rows_alone(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+def test_what_goes_wrong_beside_the_model_is_its_rows_alone(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     """Before the refiner, and after it."""
     scenes = [SCENES.scene(TEST_SEEDS.start + i).image_HW3 for i in range(3)]
     work, calls = getattr(segmenter_module, broken), Counter[str]()
@@ -246,9 +307,15 @@ def test_what_goes_wrong_beside_the_model_is_its_rows_alone(segmenter: Segmenter
             raise ValueError("this one is broken")
         return work(*args)
 
-    monkeypatch.setattr(segmenter, "_threads", ThreadPoolExecutor(1))  # one thread: the calls come in their order
+    monkeypatch.setattr(
+        segmenter, "_threads", ThreadPoolExecutor(1)
+    )  # one thread: the calls come in their order
     monkeypatch.setattr(segmenter_module, broken, once)
-    answers = dict(segmenter.stream((scene, [(i, Query(object="the object on the left"))]) for i, scene in enumerate(scenes)))
+    answers = dict(
+        segmenter.stream(
+            (scene, [(i, Query(object="the object on the left"))]) for i, scene in enumerate(scenes)
+        )
+    )
     failed = [tag for tag, answer in answers.items() if isinstance(answer.exception(), ValueError)]
     assert len(answers) == 3
     assert len(failed) == 1

@@ -20,7 +20,10 @@ RUN = {"input": "in.parquet", "output": "out"}
         ({"dtype": "float16"}, "dtype"),
         ({"path_style": "wavy"}, "path_style"),
         ({"max_image_pixels": 0}, "max_image_pixels"),
-        ({"max_image_pixels": 178_956_971}, "max_image_pixels"),  # Pillow refuses it whatever is set here
+        (
+            {"max_image_pixels": 178_956_971},
+            "max_image_pixels",
+        ),  # Pillow refuses it whatever is set here
         ({"max_image_bytes": 0}, "max_image_bytes"),
         ({"carry": ("split", "split")}, "carry"),
         ({"columns": {"picture": "image"}}, "columns.picture"),
@@ -59,7 +62,9 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_the_hash_of_the_defaults_is_what_outputs_on_disk_were_named_by() -> None:
-    """If this fails, every shard of every existing output is computed anew. Change the value only if that is meant."""
+    """If this fails, every shard of every existing output is computed anew. Change the value only
+    if that is meant.
+    """
     assert SegmentSettings().settings_hash == "ecb7371be8499ace"
 
 
@@ -86,23 +91,45 @@ def test_every_setting_that_can_change_a_row_changes_the_hash(changed: dict[str,
 
 def test_no_setting_was_forgotten_above() -> None:
     assert set(SegmentSettings.model_fields) == {
-        "columns", "carry", "refiner_iterations", "dtype", "early_stop", "grammar", "deterministic", "path_style",
-        "max_image_pixels", "max_image_bytes", "allow_https", "allow_roots",
-    }  # fmt: skip
+        "columns",
+        "carry",
+        "refiner_iterations",
+        "dtype",
+        "early_stop",
+        "grammar",
+        "deterministic",
+        "path_style",
+        "max_image_pixels",
+        "max_image_bytes",
+        "allow_https",
+        "allow_roots",
+    }
 
 
 def test_the_hash_survives_a_trip_through_json() -> None:
     settings = SegmentSettings(carry=("split", "source"), refiner_iterations=2)
-    assert SegmentSettings.model_validate_json(settings.model_dump_json()).settings_hash == settings.settings_hash
+    assert (
+        SegmentSettings.model_validate_json(settings.model_dump_json()).settings_hash
+        == settings.settings_hash
+    )
 
 
-@pytest.mark.parametrize(("text", "price", "seconds"), [("90s", None, 90), ("30m", None, 1800), ("1.5h", 2.0, 5400), ("$40", 20.0, 7200)])
+@pytest.mark.parametrize(
+    ("text", "price", "seconds"),
+    [("90s", None, 90), ("30m", None, 1800), ("1.5h", 2.0, 5400), ("$40", 20.0, 7200)],
+)
 def test_a_budget_of_time_or_money(text: str, price: float | None, seconds: float) -> None:
     assert seconds_of_budget(text, price) == seconds
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("2", "such as 30m"), ("$40h", "such as 30m"), ("0h", "such as 30m"), ("$40", "--price-per-hour")]
+    ("text", "says"),
+    [
+        ("2", "such as 30m"),
+        ("$40h", "such as 30m"),
+        ("0h", "such as 30m"),
+        ("$40", "--price-per-hour"),
+    ],
 )
 def test_a_budget_that_is_none(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):

@@ -23,9 +23,10 @@ REVISION = "fake-1"
 
 
 class FakeSegmenter:
-    """An ellipse whose place follows from the image and the words. Words with a meaning: "explode" raises, "absent" is
-    absent, "die:PATH" kills the process unless the file PATH is there (it is made first, so the second try lives), "kill" kills it always,
-    "slowly" takes half a second, "hog:PATH" takes a gigabyte unless the file PATH is there."""
+    """An ellipse whose place follows from the image and the words. Words with a meaning: "explode"
+    raises, "absent" is absent, "die:PATH" kills the process unless the file PATH is there (it is
+    made first, so the second try lives), "kill" kills it always, "slowly" takes half a second,
+    "hog:PATH" takes a gigabyte unless the file PATH is there."""
 
     def __init__(self, model: str | None = None, **_settings: Any) -> None:
         # In a flow it stands in for a model that was planned with.
@@ -35,7 +36,10 @@ class FakeSegmenter:
         if not object.strip():
             raise QueryError("empty_query", f"query = {object!r}: has no words")
         if len(object.split()) > 64:
-            raise QueryError("query_too_long", f"query has {len(object.split())} words, more than the limit of 64; shorten it")
+            raise QueryError(
+                "query_too_long",
+                f"query has {len(object.split())} words, more than the limit of 64; shorten it",
+            )
         for ref in spatial_refs:
             if len(ref) not in (2, 4):
                 raise QueryError("bad_spatial_ref", f"{list(ref)} has {len(ref)} numbers")
@@ -53,15 +57,18 @@ class FakeSegmenter:
 
 
 class Gossip(FakeSegmenter):
-    """Its errors tell what they should not: the row's words, its image, a credential. "unspeakable" is the row's fault, "unbearable" the
-    machine's."""
+    """Its errors tell what they should not: the row's words, its image, a credential. "unspeakable"
+    is the row's fault, "unbearable" the machine's."""
 
     def stream(
         self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[int, Query]]]], rows: int
     ) -> Iterator[tuple[int, Future[Segmentation]]]:
         for image, queries in asked:
             for tag, query in queries:
-                told = f"{query.object!r} about {image.tobytes()[:9]!r} with {os.environ.get('AWS_SECRET_ACCESS_KEY')}"
+                told = (
+                    f"{query.object!r} about {image.tobytes()[:9]!r} with"
+                    f" {os.environ.get('AWS_SECRET_ACCESS_KEY')}"
+                )
                 if "unspeakable" in query.object:
                     raise RuntimeError(told)
                 if "unbearable" in query.object:
@@ -91,11 +98,33 @@ def _answer(image: np.ndarray, words: str) -> Segmentation:
         digest = hashlib.sha256(np.ascontiguousarray(image))
         digest.update(words.encode())
         a, b, c = digest.digest()[:3]
-        cv2.ellipse(mask, (a * width // 256, b * height // 256), (2 + width // 4, 2 + height // 4), c, 0, 360, 1, -1)
+        cv2.ellipse(
+            mask,
+            (a * width // 256, b * height // 256),
+            (2 + width // 4, 2 + height // 4),
+            c,
+            0,
+            360,
+            1,
+            -1,
+        )
     x, y, w, h = cv2.boundingRect(mask)
     return Segmentation(
-        status="absent" if words == "absent" else "mask", rle=dict(rle.encode(mask)),
-        bbox=(x, y, w, h), area=int(mask.sum()), path=trace(mask),
-        coarse_path="M 0 0 L 1 0 1 1 z", coarse_bbox=(0.5, 0.5, 0.5, 0.5), predicted_iou=0.9, path_logprob=-0.1, coarse_refined_iou=0.8,
-        iteration_stability=1.0, trust=0.85, refined=True, salvaged=False, truncated=False, path_problem=None, n_path_tokens=9,
-    )  # fmt: skip
+        status="absent" if words == "absent" else "mask",
+        rle=dict(rle.encode(mask)),
+        bbox=(x, y, w, h),
+        area=int(mask.sum()),
+        path=trace(mask),
+        coarse_path="M 0 0 L 1 0 1 1 z",
+        coarse_bbox=(0.5, 0.5, 0.5, 0.5),
+        predicted_iou=0.9,
+        path_logprob=-0.1,
+        coarse_refined_iou=0.8,
+        iteration_stability=1.0,
+        trust=0.85,
+        refined=True,
+        salvaged=False,
+        truncated=False,
+        path_problem=None,
+        n_path_tokens=9,
+    )

@@ -1,4 +1,6 @@
-"""Checkpoints in layout B written from our own names: what `model.checkpoints` does, the other way round and apart."""
+"""Checkpoints in layout B written from our own names: what `model.checkpoints` does, the other way
+round and apart.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def name_in_b(name: str, experts: bool) -> str:
     if name.startswith("model.text.blocks."):
         _, _, _, layer, rest = name.split(".", 4)
         if experts:
-            rest = rest.replace("mlp.fc1.weight", "mlp.experts.weight").replace("mlp.fc2.weight", "mlp.output_experts.weight")
+            rest = rest.replace("mlp.fc1.weight", "mlp.experts.weight").replace(
+                "mlp.fc2.weight", "mlp.output_experts.weight"
+            )
         for ours, theirs in BLOCK.items():
             rest = theirs + rest.removeprefix(ours) if rest.startswith(ours) else rest
         return f"text_model.transformer.h.{layer}.{rest}"
@@ -61,9 +65,15 @@ def to_layout_b(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def fuse_tau(written: dict[str, Tensor]) -> dict[str, Tensor]:
     """tau_wq and tau_wv as one tau_wqwv."""
-    fused = {name: tensor for name, tensor in written.items() if not name.endswith((".tau_wq", ".tau_wv"))}
+    fused = {
+        name: tensor
+        for name, tensor in written.items()
+        if not name.endswith((".tau_wq", ".tau_wv"))
+    }
     for name in (name for name in written if name.endswith(".tau_wq")):
-        fused[name.replace("tau_wq", "tau_wqwv")] = torch.cat([written[name], written[name.replace("tau_wq", "tau_wv")]])
+        fused[name.replace("tau_wq", "tau_wqwv")] = torch.cat(
+            [written[name], written[name.replace("tau_wq", "tau_wv")]]
+        )
     return fused
 
 

@@ -1,4 +1,6 @@
-"""What an expression means, worked out slowly from the pixels of a scene and plain readings of words, without the grammar's own code."""
+"""What an expression means, worked out slowly from the pixels of a scene and plain readings of
+words, without the grammar's own code.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +15,57 @@ from wordmask.model.scenes.colours import BOXES
 from wordmask.model.scenes.compose import Scene
 
 RANKS = {"first": 0, "second": 1, "third": 2, "fourth": 3}
-SIDES = {"left": ("x", 1), "right": ("x", -1), "top": ("y", 1), "bottom": ("y", -1), "upper": ("y", 1), "lower": ("y", -1)}
+SIDES = {
+    "left": ("x", 1),
+    "right": ("x", -1),
+    "top": ("y", 1),
+    "bottom": ("y", -1),
+    "upper": ("y", 1),
+    "lower": ("y", -1),
+}
 MOST = {
-    "leftmost": "left", "far left": "left", "rightmost": "right", "far right": "right", "topmost": "top", "uppermost": "top",
-    "highest": "top", "bottommost": "bottom", "lowest": "bottom",
-}  # fmt: skip
+    "leftmost": "left",
+    "far left": "left",
+    "rightmost": "right",
+    "far right": "right",
+    "topmost": "top",
+    "uppermost": "top",
+    "highest": "top",
+    "bottommost": "bottom",
+    "lowest": "bottom",
+}
 SIZES = {
-    "small": -1, "little": -1, "tiny": -1, "smallest": -1, "tiniest": -1, "big": 1, "large": 1, "biggest": 1, "largest": 1,
-}  # fmt: skip
+    "small": -1,
+    "little": -1,
+    "tiny": -1,
+    "smallest": -1,
+    "tiniest": -1,
+    "big": 1,
+    "large": 1,
+    "biggest": 1,
+    "largest": 1,
+}
 BESIDE = {
-    "left of": "left", "to the left of": "left", "on the left side of": "left", "right of": "right", "to the right of": "right",
-    "on the right side of": "right", "above": "top", "over": "top", "higher up than": "top", "below": "bottom", "under": "bottom",
+    "left of": "left",
+    "to the left of": "left",
+    "on the left side of": "left",
+    "right of": "right",
+    "to the right of": "right",
+    "on the right side of": "right",
+    "above": "top",
+    "over": "top",
+    "higher up than": "top",
+    "below": "bottom",
+    "under": "bottom",
     "beneath": "bottom",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """Centre in unit of the short side, longer side, area, and the share of its pixels in each colour's box."""
+    """Centre in unit of the short side, longer side, area, and the share of its pixels in each
+    colour's box.
+    """
 
     name: str
     x: float
@@ -54,7 +89,9 @@ class World:
 def _shake(thing: Thing, rng: np.random.Generator, move: float, grow: float) -> Thing:
     scale = float(rng.uniform(1 - grow, 1 + grow))
     dx, dy = rng.uniform(-move, move, 2).tolist()
-    return replace(thing, x=thing.x + dx, y=thing.y + dy, side=thing.side * scale, area=thing.area * scale)
+    return replace(
+        thing, x=thing.x + dx, y=thing.y + dy, side=thing.side * scale, area=thing.area * scale
+    )
 
 
 def world_of(scene: Scene) -> World:
@@ -65,21 +102,35 @@ def world_of(scene: Scene) -> World:
         ys, xs = np.nonzero(scene.instance_HW == index)
         x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
         shares = _shares(scene.image_HW3[ys, xs])
-        things.append(Thing(thing.name, (x0 + x1) / 2 / short, (y0 + y1) / 2 / short, max(x1 - x0, y1 - y0), len(xs), shares))
+        things.append(
+            Thing(
+                thing.name,
+                (x0 + x1) / 2 / short,
+                (y0 + y1) / 2 / short,
+                max(x1 - x0, y1 - y0),
+                len(xs),
+                shares,
+            )
+        )
     height, width = scene.instance_HW.shape
     return World(tuple(things), width / short, height / short)
 
 
 def _shares(pixels: np.ndarray) -> dict[str, float]:
     seen = [colorsys.rgb_to_hsv(*(pixel / 255)) for pixel in pixels[:: max(1, len(pixels) // 400)]]
-    return {name: sum(any(_in(hsv, box) for box in boxes) for hsv in seen) / len(seen) for name, boxes in BOXES.items()}
+    return {
+        name: sum(any(_in(hsv, box) for box in boxes) for hsv in seen) / len(seen)
+        for name, boxes in BOXES.items()
+    }
 
 
 def _in(hsv: tuple[float, float, float], box: tuple[tuple[float, float], ...]) -> bool:
     (low, high), *rest = box
     hue = 360 * hsv[0]
     around = low <= hue <= high if low <= high else hue >= low or hue <= high
-    return around and all(least <= value <= most for value, (least, most) in zip(hsv[1:], rest, strict=True))
+    return around and all(
+        least <= value <= most for value, (least, most) in zip(hsv[1:], rest, strict=True)
+    )
 
 
 def meant(world: World, text: str) -> set[int]:
@@ -95,7 +146,9 @@ def _nearest(world: World, phrase: str, how: str, anchor: str) -> set[int]:
 
 
 def _distance(world: World, a: int, b: int) -> float:
-    return float(np.hypot(world.things[a].x - world.things[b].x, world.things[a].y - world.things[b].y))
+    return float(
+        np.hypot(world.things[a].x - world.things[b].x, world.things[a].y - world.things[b].y)
+    )
 
 
 def _between(world: World, phrase: str, first: str, second: str) -> set[int]:
@@ -114,7 +167,11 @@ def _between(world: World, phrase: str, first: str, second: str) -> set[int]:
 def _sized(world: World, phrase: str, how: str, anchor: str) -> set[int]:
     (mark,) = simple(world, anchor)
     sign = -1 if how == "smaller" else 1
-    return {i for i in simple(world, phrase) - {mark} if sign * world.things[i].area > sign * world.things[mark].area}
+    return {
+        i
+        for i in simple(world, phrase) - {mark}
+        if sign * world.things[i].area > sign * world.things[mark].area
+    }
 
 
 def _same_colour(world: World, phrase: str, anchor: str) -> set[int]:
@@ -127,7 +184,12 @@ def _same_colour(world: World, phrase: str, anchor: str) -> set[int]:
 def _beside(world: World, phrase: str, how: str, anchor: str) -> set[int]:
     marks = simple(world, anchor)
     axis, sign = SIDES[BESIDE[how]]
-    return {i for i in simple(world, phrase) for mark in marks - {i} if sign * _along(world, i, axis) < sign * _along(world, mark, axis)}
+    return {
+        i
+        for i in simple(world, phrase)
+        for mark in marks - {i}
+        if sign * _along(world, i, axis) < sign * _along(world, mark, axis)
+    }
 
 
 def _along(world: World, i: int, axis: str) -> float:
@@ -154,7 +216,11 @@ def simple(world: World, phrase: str) -> set[int]:
 
 
 def _first_that_matches(
-    patterns: list[tuple[str, Callable[..., set[int]]]], world: World, text: str, *, otherwise: Callable[[World, str], set[int]]
+    patterns: list[tuple[str, Callable[..., set[int]]]],
+    world: World,
+    text: str,
+    *,
+    otherwise: Callable[[World, str], set[int]],
 ) -> set[int]:
     for pattern, evaluate in patterns:
         found = re.fullmatch(pattern, text)
@@ -181,8 +247,17 @@ def _in_size(world: World, rank: str | None, word: str, phrase: str) -> set[int]
 def _in_corner(world: World, vertical: str, horizontal: str, phrase: str) -> set[int]:
     spans = {"x": world.width, "y": world.height}
     sides = [SIDES[vertical], SIDES[horizontal]]
-    near = {i: [_along(world, i, axis) / spans[axis] for axis, _ in sides] for i in _named(world, phrase)}
-    return {i for i, shares in near.items() if all((s if sign > 0 else 1 - s) < 0.44 for s, (_, sign) in zip(shares, sides, strict=True))}
+    near = {
+        i: [_along(world, i, axis) / spans[axis] for axis, _ in sides]
+        for i in _named(world, phrase)
+    }
+    return {
+        i
+        for i, shares in near.items()
+        if all(
+            (s if sign > 0 else 1 - s) < 0.44 for s, (_, sign) in zip(shares, sides, strict=True)
+        )
+    }
 
 
 def _in_middle(world: World, phrase: str) -> set[int]:
@@ -198,7 +273,10 @@ SIMPLE: list[tuple[str, Callable[..., set[int]]]] = [
     (rf"({'|'.join(RANKS)}) (.+) from the ({_EDGE})", _ranked),
     (rf"(second )?({'|'.join(SIZES)}) (.+)", _in_size),
     (rf"({'|'.join(MOST)}) (.+)", _extreme),
-    (r"(.+) in the (top|upper|bottom|lower) (left|right) corner", lambda w, p, v, h: _in_corner(w, v, h, p)),
+    (
+        r"(.+) in the (top|upper|bottom|lower) (left|right) corner",
+        lambda w, p, v, h: _in_corner(w, v, h, p),
+    ),
     (r"(top|upper|bottom|lower) (left|right) (.+)", _in_corner),
     (r"middle (.+)", _in_middle),
     (r"(.+) in the middle", _in_middle),

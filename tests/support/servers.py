@@ -18,8 +18,24 @@ def serve_s3(root: Path) -> Iterator[str]:
     (root / "lake").mkdir()
     port = free_port()
     rclone = Path(sys.executable).parent / "rclone"
-    command = [rclone, "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret", "--vfs-cache-mode", "off"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HOME": str(root)})
+    command = [
+        rclone,
+        "serve",
+        "s3",
+        str(root),
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--auth-key",
+        "key,secret",
+        "--vfs-cache-mode",
+        "off",
+    ]
+    server = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(root)},
+    )
     try:
         wait_for(port, server, 30)
         yield f"http://127.0.0.1:{port}"

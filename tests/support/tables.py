@@ -23,10 +23,14 @@ def png(seed: int = 0, *, height: int = 24, width: int = 32) -> bytes:
     return buffer.getvalue()
 
 
-def write_input(path: Path, rows: list[dict[str, Any]], *, row_group_size: int | None = None) -> str:
+def write_input(
+    path: Path, rows: list[dict[str, Any]], *, row_group_size: int | None = None
+) -> str:
     """A Parquet table of rows whose `image` is bytes, a path, or a dict of both."""
     table = pa.Table.from_pylist([row | {"image": _image(row["image"])} for row in rows])
-    schema = pa.schema([pa.field("image", IMAGE) if field.name == "image" else field for field in table.schema])
+    schema = pa.schema(
+        [pa.field("image", IMAGE) if field.name == "image" else field for field in table.schema]
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.cast(schema), path, row_group_size=row_group_size)
     return str(path)
@@ -39,13 +43,22 @@ def _image(value: Any) -> Any:
 
 
 def read_rows(output: str | Path, kind: str) -> list[dict[str, Any]]:
-    """All rows of the masks or rejects of a local output's newest published run; where there is none, of its shards that are done."""
+    """All rows of the masks or rejects of a local output's newest published run; where there is
+    none, of its shards that are done.
+    """
     runs = sorted(Path(output, "runs").glob("*.json"))
     if runs:
         parts = json.loads(runs[-1].read_text())[f"{kind}_parts"]
     else:
-        parts = [json.loads(receipt.read_text())[f"{kind}_part"] for receipt in sorted(Path(output, "receipts").glob("*.json"))]
-    return [row for part in sorted(part["path"] for part in parts) for row in pq.read_table(Path(output, part)).to_pylist()]
+        parts = [
+            json.loads(receipt.read_text())[f"{kind}_part"]
+            for receipt in sorted(Path(output, "receipts").glob("*.json"))
+        ]
+    return [
+        row
+        for part in sorted(part["path"] for part in parts)
+        for row in pq.read_table(Path(output, part)).to_pylist()
+    ]
 
 
 def part_of(output: str | Path, kind: str, shard_id: str) -> Path:

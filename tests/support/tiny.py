@@ -16,15 +16,37 @@ from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.nn.text import causal_mask
 
 VISION = {
-    "enc_dim": 32, "enc_patch_size": 14, "enc_n_layers": 3, "enc_ff_dim": 40, "enc_n_heads": 4, "proj_out_dim": 32,
-    "proj_inner_dim": 48, "crop_size": 70, "max_crops": 12, "overlap_margin": 1, "early_layer": 1,
-}  # fmt: skip
+    "enc_dim": 32,
+    "enc_patch_size": 14,
+    "enc_n_layers": 3,
+    "enc_ff_dim": 40,
+    "enc_n_heads": 4,
+    "proj_out_dim": 32,
+    "proj_inner_dim": 48,
+    "crop_size": 70,
+    "max_crops": 12,
+    "overlap_margin": 1,
+    "early_layer": 1,
+}
 TEXT = {
-    "dim": 32, "ff_dim": 48, "n_layers": 3, "vocab_size": 64, "max_context": 128, "n_heads": 2, "n_kv_heads": 2,
-    "prefix_attn": 26, "rotary_dim": 8,
+    "dim": 32,
+    "ff_dim": 48,
+    "n_layers": 3,
+    "vocab_size": 64,
+    "max_context": 128,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "prefix_attn": 26,
+    "rotary_dim": 8,
     "moe": {"num_experts": 4, "start_layer": 1, "experts_per_token": 2, "expert_inner_dim": 16},
-}  # fmt: skip
-REGION = {"dim": 32, "coord_feat_dim": 8, "size_feat_dim": 12, "coord_out_dim": 32, "size_out_dim": 64}
+}
+REGION = {
+    "dim": 32,
+    "coord_feat_dim": 8,
+    "size_feat_dim": 12,
+    "coord_out_dim": 32,
+    "size_out_dim": 64,
+}
 REFINER = {"enc_dim": 32, "embed_dim": 32, "num_heads": 2}
 
 
@@ -33,7 +55,9 @@ def tiny_config() -> MoondreamSegmentationConfig:
 
 
 def tiny_model(seed: int = 0) -> MoondreamSegmentation:
-    """Every parameter random, so that a tensor loaded into the wrong place changes what comes out."""
+    """Every parameter random, so that a tensor loaded into the wrong place changes what comes
+    out.
+    """
     model = MoondreamSegmentation(tiny_config()).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -51,10 +75,17 @@ def outputs(model: MoondreamSegmentation) -> dict[str, Tensor]:
     size = model.config.vision.crop_size
     features = vision(torch.rand(7, 3, size, size, generator=generator).to(model.dtype) * 2 - 1)
     image = vision.project(features.final, [(2, 3)])
-    x_BTD = torch.cat([text.embed(torch.tensor([[0]])), image, text.embed(torch.tensor([[7, 30, 63]]))], dim=1)
+    x_BTD = torch.cat(
+        [text.embed(torch.tensor([[0]])), image, text.embed(torch.tensor([[7, 30, 63]]))], dim=1
+    )
     positions = torch.arange(x_BTD.shape[1])[None]
-    hidden = text(x_BTD, positions, causal_mask(positions, x_BTD.shape[1], model.config.text.prefix_attn))
-    refined = model.head(model.head.fuse(features.final[:2], features.early[:2]), torch.ones(2, size, size).to(model.dtype))
+    hidden = text(
+        x_BTD, positions, causal_mask(positions, x_BTD.shape[1], model.config.text.prefix_attn)
+    )
+    refined = model.head(
+        model.head.fuse(features.final[:2], features.early[:2]),
+        torch.ones(2, size, size).to(model.dtype),
+    )
     return {
         "image": image,
         "logits": text.logits(hidden),
@@ -72,10 +103,22 @@ def assert_same_outputs(found: MoondreamSegmentation, expected: MoondreamSegment
 
 
 def draw_all(
-    model: MoondreamSegmentation, tokens: TokenConfig, image_IPD: Tensor, prompts: Sequence[Prompt], image_of: Sequence[int],
-    chooser: PathGrammar | FreeDecoding, **options: Any,
-) -> list[Decoded]:  # fmt: skip
-    """Decode one path per prompt, in the order of the prompts; `image_of[b]` is the image that prompt b asks about."""
-    about = [[(b, prompts[b]) for b in range(len(prompts)) if image_of[b] == image] for image in range(len(image_IPD))]
-    found = dict(Engine(model.model, tokens, chooser, **options).draw(zip(image_IPD, about, strict=True)))
+    model: MoondreamSegmentation,
+    tokens: TokenConfig,
+    image_IPD: Tensor,
+    prompts: Sequence[Prompt],
+    image_of: Sequence[int],
+    chooser: PathGrammar | FreeDecoding,
+    **options: Any,
+) -> list[Decoded]:
+    """Decode one path per prompt, in the order of the prompts; `image_of[b]` is the image that
+    prompt b asks about.
+    """
+    about = [
+        [(b, prompts[b]) for b in range(len(prompts)) if image_of[b] == image]
+        for image in range(len(image_IPD))
+    ]
+    found = dict(
+        Engine(model.model, tokens, chooser, **options).draw(zip(image_IPD, about, strict=True))
+    )
     return [found[b] for b in range(len(prompts))]

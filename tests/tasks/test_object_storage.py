@@ -1,4 +1,6 @@
-"""The pipeline on a real S3-compatible server: whole folders, reruns, and files replaced under way."""
+"""The pipeline on a real S3-compatible server: whole folders, reruns, and files replaced under
+way.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def lake(s3: str) -> Store:
 
 
 def settings_of(lake: Store, input: str = "in") -> RunSettings:
-    return RunSettings(input=f"s3://{lake.root}/{input}", output=f"s3://{lake.root}/out", shard_rows=2)
+    return RunSettings(
+        input=f"s3://{lake.root}/{input}", output=f"s3://{lake.root}/out", shard_rows=2
+    )
 
 
 def put_table(lake: Store, name: str, rows: list[dict[str, object]], tmp_path: Path) -> None:
@@ -41,11 +45,19 @@ def put_table(lake: Store, name: str, rows: list[dict[str, object]], tmp_path: P
 
 def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) -> None:
     put_table(lake, "in/a.parquet", ROWS, tmp_path)
-    put_table(lake, "in/deep/b.parquet", [{"image": "c.png", "query": "x"}, {"image": "d.png", "query": "x"}], tmp_path)
+    put_table(
+        lake,
+        "in/deep/b.parquet",
+        [{"image": "c.png", "query": "x"}, {"image": "d.png", "query": "x"}],
+        tmp_path,
+    )
     lake.write_bytes("in/deep/c.png", png(9))
     settings = settings_of(lake)
     plan = make_plan(settings, REVISION)
-    assert [(shard.name, shard.rows) for shard in plan.shards] == [("a.parquet", 2)] * 2 + [("a.parquet", 1), ("deep/b.parquet", 2)]
+    assert [(shard.name, shard.rows) for shard in plan.shards] == [("a.parquet", 2)] * 2 + [
+        ("a.parquet", 1),
+        ("deep/b.parquet", 2),
+    ]
     for shard in plan.pending:
         process_shard(shard, settings, FakeSegmenter())
     require(verify(plan, settings))
@@ -55,11 +67,15 @@ def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) 
     assert (newest_run(output).masks, newest_run(output).rejects) == (6, {"image_not_found": 1})
     assert status(settings.output).unpublished == 0
 
-    written = [receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)]
+    written = [
+        receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)
+    ]
     assert make_plan(settings, REVISION).pending == ()
     for shard in plan.shards:
         process_shard(shard, settings, FakeSegmenter())
-    assert written == [receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)]
+    assert written == [
+        receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)
+    ]
     assert len(output.names("masks", ".parquet")) == len(written)
 
 
@@ -75,9 +91,15 @@ def proxy(lake: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
 
 @pytest.mark.parametrize(
     ("kind", "request_line"),
-    [("reset_during", r"GET .*prefix=.*"), ("reset_during", r"GET .*a\.parquet.*"), ("truncated", r"GET .*a\.parquet.*")],
+    [
+        ("reset_during", r"GET .*prefix=.*"),
+        ("reset_during", r"GET .*a\.parquet.*"),
+        ("truncated", r"GET .*a\.parquet.*"),
+    ],
 )
-def test_replies_that_break_off_are_asked_for_anew(kind: str, request_line: str, lake: Store, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_replies_that_break_off_are_asked_for_anew(
+    kind: str, request_line: str, lake: Store, proxy: FaultProxy, tmp_path: Path
+) -> None:
     put_table(lake, "in/a.parquet", ROWS, tmp_path)
     settings = settings_of(lake)
     proxy.faults = [Fault(request=request_line, kind=kind, times=3)]
@@ -117,7 +139,9 @@ def test_a_replaced_object_is_noticed_and_planned_anew(lake: Store, tmp_path: Pa
         process_shard(before.shards[1], settings, FakeSegmenter())
     after = make_plan(settings, REVISION)
     assert after.done == frozenset()
-    assert {shard.shard_id for shard in before.shards}.isdisjoint(shard.shard_id for shard in after.shards)
+    assert {shard.shard_id for shard in before.shards}.isdisjoint(
+        shard.shard_id for shard in after.shards
+    )
 
 
 def test_a_lost_row_is_seen_in_what_lies_there(lake: Store, tmp_path: Path) -> None:
@@ -146,5 +170,7 @@ def test_what_another_writer_put_there_is_seen(lake: Store, tmp_path: Path) -> N
 def test_names_newest_first(lake: Store) -> None:
     for name in ("b", "a", ".hidden", "c"):
         lake.write_bytes(f"receipts/{name}.json", name.encode())
-    assert set(lake.newest("receipts", ".json")) == lake.names("receipts", ".json") == {"a", "b", "c"}
+    assert (
+        set(lake.newest("receipts", ".json")) == lake.names("receipts", ".json") == {"a", "b", "c"}
+    )
     assert lake.newest("nowhere", ".json") == []

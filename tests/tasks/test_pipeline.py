@@ -1,4 +1,6 @@
-"""From a table to masks, rejects, receipts and a summary, with a fake model: every row is accounted for, exactly once."""
+"""From a table to masks, rejects, receipts and a summary, with a fake model: every row is accounted
+for, exactly once.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ GOOD = {"image": png(1), "query": "a thing"}
 
 def settings_for(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> RunSettings:
     write_input(tmp_path / "in.parquet", rows)
-    return RunSettings.model_validate({"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), **options})
+    return RunSettings.model_validate(
+        {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), **options}
+    )
 
 
 def run_all(settings: RunSettings) -> Plan:
@@ -47,7 +51,10 @@ def run_all(settings: RunSettings) -> Plan:
 
 
 def test_rows_become_masks_that_mean_what_they_say(tmp_path: Path) -> None:
-    rows = [{"row_id": f"r{i}", "image": png(i // 2, height=40, width=50), "query": f"thing {i}"} for i in range(7)]
+    rows = [
+        {"row_id": f"r{i}", "image": png(i // 2, height=40, width=50), "query": f"thing {i}"}
+        for i in range(7)
+    ]
     plan = run_all(settings_for(tmp_path, rows, shard_rows=3))
     masks = read_rows(tmp_path / "out", "masks")
     assert sorted(row["row_id"] for row in masks) == [f"r{i}" for i in range(7)]
@@ -88,21 +95,41 @@ BAD_ROWS: list[tuple[dict[str, Any], RejectCode]] = [
 
 
 def test_every_code_is_tried() -> None:
-    elsewhere = {RejectCode.INVALID_TEXT, RejectCode.IMAGE_UNREACHABLE, RejectCode.WORKER_KILLED}  # below, test_https.py, test_segment.py
+    elsewhere = {
+        RejectCode.INVALID_TEXT,
+        RejectCode.IMAGE_UNREACHABLE,
+        RejectCode.WORKER_KILLED,
+    }  # below, test_https.py, test_segment.py
     assert {code for _, code in BAD_ROWS} | elsewhere == set(RejectCode)
     assert all(code.remedy for code in RejectCode)
 
 
 @pytest.mark.parametrize(("bad", "code"), BAD_ROWS)
-def test_a_bad_row_is_rejected_and_its_neighbours_are_unharmed(tmp_path: Path, bad: dict[str, Any], code: RejectCode) -> None:
-    neighbours = [GOOD | {"row_id": f"good-{i}", "mode": None, "spatial_refs": [[0.1, 0.2], [0.1, 0.1, 0.5, 0.5]]} for i in range(4)]
+def test_a_bad_row_is_rejected_and_its_neighbours_are_unharmed(
+    tmp_path: Path, bad: dict[str, Any], code: RejectCode
+) -> None:
+    neighbours = [
+        GOOD
+        | {
+            "row_id": f"good-{i}",
+            "mode": None,
+            "spatial_refs": [[0.1, 0.2], [0.1, 0.1, 0.5, 0.5]],
+        }
+        for i in range(4)
+    ]
     row = GOOD | {"row_id": "bad", "mode": "one", "spatial_refs": None} | bad
-    settings = settings_for(tmp_path, [*neighbours[:2], row, *neighbours[2:]], segment=SegmentSettings(max_image_pixels=8000))
+    settings = settings_for(
+        tmp_path,
+        [*neighbours[:2], row, *neighbours[2:]],
+        segment=SegmentSettings(max_image_pixels=8000),
+    )
     plan = run_all(settings)
     (reject,) = read_rows(tmp_path / "out", "rejects")
     assert (reject["row"], reject["code"]) == (2, code)
     assert reject["detail"]
-    assert [mask["row_id"] for mask in read_rows(tmp_path / "out", "masks")] == [f"good-{i}" for i in range(4)]
+    assert [mask["row_id"] for mask in read_rows(tmp_path / "out", "masks")] == [
+        f"good-{i}" for i in range(4)
+    ]
     require(verify(plan, settings))
 
 
@@ -110,13 +137,21 @@ def test_a_bad_row_is_rejected_and_its_neighbours_are_unharmed(tmp_path: Path, b
 def test_text_that_is_no_utf8_costs_its_own_row_only(tmp_path: Path, column: str) -> None:
     def text(name: str) -> pa.Array:
         values = [f"r{i}".encode() for i in range(3)] if name == "row_id" else [b"good"] * 3
-        return pa.array([values[0], b"b\xff\xfed", values[2]] if name == column else values, pa.binary()).view(pa.string())
+        return pa.array(
+            [values[0], b"b\xff\xfed", values[2]] if name == column else values, pa.binary()
+        ).view(pa.string())
 
-    image = pa.StructArray.from_arrays([pa.array([png(i) for i in range(3)]), text("image")], ["bytes", "path"])
+    image = pa.StructArray.from_arrays(
+        [pa.array([png(i) for i in range(3)]), text("image")], ["bytes", "path"]
+    )
     columns = {name: text(name) for name in ("row_id", "query", "note")} | {"image": image}
     pq.write_table(pa.table(columns), tmp_path / "in.parquet")
     settings = RunSettings.model_validate(
-        {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), "segment": {"carry": ["note"]}}
+        {
+            "input": str(tmp_path / "in.parquet"),
+            "output": str(tmp_path / "out"),
+            "segment": {"carry": ["note"]},
+        }
     )
     require(verify(run_all(settings), settings))
     (reject,) = read_rows(tmp_path / "out", "rejects")
@@ -129,11 +164,16 @@ def test_all_bad_rows_at_once(tmp_path: Path) -> None:
     blank = {"mode": None, "spatial_refs": None}
     rows = [GOOD | blank | {"row_id": f"bad-{i}"} | bad for i, (bad, _) in enumerate(BAD_ROWS)]
     settings = settings_for(
-        tmp_path, [GOOD | blank | {"row_id": "good-0"}, *rows], segment=SegmentSettings(max_image_pixels=8000), shard_rows=5
+        tmp_path,
+        [GOOD | blank | {"row_id": "good-0"}, *rows],
+        segment=SegmentSettings(max_image_pixels=8000),
+        shard_rows=5,
     )
     plan = run_all(settings)
     require(verify(plan, settings))
-    assert sorted(reject["code"] for reject in read_rows(tmp_path / "out", "rejects")) == sorted(code.value for _, code in BAD_ROWS)
+    assert sorted(reject["code"] for reject in read_rows(tmp_path / "out", "rejects")) == sorted(
+        code.value for _, code in BAD_ROWS
+    )
 
 
 def test_running_out_of_memory_is_not_the_rows_fault(tmp_path: Path) -> None:
@@ -144,7 +184,11 @@ def test_running_out_of_memory_is_not_the_rows_fault(tmp_path: Path) -> None:
 
 
 def test_row_ids_are_taken_or_derived(tmp_path: Path) -> None:
-    run_all(settings_for(tmp_path, [GOOD | {"row_id": 7}, GOOD | {"row_id": None}, GOOD | {"row_id": None}]))
+    run_all(
+        settings_for(
+            tmp_path, [GOOD | {"row_id": 7}, GOOD | {"row_id": None}, GOOD | {"row_id": None}]
+        )
+    )
     ids = [row["row_id"] for row in read_rows(tmp_path / "out", "masks")]
     assert ids[0] == "7"
     assert len(set(ids)) == 3
@@ -160,7 +204,15 @@ def test_carried_columns_keep_their_types(tmp_path: Path) -> None:
 
 def test_image_files_are_read_beside_the_table(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(5))
-    run_all(settings_for(tmp_path, [{"image": "a.png", "query": "x"}, {"image": {"bytes": png(5), "path": "b.png"}, "query": "x"}]))
+    run_all(
+        settings_for(
+            tmp_path,
+            [
+                {"image": "a.png", "query": "x"},
+                {"image": {"bytes": png(5), "path": "b.png"}, "query": "x"},
+            ],
+        )
+    )
     first, second = read_rows(tmp_path / "out", "masks")
     assert first["image_id"] == second["image_id"]
     assert (first["image_uri"], second["image_uri"]) == ("a.png", "b.png")
@@ -174,7 +226,9 @@ def test_two_runs_from_scratch_write_the_same_bytes(tmp_path: Path) -> None:
     run_all(again)
     for kind in ("masks", "rejects"):
         parts = {part.name: part.read_bytes() for part in (tmp_path / "out" / kind).iterdir()}
-        assert parts == {part.name: part.read_bytes() for part in (tmp_path / "again" / kind).iterdir()}
+        assert parts == {
+            part.name: part.read_bytes() for part in (tmp_path / "again" / kind).iterdir()
+        }
 
 
 def test_done_shards_are_skipped(tmp_path: Path) -> None:
@@ -201,7 +255,7 @@ def test_another_model_on_the_worker(tmp_path: Path) -> None:
 
 KILL_BEFORE_RECEIPT = """
 import os, sys
-import wordmask.tasks.shard
+from wordmask.tasks.shard import process_shard
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.plan import make_plan
 from wordmask.tasks.storage import Store
@@ -216,21 +270,32 @@ def die_at_the_receipt(self, path, data):
     write(self, path, data)
 
 Store.write_bytes = die_at_the_receipt
-wordmask.tasks.shard.process_shard(make_plan(settings, REVISION).pending[0], settings, FakeSegmenter())
+process_shard(make_plan(settings, REVISION).pending[0], settings, FakeSegmenter())
 """
 
 
 def test_killed_between_data_and_receipt(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [GOOD | {"query": f"thing {i}"} for i in range(6)], shard_rows=3)
+    settings = settings_for(
+        tmp_path, [GOOD | {"query": f"thing {i}"} for i in range(6)], shard_rows=3
+    )
     command = [sys.executable, "-c", KILL_BEFORE_RECEIPT, settings.model_dump_json()]
-    assert subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode == 9
+    assert (
+        subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        ).returncode
+        == 9
+    )
     assert len(list((tmp_path / "out/masks").iterdir())) == 1
     assert not (tmp_path / "out/receipts").exists()
     written = {part.name: part.read_bytes() for part in (tmp_path / "out/masks").iterdir()}
     plan = run_all(settings)
     require(verify(plan, settings))
-    assert sorted(row["query"] for row in read_rows(tmp_path / "out", "masks")) == [f"thing {i}" for i in range(6)]
-    assert all((tmp_path / "out/masks" / name).read_bytes() == data for name, data in written.items())
+    assert sorted(row["query"] for row in read_rows(tmp_path / "out", "masks")) == [
+        f"thing {i}" for i in range(6)
+    ]
+    assert all(
+        (tmp_path / "out/masks" / name).read_bytes() == data for name, data in written.items()
+    )
 
 
 def test_verify_sees_a_lost_a_doubled_and_an_unplanned_row(tmp_path: Path) -> None:
@@ -271,8 +336,12 @@ def test_verify_sees_damaged_parts(tmp_path: Path) -> None:
         assert "cannot be read" in violation
 
 
-def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was given up, as by a cluster that lost sight of it, and ends after its shard was done again, when an image was gone."""
+def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was given up, as by a cluster that lost sight of it, and ends after its shard was
+    done again, when an image was gone.
+    """
     (tmp_path / "a.png").write_bytes(png(1))
     settings = settings_for(tmp_path, [GOOD, GOOD | {"image": "a.png"}])
     plan = make_plan(settings, REVISION)
@@ -296,7 +365,9 @@ def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(tmp_pat
     assert written[0] != written[1]
     assert verify_output(settings.output).holds
     require(verify(plan, settings))
-    assert [row["code"] for row in read_rows(settings.output, "rejects")] == ["image_not_found"], "the published run is what it was"
+    assert [row["code"] for row in read_rows(settings.output, "rejects")] == ["image_not_found"], (
+        "the published run is what it was"
+    )
 
 
 def test_the_newest_of_runs_in_one_second(tmp_path: Path) -> None:
@@ -309,14 +380,21 @@ def test_the_newest_of_runs_in_one_second(tmp_path: Path) -> None:
 
 
 def test_summary_adds_up_and_is_what_status_tells(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [GOOD, GOOD | {"query": "absent"}, GOOD | {"query": None}], shard_rows=2)
+    settings = settings_for(
+        tmp_path, [GOOD, GOOD | {"query": "absent"}, GOOD | {"query": None}], shard_rows=2
+    )
     assert status(settings.output).runs == ()
     plan = run_all(settings)
     assert status(settings.output).unpublished == 2
     now = datetime.now(UTC)
     summary = summarize(plan, settings, started_at=now, finished_at=now)
     publish(summary, settings)
-    assert (summary.rows, summary.masks, summary.absent, summary.rejects) == (3, 2, 1, {"empty_query": 1})
+    assert (summary.rows, summary.masks, summary.absent, summary.rejects) == (
+        3,
+        2,
+        1,
+        {"empty_query": 1},
+    )
     found = status(settings.output)
     assert (found.runs, found.shards, found.unpublished) == ((summary,), 2, 0)
     assert newest_run(Store.open(settings.output)) == summary
@@ -335,7 +413,9 @@ def test_a_write_whose_reply_was_lost(tmp_path: Path, monkeypatch: pytest.Monkey
     require(verify(plan, settings))
 
 
-def test_a_write_that_never_succeeds_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_never_succeeds_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(self: Store, path: str, data: bytes) -> None:
         raise OSError("no space left on device")
 
@@ -346,10 +426,15 @@ def test_a_write_that_never_succeeds_is_an_error(tmp_path: Path, monkeypatch: py
 
 def test_object_storage_end_to_end(tmp_path: Path, s3: str) -> None:
     store = Store.open(f"{s3}/pipeline")
-    local = write_input(tmp_path / "in.parquet", [{"image": "pictures/a.png", "query": "x"}, GOOD, GOOD | {"query": None}])
+    local = write_input(
+        tmp_path / "in.parquet",
+        [{"image": "pictures/a.png", "query": "x"}, GOOD, GOOD | {"query": None}],
+    )
     store.write_bytes("in.parquet", Path(local).read_bytes())
     store.write_bytes("pictures/a.png", png(5))
-    settings = RunSettings(input=f"{s3}/pipeline/in.parquet", output=f"{s3}/pipeline/out", shard_rows=2)
+    settings = RunSettings(
+        input=f"{s3}/pipeline/in.parquet", output=f"{s3}/pipeline/out", shard_rows=2
+    )
     plan = run_all(settings)
     require(verify(plan, settings))
     now = datetime.now(UTC)

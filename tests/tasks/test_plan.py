@@ -31,49 +31,95 @@ def run_settings(input: Path | str, output: Path | str, **options: object) -> Ru
 
 
 def rows(count: int, first: int = 0) -> list[dict[str, object]]:
-    return [{"row_id": f"r{first + i}", "image": png(i % 3), "query": f"thing {i}"} for i in range(count)]
+    return [
+        {"row_id": f"r{first + i}", "image": png(i % 3), "query": f"thing {i}"}
+        for i in range(count)
+    ]
 
 
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 500)), max_size=12), st.integers(1, 40), st.integers(1, 200))
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 500)), max_size=12),
+    st.integers(1, 40),
+    st.integers(1, 200),
+)
 @settings(derandomize=True, deadline=None)
-def test_cut_covers_every_row_once_in_order(groups: list[tuple[int, int]], most: int, most_bytes: int) -> None:
+def test_cut_covers_every_row_once_in_order(
+    groups: list[tuple[int, int]], most: int, most_bytes: int
+) -> None:
     row_groups = [RowGroup(*group) for group in groups]
     shards = list(cut(row_groups, most, most_bytes))
-    covered = [(part.row_group, row) for shard in shards for part in shard for row in range(part.start, part.stop)]
-    assert covered == [(group, row) for group, (count, _) in enumerate(groups) for row in range(count)]
+    covered = [
+        (part.row_group, row)
+        for shard in shards
+        for part in shard
+        for row in range(part.start, part.stop)
+    ]
+    assert covered == [
+        (group, row) for group, (count, _) in enumerate(groups) for row in range(count)
+    ]
     for shard in shards:
         rows = sum(part.stop - part.start for part in shard)
-        size = sum((part.stop - part.start) * groups[part.row_group][1] // groups[part.row_group][0] for part in shard)
+        size = sum(
+            (part.stop - part.start) * groups[part.row_group][1] // groups[part.row_group][0]
+            for part in shard
+        )
         assert 0 < rows <= most
         assert rows == 1 or size <= most_bytes
     whole = list(cut(row_groups, most, sum(size for _, size in groups) + 1))
-    assert [sum(part.stop - part.start for part in shard) == most for shard in whole[:-1]] == [True] * len(whole[:-1])
+    assert [sum(part.stop - part.start for part in shard) == most for shard in whole[:-1]] == [
+        True
+    ] * len(whole[:-1])
 
 
 def test_small_groups_are_joined_and_large_ones_cut() -> None:
     groups = [RowGroup(rows, 0) for rows in (2, 2, 5)]
-    assert list(cut(groups, 4, 1)) == [(RowRange(0, 0, 2), RowRange(1, 0, 2)), (RowRange(2, 0, 4),), (RowRange(2, 4, 5),)]
+    assert list(cut(groups, 4, 1)) == [
+        (RowRange(0, 0, 2), RowRange(1, 0, 2)),
+        (RowRange(2, 0, 4),),
+        (RowRange(2, 4, 5),),
+    ]
 
 
 def test_heavy_rows_make_small_shards() -> None:
     groups = [RowGroup(4, 400), RowGroup(4, 4_000)]
-    assert list(cut(groups, 6, 1_500)) == [(RowRange(0, 0, 4), RowRange(1, 0, 1)), (RowRange(1, 1, 2),), (RowRange(1, 2, 3),),
-                                           (RowRange(1, 3, 4),)]  # fmt: skip
+    assert list(cut(groups, 6, 1_500)) == [
+        (RowRange(0, 0, 4), RowRange(1, 0, 1)),
+        (RowRange(1, 1, 2),),
+        (RowRange(1, 2, 3),),
+        (RowRange(1, 3, 4),),
+    ]
 
 
 def test_bytes_are_those_of_the_columns_that_are_read(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     write_input(tmp_path / "a.parquet", [row | {"other": noise.bytes(50_000)} for row in rows(4)])
-    many = make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_bytes=60_000), "m")
+    many = make_plan(
+        run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_bytes=60_000), "m"
+    )
     assert len(many.shards) == 1, "a column that no run reads weighs nothing"
     carried = {"segment": SegmentSettings(carry=("other",))}
-    assert len(make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_bytes=60_000, **carried), "m").shards) == 4
+    assert (
+        len(
+            make_plan(
+                run_settings(
+                    tmp_path / "a.parquet", tmp_path / "out", shard_bytes=60_000, **carried
+                ),
+                "m",
+            ).shards
+        )
+        == 4
+    )
 
 
 def test_a_limit_in_bytes_that_is_not_reached_changes_no_shard(tmp_path: Path) -> None:
     write_input(tmp_path / "a.parquet", rows(7), row_group_size=3)
     ids = [
-        [shard.shard_id for shard in make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_rows=4, **options), "m").shards]
+        [
+            shard.shard_id
+            for shard in make_plan(
+                run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_rows=4, **options), "m"
+            ).shards
+        ]
         for options in ({}, {"shard_bytes": 10_000_000})
     ]
     assert ids[0] == ids[1]
@@ -86,7 +132,10 @@ def test_folder_glob_and_file_name_the_same_rows(tmp_path: Path) -> None:
     write_input(tmp_path / "in/_tmp/c.parquet", rows(9))
     write_input(tmp_path / "in/.hidden.parquet", rows(9))
     folder = make_plan(run_settings(tmp_path / "in", tmp_path / "out"), "m")
-    assert [(shard.name, shard.rows) for shard in folder.shards] == [("a.parquet", 3), ("deep/b.parquet", 2)]
+    assert [(shard.name, shard.rows) for shard in folder.shards] == [
+        ("a.parquet", 3),
+        ("deep/b.parquet", 2),
+    ]
     one = make_plan(run_settings(tmp_path / "in/a.parquet", tmp_path / "out"), "m")
     globbed = make_plan(run_settings(f"{tmp_path}/in/*.parquet", tmp_path / "out"), "m")
     assert one.shards == globbed.shards == folder.shards[:1]
@@ -103,7 +152,10 @@ def test_names_do_not_depend_on_how_or_where_the_input_lies(tmp_path: Path, patt
 def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
     write_input(tmp_path / "run[1]/a.parquet", rows(3))
     for path in ("run[1]/a.parquet", "run[1]"):
-        assert [shard.name for shard in make_plan(run_settings(tmp_path / path, tmp_path / "out"), "m").shards] == ["a.parquet"]
+        assert [
+            shard.name
+            for shard in make_plan(run_settings(tmp_path / path, tmp_path / "out"), "m").shards
+        ] == ["a.parquet"]
 
 
 def test_identity_follows_content_model_and_settings(tmp_path: Path) -> None:
@@ -116,9 +168,13 @@ def test_identity_follows_content_model_and_settings(tmp_path: Path) -> None:
 
     first = ids()
     assert ids() == first
-    assert ids(base.model_copy(update={"workers": 7, "batch_rows": 3})) == first, "how a run is executed does not change what comes out"
+    assert ids(base.model_copy(update={"workers": 7, "batch_rows": 3})) == first, (
+        "how a run is executed does not change what comes out"
+    )
     assert ids(revision="other").isdisjoint(first)
-    assert ids(base.model_copy(update={"segment": SegmentSettings(refiner_iterations=1)})).isdisjoint(first)
+    assert ids(
+        base.model_copy(update={"segment": SegmentSettings(refiner_iterations=1)})
+    ).isdisjoint(first)
     write_input(path, rows(4))
     assert ids().isdisjoint(first)
 
@@ -128,27 +184,47 @@ def test_a_repeated_row_id_is_known_across_files(tmp_path: Path) -> None:
     write_input(tmp_path / "in/b.parquet", [*rows(2, 10), *rows(1, 1), *rows(1, 10)])
     plan = make_plan(run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2), "m")
     assert [(shard.name, shard.first_row, shard.duplicates) for shard in plan.shards] == [
-        ("a.parquet", 0, ()), ("a.parquet", 2, ()), ("b.parquet", 0, ()), ("b.parquet", 2, (0, 1)),
-    ]  # fmt: skip
+        ("a.parquet", 0, ()),
+        ("a.parquet", 2, ()),
+        ("b.parquet", 0, ()),
+        ("b.parquet", 2, (0, 1)),
+    ]
 
 
-@given(st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=4), st.integers(1, 5))
+@given(
+    st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=4), st.integers(1, 5)
+)
 @settings(derandomize=True, deadline=None, max_examples=25)
-def test_repeated_row_ids_are_those_that_stood_before(ids: list[list[int]], shard_rows: int) -> None:
+def test_repeated_row_ids_are_those_that_stood_before(
+    ids: list[list[int]], shard_rows: int
+) -> None:
     with TemporaryDirectory() as folder:
         for number, own in enumerate(ids):
-            table = pa.table({"image": pa.array(["a.png"] * len(own), pa.string()), "query": pa.array(["x"] * len(own), pa.string()),
-                              "row_id": pa.array(own, pa.int64())})  # fmt: skip
+            table = pa.table(
+                {
+                    "image": pa.array(["a.png"] * len(own), pa.string()),
+                    "query": pa.array(["x"] * len(own), pa.string()),
+                    "row_id": pa.array(own, pa.int64()),
+                }
+            )
             pq.write_table(table, f"{folder}/{number}.parquet")
-        shards = make_plan(run_settings(Path(folder), Path(folder, "out"), shard_rows=shard_rows), "m").shards
+        shards = make_plan(
+            run_settings(Path(folder), Path(folder, "out"), shard_rows=shard_rows), "m"
+        ).shards
     flat = [value for own in ids for value in own]
     expected = [at for at, value in enumerate(flat) if value in flat[:at]]
     starts = {str(number): sum(len(own) for own in ids[:number]) for number in range(len(ids))}
-    assert [starts[s.name.removesuffix(".parquet")] + s.first_row + at for s in shards for at in s.duplicates] == expected
+    assert [
+        starts[s.name.removesuffix(".parquet")] + s.first_row + at
+        for s in shards
+        for at in s.duplicates
+    ] == expected
 
 
 def test_planning_takes_no_longer_per_repeated_row_the_more_there_are(tmp_path: Path) -> None:
-    """Each shard looked through the repeated rows of all: 800 times 200,000, which took 8 seconds."""
+    """Each shard looked through the repeated rows of all: 800 times 200,000, which took 8
+    seconds.
+    """
     file = InputFile(uri="u", name="a", fingerprint="f", size=1, row_groups=(RowGroup(200_000, 1),))
     asked = run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_rows=250)
     began = time.process_time()
@@ -157,7 +233,9 @@ def test_planning_takes_no_longer_per_repeated_row_the_more_there_are(tmp_path: 
     assert {len(shard.duplicates) for shard in shards} == {250}
 
 
-def test_ids_whose_hashes_meet_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_whose_hashes_meet_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("wordmask.tasks.plan.hash", lambda value: 7, raising=False)
     test_a_repeated_row_id_is_known_across_files(tmp_path)
     test_null_row_ids_repeat_nothing(tmp_path)
@@ -170,7 +248,10 @@ def test_null_row_ids_repeat_nothing(tmp_path: Path) -> None:
         {"row_id": "a", "image": png(), "query": "x"},
     ]
     write_input(tmp_path / "a.parquet", table)
-    assert make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").shards[0].duplicates == ()
+    assert (
+        make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").shards[0].duplicates
+        == ()
+    )
 
 
 def test_an_empty_table_is_a_plan_without_shards(tmp_path: Path) -> None:
@@ -186,12 +267,20 @@ def test_an_empty_table_is_a_plan_without_shards(tmp_path: Path) -> None:
         ({"image": pa.binary()}, ["no column 'query'", "--query-column"]),
         ({"image": pa.int64(), "query": pa.string()}, ["'image' is int64", "must be"]),
         ({"image": pa.binary(), "query": pa.float32()}, ["'query' is float", "must be string"]),
-        ({"image": pa.binary(), "query": pa.string(), "row_id": pa.float64()}, ["'row_id'", "string or integer"]),
-        ({"image": pa.binary(), "query": pa.string(), "spatial_refs": pa.string()}, ["'spatial_refs'", "list<list<float>>"]),
+        (
+            {"image": pa.binary(), "query": pa.string(), "row_id": pa.float64()},
+            ["'row_id'", "string or integer"],
+        ),
+        (
+            {"image": pa.binary(), "query": pa.string(), "spatial_refs": pa.string()},
+            ["'spatial_refs'", "list<list<float>>"],
+        ),
         ({"image": pa.binary(), "query": pa.string(), "mode": pa.int8()}, ["'mode'", "string"]),
     ],
 )
-def test_unusable_tables_are_one_clear_error(tmp_path: Path, schema: dict[str, pa.DataType], words: list[str]) -> None:
+def test_unusable_tables_are_one_clear_error(
+    tmp_path: Path, schema: dict[str, pa.DataType], words: list[str]
+) -> None:
     pq.write_table(pa.schema(list(schema.items())).empty_table(), tmp_path / "a.parquet")
     with pytest.raises(InputError) as caught:
         make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
@@ -199,10 +288,20 @@ def test_unusable_tables_are_one_clear_error(tmp_path: Path, schema: dict[str, p
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])]
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    ],
 )
 def test_image_columns_of_every_usable_type(tmp_path: Path, kind: pa.DataType) -> None:
-    pq.write_table(pa.schema([("picture", kind), ("query", pa.large_string())]).empty_table(), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.schema([("picture", kind), ("query", pa.large_string())]).empty_table(),
+        tmp_path / "a.parquet",
+    )
     segment = SegmentSettings(columns=Columns(image="picture"))
     make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", segment=segment), "m")
 
@@ -211,11 +310,20 @@ def test_carry_of_an_unknown_or_clashing_column(tmp_path: Path) -> None:
     write_input(tmp_path / "a.parquet", [{"image": png(), "query": "x", "area": 3}])
     for carry, words in (("nope", "no column 'nope'"), ("area", "cannot be carried")):
         with pytest.raises(InputError, match=words):
-            make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", segment=SegmentSettings(carry=(carry,))), "m")
+            make_plan(
+                run_settings(
+                    tmp_path / "a.parquet",
+                    tmp_path / "out",
+                    segment=SegmentSettings(carry=(carry,)),
+                ),
+                "m",
+            )
 
 
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
-    table = pa.table([pa.array([b""]), pa.array(["x"]), pa.array(["y"])], names=["image", "query", "query"])
+    table = pa.table(
+        [pa.array([b""]), pa.array(["x"]), pa.array(["y"])], names=["image", "query", "query"]
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: 2 columns are named 'query'"):
         make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
@@ -224,13 +332,20 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
 def test_damaged_footers_are_named(tmp_path: Path) -> None:
     write_input(tmp_path / "a.parquet", rows(3))
     data = (tmp_path / "a.parquet").read_bytes()
-    for damaged in (b"", data[: len(data) // 2], data[:-60] + b"\xff" * 52 + data[-8:], data[:-8] + bytes(4) + b"PAR1"):
+    for damaged in (
+        b"",
+        data[: len(data) // 2],
+        data[:-60] + b"\xff" * 52 + data[-8:],
+        data[:-8] + bytes(4) + b"PAR1",
+    ):
         (tmp_path / "a.parquet").write_bytes(damaged)
         with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file"):
             make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
 
 
-def test_a_store_that_fails_is_not_a_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_is_not_a_bad_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_input(tmp_path / "a.parquet", rows(1))
 
     def refuse(handle: object, **options: object) -> None:
@@ -249,8 +364,13 @@ def test_nothing_there_and_not_parquet(tmp_path: Path) -> None:
         make_plan(run_settings(tmp_path, tmp_path / "out"), "m")
 
 
-@pytest.mark.parametrize(("input", "output"), [("in", "in"), ("in", "in/out"), ("in", "."), ("in/a.parquet", "in"), ("in/*.parquet", "in")])
-def test_what_runs_wrote_is_no_input_wherever_the_output_lies(tmp_path: Path, input: str, output: str) -> None:
+@pytest.mark.parametrize(
+    ("input", "output"),
+    [("in", "in"), ("in", "in/out"), ("in", "."), ("in/a.parquet", "in"), ("in/*.parquet", "in")],
+)
+def test_what_runs_wrote_is_no_input_wherever_the_output_lies(
+    tmp_path: Path, input: str, output: str
+) -> None:
     write_input(tmp_path / "in/a.parquet", rows(3))
     settings = run_settings(tmp_path / input, tmp_path / output)
     for shard in make_plan(settings, REVISION).pending:
@@ -260,10 +380,18 @@ def test_what_runs_wrote_is_no_input_wherever_the_output_lies(tmp_path: Path, in
 
 
 def test_a_column_that_is_there_twice_cannot_be_carried(tmp_path: Path) -> None:
-    table = pa.table([pa.array(["a.png"]), pa.array(["x"]), pa.array([1]), pa.array([2])], names=["image", "query", "n", "n"])
+    table = pa.table(
+        [pa.array(["a.png"]), pa.array(["x"]), pa.array([1]), pa.array([2])],
+        names=["image", "query", "n", "n"],
+    )
     pq.write_table(table, tmp_path / "in.parquet")
     with pytest.raises(InputError, match="2 columns are named 'n', so none can be carried"):
-        make_plan(run_settings(tmp_path / "in.parquet", tmp_path / "out", segment=SegmentSettings(carry=("n",))), "m")
+        make_plan(
+            run_settings(
+                tmp_path / "in.parquet", tmp_path / "out", segment=SegmentSettings(carry=("n",))
+            ),
+            "m",
+        )
 
 
 def test_rows_are_told_by_what_becomes_of_them(tmp_path: Path) -> None:
@@ -281,10 +409,15 @@ def test_rows_are_told_by_what_becomes_of_them(tmp_path: Path) -> None:
     (tmp_path / "in/broken.parquet").write_text("not parquet")
     plan = make_plan(settings, REVISION, refuse=False)
     counts = plan.counts()
-    told = {name: counts[f"rows_{name}"] for name in ("done", "changed", "new", "invalid", "pending")}
+    told = {
+        name: counts[f"rows_{name}"] for name in ("done", "changed", "new", "invalid", "pending")
+    }
     assert told == {"done": 3, "changed": 4, "new": 5, "invalid": 6, "pending": 9}
     assert (counts["rows"], counts["files"], counts["files_invalid"]) == (18, 5, 2)
-    assert [(file.name, file.rows) for file in plan.unusable] == [("broken.parquet", None), ("wrong.parquet", 6)]
+    assert [(file.name, file.rows) for file in plan.unusable] == [
+        ("broken.parquet", None),
+        ("wrong.parquet", 6),
+    ]
     assert "no column 'image'" in plan.unusable[1].why
     with pytest.raises(InputError, match=r"broken\.parquet"):
         make_plan(settings, REVISION)
@@ -316,12 +449,23 @@ def test_distinct_images_are_told_where_footers_know(
     paths = pa.array(images, pa.string())
     bytes_ = pa.nulls(len(images), pa.binary())
     image = pa.StructArray.from_arrays([bytes_, paths], ["bytes", "path"]) if struct else paths
-    pq.write_table(pa.table({"image": image, "query": pa.array(["x"] * len(images))}), tmp_path / "a.parquet", row_group_size=2)
+    pq.write_table(
+        pa.table({"image": image, "query": pa.array(["x"] * len(images))}),
+        tmp_path / "a.parquet",
+        row_group_size=2,
+    )
     assert make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").images == told
 
 
 def test_a_count_of_distinct_values_is_believed() -> None:
-    counted = SimpleNamespace(has_null_count=True, null_count=0, has_distinct_count=True, distinct_count=5)
+    counted = SimpleNamespace(
+        has_null_count=True, null_count=0, has_distinct_count=True, distinct_count=5
+    )
     group = SimpleNamespace(num_rows=9, column=lambda at: SimpleNamespace(statistics=counted))
     assert _images(group, [0]) == 5
-    assert _images(SimpleNamespace(num_rows=9, column=lambda at: SimpleNamespace(statistics=None)), [0]) is None
+    assert (
+        _images(
+            SimpleNamespace(num_rows=9, column=lambda at: SimpleNamespace(statistics=None)), [0]
+        )
+        is None
+    )

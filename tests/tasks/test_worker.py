@@ -52,9 +52,17 @@ def test_the_model_is_made_with_the_settings_values() -> None:
     made = load_segmenter(model, SegmentSettings(dtype="bfloat16", refiner_iterations=2), FACTORY)
     assert isinstance(made, Family)
     assert made.asked == {
-        "model": "folder", "refiner": "other", "revision": "main", "device": "cpu", "dtype": "bfloat16", "refiner_iterations": 2,
-        "early_stop": True, "grammar": True, "deterministic": False, "path_style": "exact",
-    }  # fmt: skip
+        "model": "folder",
+        "refiner": "other",
+        "revision": "main",
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "refiner_iterations": 2,
+        "early_stop": True,
+        "grammar": True,
+        "deterministic": False,
+        "path_style": "exact",
+    }
 
 
 @pytest.mark.usefixtures("no_resident")
@@ -65,7 +73,9 @@ def test_resident_from_setup_to_teardown() -> None:
         resident_segmenter(*asked)
     plugin.setup(SimpleNamespace(name="w"))
     assert resident_segmenter(*asked) is resident_segmenter(*asked)
-    assert resident_segmenter(*asked).asked["revision"] == "r1", "as planned, whatever branch was asked for"
+    assert resident_segmenter(*asked).asked["revision"] == "r1", (
+        "as planned, whatever branch was asked for"
+    )
     plugin.teardown(SimpleNamespace(name="w"))
     with pytest.raises(NoModelError):
         resident_segmenter(*asked)
@@ -74,47 +84,69 @@ def test_resident_from_setup_to_teardown() -> None:
 @pytest.mark.usefixtures("no_resident")
 def test_runs_with_other_settings_on_one_worker_each_have_their_own_model() -> None:
     few, many = SegmentSettings(refiner_iterations=1), SegmentSettings(refiner_iterations=5)
-    plugins = [ResidentModel(ModelSettings(), segment, revision="r1", factory=FACTORY) for segment in (few, many)]
+    plugins = [
+        ResidentModel(ModelSettings(), segment, revision="r1", factory=FACTORY)
+        for segment in (few, many)
+    ]
     for plugin in plugins:
         plugin.setup(SimpleNamespace(name="w"))
-    assert [resident_segmenter("r1", segment).asked["refiner_iterations"] for segment in (few, many)] == [1, 5]
+    assert [
+        resident_segmenter("r1", segment).asked["refiner_iterations"] for segment in (few, many)
+    ] == [1, 5]
     plugins[1].teardown(SimpleNamespace(name="w"))
     assert resident_segmenter("r1", few).asked["refiner_iterations"] == 1
 
 
 @pytest.mark.usefixtures("no_resident")
 @pytest.mark.parametrize("refiner", [None, "demo"])
-def test_a_local_model_is_loaded_by_the_revision_of_its_content(refiner: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_model_is_loaded_by_the_revision_of_its_content(
+    refiner: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Located:
         """Finds its files as `Segmenter.from_pretrained` does, and reads none."""
 
-        def __init__(self, model: str, *, refiner: str | None, revision: str | None, **_: Any) -> None:
+        def __init__(
+            self, model: str, *, refiner: str | None, revision: str | None, **_: Any
+        ) -> None:
             self.revision = resolve_model(model, refiner=refiner, revision=revision).revision
 
     monkeypatch.setattr(Family, "make", Located)
     planned = resolve_model("demo", refiner=refiner).revision
-    ResidentModel(ModelSettings(refiner=refiner), SegmentSettings(), revision=planned, factory=FACTORY).setup(SimpleNamespace(name="w"))
+    ResidentModel(
+        ModelSettings(refiner=refiner), SegmentSettings(), revision=planned, factory=FACTORY
+    ).setup(SimpleNamespace(name="w"))
     assert resident_segmenter(planned, SegmentSettings()).revision == planned
     with pytest.raises(ModelError, match="its content is"):
-        ResidentModel(ModelSettings(), SegmentSettings(), revision="other", factory=FACTORY).setup(SimpleNamespace(name="w"))
+        ResidentModel(ModelSettings(), SegmentSettings(), revision="other", factory=FACTORY).setup(
+            SimpleNamespace(name="w")
+        )
 
 
 def test_settings_that_do_not_concern_the_model_share_it() -> None:
-    assert resident_name("r1", SegmentSettings(carry=("split",), max_image_bytes=9)) == resident_name("r1", SegmentSettings())
+    assert resident_name(
+        "r1", SegmentSettings(carry=("split",), max_image_bytes=9)
+    ) == resident_name("r1", SegmentSettings())
     assert resident_name("r2", SegmentSettings()) != resident_name("r1", SegmentSettings())
 
 
 @pytest.mark.usefixtures("no_resident")
 def test_a_model_that_could_not_be_loaded_says_why_to_the_shard() -> None:
-    plugin = ResidentModel(ModelSettings(), SegmentSettings(), revision="r1", factory="tests.nowhere:made")
+    plugin = ResidentModel(
+        ModelSettings(), SegmentSettings(), revision="r1", factory="tests.nowhere:made"
+    )
     with pytest.raises(ModuleNotFoundError):
         plugin.setup(SimpleNamespace(name="w"))
-    with pytest.raises(NoModelError, match=r"could not load the model: ModuleNotFoundError: .*tests\.nowhere"):
+    with pytest.raises(
+        NoModelError, match=r"could not load the model: ModuleNotFoundError: .*tests\.nowhere"
+    ):
         resident_segmenter("r1", SegmentSettings())
 
 
 def test_an_unfit_worker_says_which_it_is() -> None:
-    for error, kind in ((NoModelError("none"), UnfitWorkerError), (torch.AcceleratorError("device lost"), BrokenDeviceError)):
+    for error, kind in (
+        (NoModelError("none"), UnfitWorkerError),
+        (torch.AcceleratorError("device lost"), BrokenDeviceError),
+    ):
         with pytest.raises(kind) as caught, fitness():
             raise error
         told = pickle.loads(pickle.dumps(caught.value))
@@ -137,7 +169,11 @@ def test_an_unfit_worker_says_which_it_is() -> None:
     ],
 )
 def test_each_worker_takes_the_gpu_of_its_number(
-    monkeypatch: pytest.MonkeyPatch, count: int, device: str | None, name: int | str, expected: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    device: str | None,
+    name: int | str,
+    expected: str | None,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     assert own_device(device, name) == expected
@@ -161,7 +197,9 @@ def test_one_shard_at_a_time_has_the_model_and_idle_is_what_lies_between() -> No
         for done in [pool.submit(work) for _ in range(4)]:
             done.result()
     assert most == 1
-    assert sum(idle) < 0.02, "the waits of three overlapped with another's turn, and that is no idling"
+    assert sum(idle) < 0.02, (
+        "the waits of three overlapped with another's turn, and that is no idling"
+    )
     began = time.perf_counter()
     time.sleep(0.02)
     with turn.taken(began) as waited:

@@ -1,23 +1,30 @@
 """Stage 2 of the paper: reinforcement learning on mask quality.
 
-The abstract gives the reason, that many paths fill the same mask and the token loss punishes all but one, and the cure, to optimise the
-mask itself. The algorithm, the reward and their numbers are not in it. What is ours:
+The abstract gives the reason, that many paths fill the same mask and the token loss punishes all
+but one, and the cure, to optimise the mask itself. The algorithm, the reward and their numbers are
+not in it. What is ours:
 
-- GRPO: each question is answered `rollouts` times at random, and an answer is better or worse than the others of its group. No value
-  network. Advantages are differences from the group's mean over the standard deviation of the whole step's differences, not of the
-  group's own: that would make much of groups that all but agree.
-- Everything drawn is sampled and learned: whether the thing is there, the box and the path. Half of what a path alone gets wrong is where
-  its box lies.
-- Of a group only those rollouts are learned from that are much better or worse than the rest: drawing costs less than learning.
-- Ratios are clipped (PPO) and the mean runs over choices, so that long paths count for more. Log-probabilities are those of the sampler,
-  at its temperature and under the path grammar, recomputed in a teacher-forced pass before the first update.
-- A penalty on the KL divergence to the supervised model (estimator k3, on the sampled choices) keeps the paths what they were.
-- The encoder is frozen: a refiner head trained on it stays valid, and an image is encoded once for its rollouts and all updates.
-- A model too large to learn whole, or to be held twice, learns through LoRA (`--lora-rank`); without what it learned it is its own
-  reference.
+- GRPO: each question is answered `rollouts` times at random, and an answer is better or worse than
+  the others of its group. No value network. Advantages are differences from the group's mean over
+  the standard deviation of the whole step's differences, not of the group's own: that would make
+  much of groups that all but agree.
+- Everything drawn is sampled and learned: whether the thing is there, the box and the path. Half of
+  what a path alone gets wrong is where its box lies.
+- Of a group only those rollouts are learned from that are much better or worse than the rest:
+  drawing costs less than learning.
+- Ratios are clipped (PPO) and the mean runs over choices, so that long paths count for more.
+  Log-probabilities are those of the sampler, at its temperature and under the path grammar,
+  recomputed in a teacher-forced pass before the first update.
+- A penalty on the KL divergence to the supervised model (estimator k3, on the sampled choices)
+  keeps the paths what they were.
+- The encoder is frozen: a refiner head trained on it stays valid, and an image is encoded once for
+  its rollouts and all updates.
+- A model too large to learn whole, or to be held twice, learns through LoRA (`--lora-rank`);
+  without what it learned it is its own reference.
 
-Run: `python -m wordmask.model.train.rl.train --init demo --out runs/rl` (again with the same --out to resume), or on N devices or cores, with N times the
-questions of a step, `torchrun --nproc-per-node N -m wordmask.model.train.rl.train --init demo --out runs/rl --threads 1`.
+Run: `python -m wordmask.model.train.rl.train --init demo --out runs/rl` (again with the same --out
+to resume), or on N devices or cores, with N times the questions of a step, `torchrun
+--nproc-per-node N -m wordmask.model.train.rl.train --init demo --out runs/rl --threads 1`.
 `wordmask.model.train.export --sft runs/rl` makes a model folder of it.
 """
 
@@ -61,9 +68,10 @@ from wordmask.model.train.rl.rollouts import Packed, Policy, Question, ask, choi
 
 @dataclass(frozen=True, kw_only=True)
 class RlSettings:
-    """`questions` of a step, each about a scene of its own, and `rollouts` of each, of which the `learned` that differ most from their
-    mean are learned from: `epochs` times, in parts of `part` questions. `clip` bounds the ratios to 1 - clip .. 1 + clip. `max_tokens`
-    of a path are fewer than in use, for the few that would not end."""
+    """`questions` of a step, each about a scene of its own, and `rollouts` of each, of which the
+    `learned` that differ most from their mean are learned from: `epochs` times, in parts of `part`
+    questions. `clip` bounds the ratios to 1 - clip .. 1 + clip. `max_tokens` of a path are fewer
+    than in use, for the few that would not end."""
 
     seed: int = 0
     scenes: str = "fetched"  # a source of `Questions`
@@ -86,13 +94,23 @@ class RlSettings:
     checkpoint_every: int = 10
 
     def __post_init__(self) -> None:
-        for name, least in (("rollouts", 2), ("questions", 1), ("epochs", 1), ("part", 1), ("eval_every", 1), ("checkpoint_every", 1)):
+        for name, least in (
+            ("rollouts", 2),
+            ("questions", 1),
+            ("epochs", 1),
+            ("part", 1),
+            ("eval_every", 1),
+            ("checkpoint_every", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least {least}")
         if not 1 <= self.learned <= self.rollouts:
             raise ValueError(f"learned = {self.learned}: must be 1..{self.rollouts} (rollouts)")
         if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: must be positive, or all rollouts of a question are the same")
+            raise ValueError(
+                f"temperature = {self.temperature}: must be positive, or all rollouts of a question"
+                " are the same"
+            )
 
 
 @dataclass
@@ -111,12 +129,23 @@ class State:
 
     def save(self, path: Path) -> None:
         parts = {"model": learned_state(self.model), "optimizer": self.optimizer.state_dict()}
-        save_checkpoint(path, stage="rl", step=self.step, init=self.init, adapted=self.adapted, lora_rank=self.lora_rank, **parts)
+        save_checkpoint(
+            path,
+            stage="rl",
+            step=self.step,
+            init=self.init,
+            adapted=self.adapted,
+            lora_rank=self.lora_rank,
+            **parts,
+        )
 
     def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
         if saved["init"] != self.init:
-            raise ValueError(f"{path}: the run started from revision {saved['init']}, not {self.init}; give --init the same model")
+            raise ValueError(
+                f"{path}: the run started from revision {saved['init']}, not {self.init}; give"
+                " --init the same model"
+            )
         self.step = saved["step"]
         load_learned(self.model, saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -133,27 +162,34 @@ def new_state(settings: RlSettings, init: str, device: torch.device | str = "cpu
         model.model.text.requires_grad_()
         model.model.region.requires_grad_()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
     tokenizer = load_tokenizer(source)
     model.config.tokens = replace(model.config.tokens, max_new_tokens=settings.max_tokens)
     policy = Policy.of(model, tokenizer, settings.temperature)
     asks = Questions(settings.scenes, side=model.config.vision.crop_size)
     if settings.lora_rank:
-        return State(0, source.revision, model, optimizer, policy, policy, asks, init, settings.lora_rank)
+        return State(
+            0, source.revision, model, optimizer, policy, policy, asks, init, settings.lora_rank
+        )
     reference = replace(policy, model=load_model(source, device=device).requires_grad_(False).model)
     return State(0, source.revision, model, optimizer, policy, reference, asks)
 
 
 def advantages(values_IG: Tensor) -> Tensor:
-    """How much better each rollout is than the others of its question: (I, G), 0 on average over a question, of unit spread over all."""
+    """How much better each rollout is than the others of its question: (I, G), 0 on average over a
+    question, of unit spread over all.
+    """
     better_IG = values_IG - values_IG.mean(dim=1, keepdim=True)
     return better_IG / (better_IG.square().mean().sqrt() + 1e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Packed rollouts that are learned from together; per choice (A,) the advantage of its rollout, and its log-probability as it was drawn
-    and as the supervised model has it. Without the former, the weights are still those that drew it."""
+    """Packed rollouts that are learned from together; per choice (A,) the advantage of its rollout,
+    and its log-probability as it was drawn and as the supervised model has it. Without the former,
+    the weights are still those that drew it."""
 
     packed: Packed
     advantage: Tensor
@@ -161,10 +197,14 @@ class _Part:
     reference_log_p: Tensor
 
 
-def _objective(policy: Policy, part: _Part, settings: RlSettings) -> tuple[Tensor, dict[str, float]]:
+def _objective(
+    policy: Policy, part: _Part, settings: RlSettings
+) -> tuple[Tensor, dict[str, float]]:
     """What is to be minimised, and what to log."""
     found = choices(policy, part.packed)
-    ratio = (found.log_p - (found.log_p.detach() if part.drawn_log_p is None else part.drawn_log_p)).exp()
+    ratio = (
+        found.log_p - (found.log_p.detach() if part.drawn_log_p is None else part.drawn_log_p)
+    ).exp()
     clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
     gain = torch.minimum(ratio * part.advantage, clipped * part.advantage)
     away = part.reference_log_p - found.log_p
@@ -176,11 +216,17 @@ def _objective(policy: Policy, part: _Part, settings: RlSettings) -> tuple[Tenso
 
 @torch.no_grad()
 def _parts(
-    state: State, questions: Sequence[Question], drawn: list[list[Decoded]], advantage_IG: Tensor, settings: RlSettings
+    state: State,
+    questions: Sequence[Question],
+    drawn: list[list[Decoded]],
+    advantage_IG: Tensor,
+    settings: RlSettings,
 ) -> list[_Part]:
     """The rollouts to learn from, with what must be known before the first update."""
     most_IL = advantage_IG.abs().topk(settings.learned, dim=1).indices.sort(dim=1).values
-    learned = [[group[g] for g in most] for group, most in zip(drawn, most_IL.tolist(), strict=True)]
+    learned = [
+        [group[g] for g in most] for group, most in zip(drawn, most_IL.tolist(), strict=True)
+    ]
     most_value_IL = advantage_IG.gather(1, most_IL).to(state.model.device)
     once = settings.epochs == 1 and len(questions) <= settings.part
     parts = []
@@ -201,17 +247,26 @@ def _parts(
 
 
 def _step(state: State, settings: RlSettings) -> dict[str, float]:
-    """One step: a function of the weights, the seed, the number of the step and that of the process alone."""
+    """One step: a function of the weights, the seed, the number of the step and that of the process
+    alone.
+    """
     rng = np.random.default_rng((settings.seed, state.step, 17, process_number()))
-    questions = ask(state.policy, state.asks, rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, settings.questions).tolist())
+    questions = ask(
+        state.policy,
+        state.asks,
+        rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, settings.questions).tolist(),
+    )
     return learn(state, questions, settings, rng)
 
 
-def learn(state: State, questions: Sequence[Question], settings: RlSettings, rng: np.random.Generator) -> dict[str, float]:
+def learn(
+    state: State, questions: Sequence[Question], settings: RlSettings, rng: np.random.Generator
+) -> dict[str, float]:
     """Answer, reward and learn; what to log."""
     drawn = roll_out(state.policy, questions, settings.rollouts, int(rng.integers(2**62)))
     rewards = [
-        [reward(row, question.truth_HW, state.policy.tokenizer) for row in group] for question, group in zip(questions, drawn, strict=True)
+        [reward(row, question.truth_HW, state.policy.tokenizer) for row in group]
+        for question, group in zip(questions, drawn, strict=True)
     ]
     values_IG = torch.tensor([[one.value for one in group] for group in rewards])
     parts = _parts(state, questions, drawn, advantages(values_IG), settings)
@@ -226,11 +281,16 @@ def learn(state: State, questions: Sequence[Question], settings: RlSettings, rng
             log["grad_norm"] = nn.utils.clip_grad_norm_(trained, 1.0).item()
             state.optimizer.step()
             logs.append(log)
-    return _summary(rewards, drawn) | {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
+    return _summary(rewards, drawn) | {
+        name: float(np.mean([log[name] for log in logs])) for name in logs[0]
+    }
 
 
 def _summary(rewards: list[list[Reward]], drawn: list[list[Decoded]]) -> dict[str, float]:
-    rows, ious = [row for group in drawn for row in group], np.array([[one.iou for one in group] for group in rewards])
+    rows, ious = (
+        [row for group in drawn for row in group],
+        np.array([[one.iou for one in group] for group in rewards]),
+    )
     return {
         "reward": float(np.mean([one.value for group in rewards for one in group])),
         "iou": float(ious.mean()),
@@ -240,7 +300,9 @@ def _summary(rewards: list[list[Reward]], drawn: list[list[Decoded]]) -> dict[st
         "absent": float(np.mean([row.absent for row in rows])),
         "truncated": float(np.mean([row.truncated for row in rows])),
         "distinct": float(np.mean([len(set(group)) / len(group) for group in drawn])),
-        "pairwise_iou": float(np.mean([mean_pairwise_iou([one.mask_HW for one in group]) for group in rewards])),
+        "pairwise_iou": float(
+            np.mean([mean_pairwise_iou([one.mask_HW for one in group]) for group in rewards])
+        ),
     }
 
 
@@ -250,24 +312,38 @@ NOT_EVALUATED = {"eval_reward": math.nan, "eval_iou": math.nan}
 def evaluate(policy: Policy, questions: Sequence[Question]) -> dict[str, float]:
     """Of greedy answers: mean reward and mean IoU of what the path alone fills."""
     drawn = roll_out(replace(policy, temperature=0.0), questions, 1, 0)
-    found = [reward(row, question.truth_HW, policy.tokenizer) for question, (row,) in zip(questions, drawn, strict=True)]
-    return {"eval_reward": float(np.mean([one.value for one in found])), "eval_iou": float(np.mean([one.iou for one in found]))}
+    found = [
+        reward(row, question.truth_HW, policy.tokenizer)
+        for question, (row,) in zip(questions, drawn, strict=True)
+    ]
+    return {
+        "eval_reward": float(np.mean([one.value for one in found])),
+        "eval_iou": float(np.mean([one.iou for one in found])),
+    }
 
 
 def learning_rate(step: int, settings: RlSettings) -> float:
-    """Linear warm-up, then a cosine to a fiftieth: what the noise of the gradients has added up is forgotten again."""
-    return falling_rate(step, peak=settings.learning_rate, steps=settings.steps, warmup=settings.warmup, floor=0.02)
+    """Linear warm-up, then a cosine to a fiftieth: what the noise of the gradients has added up is
+    forgotten again.
+    """
+    return falling_rate(
+        step, peak=settings.learning_rate, steps=settings.steps, warmup=settings.warmup, floor=0.02
+    )
 
 
 class Log:
-    """A CSV with one row a step; the first one's evaluation is of the model before it. What a stopped run wrote after its last checkpoint
-    is dropped when it goes on."""
+    """A CSV with one row a step; the first one's evaluation is of the model before it. What a
+    stopped run wrote after its last checkpoint is dropped when it goes on."""
 
     def __init__(self, path: Path, after: int) -> None:
         kept = []
         if path.exists():
             with path.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if row and (not row[0].isdigit() or int(row[0]) <= after)]
+                kept = [
+                    row
+                    for row in csv.reader(file)
+                    if row and (not row[0].isdigit() or int(row[0]) <= after)
+                ]
         self._file = path.open("w", newline="")
         self._writer = csv.writer(self._file)
         self._writer.writerows(kept)
@@ -277,19 +353,33 @@ class Log:
         if self._empty:
             self._writer.writerow(values)
         self._empty = False
-        self._writer.writerow(value if isinstance(value, int) else f"{value:.5g}" for value in values.values())
+        self._writer.writerow(
+            value if isinstance(value, int) else f"{value:.5g}" for value in values.values()
+        )
         self._file.flush()
 
 
-def train(out: Path, settings: RlSettings, init: str, device: torch.device | str = "cpu", tell: Tell = tell_nobody) -> State:
-    """Train the model `init` (a name that `resolve_model` knows) to the last step, from the checkpoint in `out` if there is one."""
+def train(
+    out: Path,
+    settings: RlSettings,
+    init: str,
+    device: torch.device | str = "cpu",
+    tell: Tell = tell_nobody,
+) -> State:
+    """Train the model `init` (a name that `resolve_model` knows) to the last step, from the
+    checkpoint in `out` if there is one.
+    """
     keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     state = new_state(settings, init, device)
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
     state.policy.tokenizer.save(out / TOKENIZER_FILE)
-    unseen = ask(state.policy, replace(state.asks, split="val"), range(VAL_SEEDS.start, VAL_SEEDS.start + settings.eval_scenes))
+    unseen = ask(
+        state.policy,
+        replace(state.asks, split="val"),
+        range(VAL_SEEDS.start, VAL_SEEDS.start + settings.eval_scenes),
+    )
     first = process_number() == 0
     log = Log(out / "log.csv" if first else Path(os.devnull), state.step)
     for step in _tracked(state.step, settings.steps):
@@ -319,9 +409,20 @@ def _tracked(first: int, steps: int) -> Iterator[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--init", required=True, help="model to start from, and to stay near: demo, a model folder, or a hub repository")
-    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and log; an existing one is resumed")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--init",
+        required=True,
+        help="model to start from, and to stay near: demo, a model folder, or a hub repository",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of checkpoints and log; an existing one is resumed",
+    )
     for name, default in asdict(RlSettings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

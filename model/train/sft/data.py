@@ -1,4 +1,5 @@
-"""Batches of scenes for training: several queries share one image, and every label we can draw is given.
+"""Batches of scenes for training: several queries share one image, and every label we can draw is
+given.
 
 Shapes: I images, K queries of an image, T tokens of a query (padded), P image tokens.
 """
@@ -34,10 +35,12 @@ from wordmask.model.train.targets import patch_owners, patch_shares, path_target
 IGNORE = -100
 NAMES = (*NOUNS, *SHAPES)
 SIZES = (*SIZE_NAMES, "large")
-TAUGHT_ABSENT = 0.2  # share of expressions: more than are asked elsewhere, as to find nothing is learned last
+TAUGHT_ABSENT = (
+    0.2  # share of expressions: more than are asked elsewhere, as to find nothing is learned last
+)
 BY_DISTANCE = ("closest", "next-to", "farthest", "closest-to-placed")  # templates
-# Up to this share of an image's expressions is by distance, where they can be. No other relation needs to know where what it is to
-# lies: the one dog left of the car is the leftmost dog, too.
+# Up to this share of an image's expressions is by distance, where they can be. No other relation
+# needs to know where what it is to lies: the one dog left of the car is the leftmost dog, too.
 TAUGHT_DISTANCE = 0.3
 MAX_RANK = 6  # ordinal labels: how many like objects lie before this one, 0..5
 
@@ -55,27 +58,66 @@ class Batch:
     next_coord: Tensor  # (I, K, T) label: bin of the next coordinate, -1 elsewhere
     next_size: Tensor  # (I, K, T, 2) label: bins of the next size, -1 elsewhere
     pointer: Tensor  # (I, K) position of the last prompt token
-    target_name: Tensor  # (I, K) place of the target's name in `NAMES`, `IGNORE` where there is no target
-    target_share: Tensor  # (I, K, 1 + P) share of the target in each patch, sums to 1; where there is none, the first is 1
-    word_fits: Tensor  # (I, K, T, P) which patches a name, colour or size fits, at its last token; false for other tokens
-    is_phrase: Tensor  # (I, K, T) whether a token is the last of a name, which a colour may stand before
-    phrase_share: Tensor  # (I, K, T, 1 + P) the patches that both fit, each alike, sums to 1; where there are none, the first is 1
-    patch_labels: Tensor  # (I, P, C) classes of the object that owns each patch: name, colour, size, ranks
+    target_name: (
+        Tensor  # (I, K) place of the target's name in `NAMES`, `IGNORE` where there is no target
+    )
+    # (I, K, 1 + P) share of the target in each patch, sums to 1; where there is none, the first is
+    # 1
+    target_share: Tensor
+    # (I, K, T, P) which patches a name, colour or size fits, at its last token; false for other
+    # tokens
+    word_fits: Tensor
+    is_phrase: (
+        Tensor  # (I, K, T) whether a token is the last of a name, which a colour may stand before
+    )
+    # (I, K, T, 1 + P) the patches that both fit, each alike, sums to 1; where there are none, the
+    # first is 1
+    phrase_share: Tensor
+    patch_labels: (
+        Tensor  # (I, P, C) classes of the object that owns each patch: name, colour, size, ranks
+    )
     patch_box: Tensor  # (I, P, 4) its box (cx, cy, w, h), unit of image, NaN for background
 
 
 class SceneBatches(Dataset[Batch]):
-    """Batch number `step` is a function of (seed, step, process) alone, so a resumed run sees what the first would have seen.
+    """Batch number `step` is a function of (seed, step, process) alone, so a resumed run sees what
+    the first would have seen.
 
     `process`: which of those that train together it is for (`process_number`).
     """
 
-    def __init__(self, *, config: MoondreamSegmentationConfig, tokenizer: PathTokenizer, questions: Questions, seed: int, steps: range,
-                 images: int, queries: int, path_every: int, n_objects: tuple[int, int], large_share: float = 0.0,
-                 process: int = 0) -> None:  # fmt: skip
-        """`path_every`: steps from one whose sequences have their paths to the next; those of the others end after the size."""
-        self.config, self.tokenizer, self.questions, self.steps, self.seed = config, tokenizer, questions, steps, (seed, process)
-        self.images, self.queries, self.path_every, self.n_objects, self.large_share = images, queries, path_every, n_objects, large_share
+    def __init__(
+        self,
+        *,
+        config: MoondreamSegmentationConfig,
+        tokenizer: PathTokenizer,
+        questions: Questions,
+        seed: int,
+        steps: range,
+        images: int,
+        queries: int,
+        path_every: int,
+        n_objects: tuple[int, int],
+        large_share: float = 0.0,
+        process: int = 0,
+    ) -> None:
+        """`path_every`: steps from one whose sequences have their paths to the next; those of the
+        others end after the size.
+        """
+        self.config, self.tokenizer, self.questions, self.steps, self.seed = (
+            config,
+            tokenizer,
+            questions,
+            steps,
+            (seed, process),
+        )
+        self.images, self.queries, self.path_every, self.n_objects, self.large_share = (
+            images,
+            queries,
+            path_every,
+            n_objects,
+            large_share,
+        )
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -90,7 +132,14 @@ class SceneBatches(Dataset[Batch]):
     def _sample(self, rng: np.random.Generator, *, paths: bool) -> Sample:
         large = rng.random() < self.large_share
         crop = self.config.vision.crop_size
-        size = {side: int(rng.integers(crop + crop // 12, 2 * crop + crop // 6)) for side in ("height", "width")} if large else {}
+        size = (
+            {
+                side: int(rng.integers(crop + crop // 12, 2 * crop + crop // 6))
+                for side in ("height", "width")
+            }
+            if large
+            else {}
+        )
         while True:
             seed = int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop))
             scene = self.questions.scene(seed, n_objects=self.n_objects, **size)
@@ -99,10 +148,14 @@ class SceneBatches(Dataset[Batch]):
                 return self._encode(scene, expressions, paths)
 
     def _expressions(self, scene: Scene, seed: int) -> list[Expression]:
-        by_distance = self.questions.about(scene, seed, int(TAUGHT_DISTANCE * self.queries), absent=0, templates=BY_DISTANCE)
+        by_distance = self.questions.about(
+            scene, seed, int(TAUGHT_DISTANCE * self.queries), absent=0, templates=BY_DISTANCE
+        )
         said = {expression.text for expression in by_distance}
         others = self.questions.about(scene, seed, self.queries, absent=TAUGHT_ABSENT)
-        return [*by_distance, *(other for other in others if other.text not in said)][: self.queries]
+        return [*by_distance, *(other for other in others if other.text not in said)][
+            : self.queries
+        ]
 
     def _encode(self, scene: Scene, expressions: list[Expression], paths: bool) -> Sample:
         crops = crop_image(scene.image_HW3, self.config.vision)
@@ -110,28 +163,47 @@ class SceneBatches(Dataset[Batch]):
         vision = self.config.vision
         shares = patch_shares(scene.instance_HW, vision.crop_size, vision.grid)
         nowhere = np.zeros(vision.n_tokens, np.float32)
-        targets = np.stack([nowhere if e.target is None or e.target >= len(shares) else shares[e.target] for e in expressions])
+        targets = np.stack(
+            [
+                nowhere if e.target is None or e.target >= len(shares) else shares[e.target]
+                for e in expressions
+            ]
+        )
         owners = patch_owners(scene.instance_HW, vision.crop_size, vision.grid)
         labels, boxes = object_labels(scene)
         background = np.zeros((1, labels.shape[1]), labels.dtype)
         return Sample(
-            crops=crops.crops_NHWC, tiling=crops.tiling, queries=queries,
+            crops=crops.crops_NHWC,
+            tiling=crops.tiling,
+            queries=queries,
             target_share=share_or_first(targets),
             patch_labels=np.concatenate([labels, background])[owners],
             patch_box=np.concatenate([boxes, np.full((1, 4), np.nan)])[owners],
-        )  # fmt: skip
+        )
 
     def _query(self, scene: Scene, expression: Expression, paths: bool) -> QuerySample:
         tokens = self.config.tokens
         prompt = build_prompt(expression.text, (), self.tokenizer, tokens)
         begin = len(tokens.prompt_prefix)
-        words = {begin + place: labels for place, labels in attributes_of(expression.text, self.tokenizer).items()}
+        words = {
+            begin + place: labels
+            for place, labels in attributes_of(expression.text, self.tokenizer).items()
+        }
         if expression.target is None:
-            return QuerySample(ids=[*prompt.ids, tokens.eos_id], prompt_length=len(prompt.ids), box=None, name=IGNORE, words=words)
+            return QuerySample(
+                ids=[*prompt.ids, tokens.eos_id],
+                prompt_length=len(prompt.ids),
+                box=None,
+                name=IGNORE,
+                words=words,
+            )
         target = scene.objects[expression.target]
         ids = [*prompt.ids, tokens.coord_id, tokens.coord_id, tokens.size_id]
         if paths:
-            ids += [*self.tokenizer.path_ids(path_target(target.mask_HW, target.box)), tokens.eos_id]
+            ids += [
+                *self.tokenizer.path_ids(path_target(target.mask_HW, target.box)),
+                tokens.eos_id,
+            ]
         return QuerySample(
             ids=ids,
             prompt_length=len(prompt.ids),
@@ -163,16 +235,27 @@ class Sample:
 def object_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Classes of each object, (objects, C), 0 being background, and boxes (objects, 4).
 
-    Classes: name, colour (the last one: none), size, then ranks: how many objects of the same name, of the same colour, and of any
-    kind lie to the left, to the right, above and below (by centre).
+    Classes: name, colour (the last one: none), size, then ranks: how many objects of the same name,
+    of the same colour, and of any kind lie to the left, to the right, above and below (by centre).
     """
     boxes = np.array([unit_box(o.box, *o.mask_HW.shape) for o in scene.objects]).reshape(-1, 4)
     name = np.array([NAMES.index(o.name) for o in scene.objects], int)
-    colour = np.array([COLOUR_NAMES.index(o.colour) if o.colour else len(COLOUR_NAMES) for o in scene.objects], int)
+    colour = np.array(
+        [COLOUR_NAMES.index(o.colour) if o.colour else len(COLOUR_NAMES) for o in scene.objects],
+        int,
+    )
     size = np.array([SIZES.index(o.size_name) for o in scene.objects], int)
-    groups = (name[:, None] == name, colour[:, None] == colour, np.ones((len(name), len(name)), bool))
+    groups = (
+        name[:, None] == name,
+        colour[:, None] == colour,
+        np.ones((len(name), len(name)), bool),
+    )
     before = [sign * boxes[:, axis] for axis in (0, 1) for sign in (1, -1)]
-    ranks = [(group & (place[None, :] < place[:, None])).sum(axis=1) for group in groups for place in before]
+    ranks = [
+        (group & (place[None, :] < place[:, None])).sum(axis=1)
+        for group in groups
+        for place in before
+    ]
     ranks = [np.minimum(rank, MAX_RANK - 1) for rank in ranks]
     return np.stack([name, colour, size, *ranks], axis=1) + 1, boxes
 
@@ -181,7 +264,8 @@ N_CLASSES = (len(NAMES) + 1, len(COLOUR_NAMES) + 2, len(SIZES) + 1, *[MAX_RANK +
 
 
 def share_or_first(covered: np.ndarray) -> np.ndarray:
-    """(..., P) of how much of each patch something covers, as shares (..., 1 + P) that sum to 1; all in the first, where it covers none.
+    """(..., P) of how much of each patch something covers, as shares (..., 1 + P) that sum to 1;
+    all in the first, where it covers none.
 
     The first stands for the token that begins the prefix. What looks there has found nothing.
     """
@@ -191,9 +275,12 @@ def share_or_first(covered: np.ndarray) -> np.ndarray:
 
 
 def attributes_of(text: str, tokenizer: PathTokenizer) -> dict[int, list[tuple[int, int]]]:
-    """The place, among an expression's tokens, of the last token of each name, colour and size in it: which of the patch labels it is
-    about, and their class. Of a name, also those of the colour right before it."""
-    spans = tokenizer.fast(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    """The place, among an expression's tokens, of the last token of each name, colour and size in
+    it: which of the patch labels it is about, and their class. Of a name, also those of the colour
+    right before it."""
+    spans = tokenizer.fast(text, add_special_tokens=False, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
     ends = {stop: place for place, (_, stop) in enumerate(spans)}
     found: dict[int, list[tuple[int, int]]] = {}
     before = -1, (0, 0)  # where the last word ended, and its label
@@ -212,15 +299,25 @@ _LABELS = {
     for value, name in enumerate(group)
     for word in SYNONYMS.get(name, (name,))
 }
-_ATTRIBUTE = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in sorted(_LABELS, key=len, reverse=True)))
+_ATTRIBUTE = re.compile(
+    "|".join(rf"\b{re.escape(word)}\b" for word in sorted(_LABELS, key=len, reverse=True))
+)
 
 
 def _collate(samples: list[Sample], config: MoondreamSegmentationConfig) -> Batch:
     images, queries = len(samples), len(samples[0].queries)
     length = max(len(q.ids) for s in samples for q in s.queries)
     shape = (images, queries, length)
-    ids, coords, sizes = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros((*shape, 2), np.float32)
-    next_id, next_coord, next_size = np.full(shape, IGNORE), np.full(shape, -1.0, np.float32), np.full((*shape, 2), -1.0, np.float32)
+    ids, coords, sizes = (
+        np.zeros(shape, np.int64),
+        np.zeros(shape, np.float32),
+        np.zeros((*shape, 2), np.float32),
+    )
+    next_id, next_coord, next_size = (
+        np.full(shape, IGNORE),
+        np.full(shape, -1.0, np.float32),
+        np.full((*shape, 2), -1.0, np.float32),
+    )
     pointer = np.zeros(shape[:2], np.int64)
     word_fits, phrase_fits = (np.zeros((*shape, config.vision.n_tokens), bool) for _ in range(2))
     is_phrase = np.zeros(shape, bool)
@@ -242,27 +339,44 @@ def _collate(samples: list[Sample], config: MoondreamSegmentationConfig) -> Batc
                 word_fits[i, k, t], phrase_fits[i, k, t] = fits[0], np.all(fits, axis=0)
                 is_phrase[i, k, t] = labels[0][0] == 0
     arrays = {
-        "crops": np.concatenate([s.crops for s in samples]), "ids": ids, "coords": coords, "sizes": sizes,
-        "next_id": next_id, "next_coord": next_coord, "next_size": next_size, "pointer": pointer, "word_fits": word_fits,
-        "is_phrase": is_phrase, "phrase_share": share_or_first(phrase_fits).astype(np.float32),
+        "crops": np.concatenate([s.crops for s in samples]),
+        "ids": ids,
+        "coords": coords,
+        "sizes": sizes,
+        "next_id": next_id,
+        "next_coord": next_coord,
+        "next_size": next_size,
+        "pointer": pointer,
+        "word_fits": word_fits,
+        "is_phrase": is_phrase,
+        "phrase_share": share_or_first(phrase_fits).astype(np.float32),
         "target_name": np.array([[query.name for query in s.queries] for s in samples], np.int64),
         "target_share": np.stack([s.target_share for s in samples]).astype(np.float32),
         "patch_labels": np.stack([s.patch_labels for s in samples]).astype(np.int64),
         "patch_box": np.stack([s.patch_box for s in samples]).astype(np.float32),
-    }  # fmt: skip
-    return Batch(tilings=[s.tiling for s in samples], **{name: torch.from_numpy(value) for name, value in arrays.items()})
+    }
+    return Batch(
+        tilings=[s.tiling for s in samples],
+        **{name: torch.from_numpy(value) for name, value in arrays.items()},
+    )
 
 
 def batch_stream(dataset: SceneBatches, workers: int) -> Iterator[Batch]:
     """Batches in order, made in worker processes ahead of the step."""
     prefetch = {"prefetch_factor": 8} if workers else {}
-    return iter(DataLoader(dataset, batch_size=None, shuffle=False, num_workers=workers, **prefetch))
+    return iter(
+        DataLoader(dataset, batch_size=None, shuffle=False, num_workers=workers, **prefetch)
+    )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """All but the crops, which are normalised on their way there."""
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    moved = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor) and k != "crops"}
+    moved = {
+        k: v.to(device, non_blocking=True)
+        for k, v in values.items()
+        if isinstance(v, Tensor) and k != "crops"
+    }
     return Batch(**values | moved)
 
 

@@ -1,4 +1,6 @@
-"""Costs by arithmetic, held against the run itself: operators counted under fake CUDA tensors, tiny and at the full size."""
+"""Costs by arithmetic, held against the run itself: operators counted under fake CUDA tensors, tiny
+and at the full size.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,14 @@ class Held(TorchDispatchMode):
         self.now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        known = {
+            id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+        }
         out = func(*args, **(kwargs or {}))
-        for storage in {id(s): s for s in (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor))}.values():
+        for storage in {
+            id(s): s
+            for s in (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor))
+        }.values():
             if id(storage) not in known:
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._free, storage.nbytes())
@@ -56,21 +63,34 @@ class Counted:
 
 
 def grouped_mm_flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    """The counter knows no grouped product: each row (N, wide) is multiplied by one of the matrices (E, wide, narrow)."""
+    """The counter knows no grouped product: each row (N, wide) is multiplied by one of the matrices
+    (E, wide, narrow).
+    """
     return 2 * x_shape[0] * x_shape[1] * weight_shape[2]
 
 
 @contextmanager
 def counting() -> Iterator[Counted]:
     counted, held = Counted(), Held()
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: grouped_mm_flops}) as counter, held:
+    with (
+        torch.no_grad(),
+        FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten._grouped_mm: grouped_mm_flops}
+        ) as counter,
+        held,
+    ):
         yield counted
     counted.flops, counted.most_held = counter.get_total_flops(), held.most
 
 
 @pytest.fixture(params=["tiny", "full"])
 def model(request: pytest.FixtureRequest) -> MoondreamSegmentation:
-    model = build_on_meta(tiny_config() if request.param == "tiny" else FULL).to(torch.bfloat16).requires_grad_(False).eval()
+    model = (
+        build_on_meta(tiny_config() if request.param == "tiny" else FULL)
+        .to(torch.bfloat16)
+        .requires_grad_(False)
+        .eval()
+    )
     put_on_fake_cuda(model, request.getfixturevalue("fake_cuda"))
     return model
 
@@ -84,7 +104,12 @@ def read(model: MoondreamSegmentation, rows: int, tokens: int, seen: int) -> Non
     text, prefix = model.model.text, model.config.text.prefix_attn
     positions = torch.arange(seen - tokens, seen, device=CUDA).expand(rows, -1)
     cache = text.new_cache(rows, seen)
-    x_BTD = text(zeros(rows, tokens, model.config.text.dim), positions, causal_mask(positions, seen, prefix), cache)
+    x_BTD = text(
+        zeros(rows, tokens, model.config.text.dim),
+        positions,
+        causal_mask(positions, seen, prefix),
+        cache,
+    )
     assert x_BTD.device == CUDA
 
 
@@ -123,18 +148,28 @@ def test_the_grouped_product_is_counted(model: MoondreamSegmentation) -> None:
 def test_weights_and_caches_are_those_of_the_run(model: MoondreamSegmentation) -> None:
     config = model.config
     assert costs.all_parameters(config) == parameter_count(model)
-    assert costs.encoder(config.vision, 1).parameters + costs.projection(config.vision, 1).parameters == parameter_count(model.model.vision)
+    assert costs.encoder(config.vision, 1).parameters + costs.projection(
+        config.vision, 1
+    ).parameters == parameter_count(model.model.vision)
     every = costs.decoder(config.text, 1, 1, config.text.moe.num_experts).parameters
     assert every == parameter_count(model.model.text.blocks)
     cache = model.model.text.new_cache(3, 11)
     assert isinstance(cache.k, FakeTensor)
-    assert 3 * 11 * costs.slot_bytes(config.text, "bfloat16") == sum(x.numel() * x.element_size() for x in (cache.k, cache.v))
+    assert 3 * 11 * costs.slot_bytes(config.text, "bfloat16") == sum(
+        x.numel() * x.element_size() for x in (cache.k, cache.v)
+    )
 
 
 @pytest.mark.parametrize("model", ["full"], indirect=True)  # the tiny sizes are mostly margins
-def test_activations_are_about_those_of_the_run(model: MoondreamSegmentation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With attention that keeps no scores, as CUDA's kernels do: what PyTorch falls back to here keeps them."""
-    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q))
+def test_activations_are_about_those_of_the_run(
+    model: MoondreamSegmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With attention that keeps no scores, as CUDA's kernels do: what PyTorch falls back to here
+    keeps them.
+    """
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q)
+    )
     size, prefix = FULL.vision.crop_size, FULL.text.prefix_attn
     encode, prefill, *_ = stages(FULL, Workload(crops_at_once=4, batch_rows=2))
     with counting() as encoding:
@@ -151,7 +186,11 @@ def test_activations_are_about_those_of_the_run(model: MoondreamSegmentation, mo
 def test_experts_hit_are_those_of_drawing_lots() -> None:
     t, generator = FULL.text, torch.Generator().manual_seed(0)
     for tokens in (1, 4, 32):
-        chosen = torch.rand(400, tokens, t.moe.num_experts, generator=generator).topk(t.moe.experts_per_token).indices
+        chosen = (
+            torch.rand(400, tokens, t.moe.num_experts, generator=generator)
+            .topk(t.moe.experts_per_token)
+            .indices
+        )
         distinct = torch.tensor([len(draw.unique()) for draw in chosen]).double().mean()
         assert costs.expected_experts(t, tokens) == pytest.approx(float(distinct), rel=0.01)
 
@@ -169,10 +208,16 @@ def test_an_estimate_is_the_slower_of_products_and_memory_stage_by_stage() -> No
     load = Workload(batch_rows=2)
     slow = Gpu(name="no memory to speak of", flops={"bfloat16": 1e12}, bandwidth=1e30, memory=1e15)
     per_row = sum(stage.per_row * stage.flops for stage in stages(FULL, load))
-    assert estimate(FULL, load, slow, efficiency=0.25).rows_per_second == pytest.approx(0.25e12 / per_row)
-    slow = Gpu(name="no products to speak of", flops={"bfloat16": 1e30}, bandwidth=1e12, memory=1e15)
+    assert estimate(FULL, load, slow, efficiency=0.25).rows_per_second == pytest.approx(
+        0.25e12 / per_row
+    )
+    slow = Gpu(
+        name="no products to speak of", flops={"bfloat16": 1e30}, bandwidth=1e12, memory=1e15
+    )
     per_row = sum(stage.per_row * stage.bytes for stage in stages(FULL, load))
-    assert estimate(FULL, load, slow, efficiency=0.25).rows_per_second == pytest.approx(0.25e12 / per_row)
+    assert estimate(FULL, load, slow, efficiency=0.25).rows_per_second == pytest.approx(
+        0.25e12 / per_row
+    )
 
 
 def test_rows_at_once_are_what_fits_beside_the_weights() -> None:
@@ -182,11 +227,15 @@ def test_rows_at_once_are_what_fits_beside_the_weights() -> None:
         assert [size + costs.RESERVED <= gpu.memory for size in one_more] == [True, False]
     assert estimate(FULL, Workload(batch_rows=3), GPUS[0]).rows_at_once == 3
     small = estimate(FULL, Workload(dtype="float32"), GPUS[-1])
-    assert (small.gpu, small.rows_at_once, small.rows_per_second) == ("L4", 0, 0.0), "37 GB of weights do not fit into 24"
+    assert (small.gpu, small.rows_at_once, small.rows_per_second) == ("L4", 0, 0.0), (
+        "37 GB of weights do not fit into 24"
+    )
 
 
 def test_estimates_keep_the_order_of_the_hardware_and_of_sharing_images() -> None:
-    found = {(e.gpu, e.queries_per_image): e.rows_per_second for e in costs.estimates(FULL, Workload())}
+    found = {
+        (e.gpu, e.queries_per_image): e.rows_per_second for e in costs.estimates(FULL, Workload())
+    }
     assert found["H100 SXM", 1] > found["A100 SXM 80 GB", 1] > found["L4", 1] > 0
     for gpu in GPUS:
         assert found[gpu.name, 8] > found[gpu.name, 1]

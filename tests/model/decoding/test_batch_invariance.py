@@ -1,7 +1,8 @@
-"""The same row gives the same path whatever is asked beside it: 250 scenes, one by one, by sevens, by thirty-twos.
+"""The same row gives the same path whatever is asked beside it: 250 scenes, one by one, by sevens,
+by thirty-twos.
 
-A sum's last digits depend on the shape of what it is part of, so near a tie another token may win: those rows are listed with
-the logits of the two tokens. With `deterministic` there are none.
+A sum's last digits depend on the shape of what it is part of, so near a tie another token may win:
+those rows are listed with the logits of the two tokens. With `deterministic` there are none.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ def drawing(**method: bool) -> Segmenter:
 def by_batches(segmenter: Segmenter, rows: list[Row], size: int) -> Iterator[Segmentation]:
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        yield from segmenter.segment_many([image for image, _ in part], [Query(image=i, object=text) for i, (_, text) in enumerate(part)])
+        yield from segmenter.segment_many(
+            [image for image, _ in part],
+            [Query(image=i, object=text) for i, (_, text) in enumerate(part)],
+        )
 
 
 def drawn(row: Segmentation) -> tuple[tuple[float, ...], str]:
@@ -70,32 +74,66 @@ def test_paths_are_the_same_in_batches_of_any_size() -> None:
         alike = tokens = 0
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
             ids_a, ids_b = (path_ids(segmenter, path) for _, path in (a, b))
-            common = len(ids_a) if a == b else next((k for k, (x, y) in enumerate(zip(ids_a, ids_b, strict=False)) if x != y), len(ids_a))
+            common = (
+                len(ids_a)
+                if a == b
+                else next(
+                    (k for k, (x, y) in enumerate(zip(ids_a, ids_b, strict=False)) if x != y),
+                    len(ids_a),
+                )
+            )
             if a[0] != b[0]:
                 common = 0
                 print(f"row {i}, alone against by {size}: boxes {a[0]} and {b[0]}")
             elif a != b:
-                ours, theirs = logits_of(segmenter, rows[i], a[0], ids_a[:common], (ids_a[common], ids_b[common]))
-                print(f"row {i}, alone against by {size}: token {common} has logits {ours:.6f} and {theirs:.6f}")
-                assert abs(ours - theirs) < TIE, "only where two tokens are as good as equal may another win"
+                ours, theirs = logits_of(
+                    segmenter, rows[i], a[0], ids_a[:common], (ids_a[common], ids_b[common])
+                )
+                print(
+                    f"row {i}, alone against by {size}: token {common} has logits {ours:.6f} and"
+                    f" {theirs:.6f}"
+                )
+                assert abs(ours - theirs) < TIE, (
+                    "only where two tokens are as good as equal may another win"
+                )
             tokens, alike = tokens + len(ids_a), alike + common
-        print(f"alone against by {size}: {alike} of {tokens} tokens alike, {sum(a == b for a, b in zip(one, other, strict=True))} rows")
+        print(
+            f"alone against by {size}: {alike} of {tokens} tokens alike,"
+            f" {sum(a == b for a, b in zip(one, other, strict=True))} rows"
+        )
         assert alike >= ALIKE * tokens
 
 
 @torch.inference_mode()
-def logits_of(segmenter: Segmenter, row: Row, box: tuple[float, ...], drawn: list[int], candidates: tuple[int, int]) -> list[float]:
+def logits_of(
+    segmenter: Segmenter,
+    row: Row,
+    box: tuple[float, ...],
+    drawn: list[int],
+    candidates: tuple[int, int],
+) -> list[float]:
     """Logits of two candidates for the token after what was drawn of a row, in one plain pass."""
     model, tokens = segmenter.model.model, segmenter.config.tokens
     ((image_PD, _),) = segmenter._encode([(row[0], [(0, Query(object=row[1]))])])
-    prompt = embed_prompts([build_prompt(row[1], (), segmenter.tokenizer, tokens)], model.text, model.region)[0]
+    prompt = embed_prompts(
+        [build_prompt(row[1], (), segmenter.tokenizer, tokens)], model.text, model.region
+    )[0]
     x, y, w, h = torch.tensor(box)
-    box_tokens = [model.region.encode_coord(x[None])[None], model.region.encode_coord(y[None])[None]]
+    box_tokens = [
+        model.region.encode_coord(x[None])[None],
+        model.region.encode_coord(y[None])[None],
+    ]
     box_tokens.append(model.region.encode_size(torch.stack([w, h]))[None])
     prefix = SharedPrefix.of(prefill_prefix(model, tokens, image_PD[None]), [0], segmenter.device)
     x_TD = torch.cat([prompt, *box_tokens, model.text.embed(torch.tensor(drawn, dtype=torch.long))])
     own = torch.arange(len(x_TD))[None]
-    hidden = model.text(x_TD[None], prefix.length + own, causal_mask(own, len(x_TD), 0), model.text.new_cache(1, len(x_TD)), prefix)
+    hidden = model.text(
+        x_TD[None],
+        prefix.length + own,
+        causal_mask(own, len(x_TD), 0),
+        model.text.new_cache(1, len(x_TD)),
+        prefix,
+    )
     return model.text.logits(hidden[0, -1])[list(candidates)].tolist()
 
 

@@ -24,7 +24,9 @@ TOKENS = TokenConfig(max_new_tokens=12, prompt_prefix=(1, 9, 2))
 PROMPTS = [
     Prompt(ids=(1, 9, 2, 30, 31, 3)),
     Prompt(ids=(1, 9, 2, 40, 3)),
-    Prompt(ids=(1, 9, 2, 5, 5, 6, 33, 34, 35, 3), regions=((3, (0.2,)), (4, (0.7,)), (5, (0.1, 0.3)))),
+    Prompt(
+        ids=(1, 9, 2, 5, 5, 6, 33, 34, 35, 3), regions=((3, (0.2,)), (4, (0.7,)), (5, (0.1, 0.3)))
+    ),
     Prompt(ids=(1, 9, 2, 51, 52, 53, 54, 3)),
 ]
 
@@ -37,7 +39,9 @@ def model() -> MoondreamSegmentation:
 @pytest.fixture(scope="module")
 def images(model: MoondreamSegmentation) -> Tensor:
     config = model.config
-    return torch.randn(2, config.vision.n_tokens, config.text.dim, generator=torch.Generator().manual_seed(3))
+    return torch.randn(
+        2, config.vision.n_tokens, config.text.dim, generator=torch.Generator().manual_seed(3)
+    )
 
 
 @torch.inference_mode()
@@ -45,11 +49,19 @@ def plainly(model: MoondreamSegmentation, image_PD: Tensor, prompt: Prompt) -> D
     """The published algorithm: one row, the whole sequence anew for every token."""
     text, region = model.model.text, model.model.region
     n_coord, n_size = region.config.coord_out_dim, region.config.size_out_dim // 2
-    x = torch.cat([text.embed(torch.tensor([TOKENS.bos_id])), image_PD, embed_prompts([prompt], text, region)[0]])
+    x = torch.cat(
+        [
+            text.embed(torch.tensor([TOKENS.bos_id])),
+            image_PD,
+            embed_prompts([prompt], text, region)[0],
+        ]
+    )
 
     def hidden() -> Tensor:
         positions = torch.arange(len(x))[None]
-        return text(x[None], positions, causal_mask(positions, len(x), model.config.text.prefix_attn))[0, -1]
+        return text(
+            x[None], positions, causal_mask(positions, len(x), model.config.text.prefix_attn)
+        )[0, -1]
 
     first = text.logits(hidden())
     absent = bool(first[TOKENS.eos_id] > first[TOKENS.coord_id])
@@ -71,21 +83,37 @@ def plainly(model: MoondreamSegmentation, image_PD: Tensor, prompt: Prompt) -> D
     ended = absent or (bool(ids) and ids[-1] == TOKENS.eos_id)
     path = tuple(ids[:-1] if ended else ids)
     mean = sum(logprobs) / len(logprobs) if logprobs else None
-    return Decoded(box=(*box, *size.tolist()), ids=path, absent=absent, truncated=not ended, path_logprob=mean)
+    return Decoded(
+        box=(*box, *size.tolist()), ids=path, absent=absent, truncated=not ended, path_logprob=mean
+    )
 
 
-def test_a_batch_gives_what_each_row_alone_gives(model: MoondreamSegmentation, images: Tensor) -> None:
+def test_a_batch_gives_what_each_row_alone_gives(
+    model: MoondreamSegmentation, images: Tensor
+) -> None:
     image_of = [0, 1, 1, 0]
     found = draw_all(model, TOKENS, images, PROMPTS, image_of, FREE)
     for row, prompt, image in zip(found, PROMPTS, image_of, strict=True):
         expected = plainly(model, images[image], prompt)
-        assert (row.ids, row.absent, row.truncated) == (expected.ids, expected.absent, expected.truncated)
+        assert (row.ids, row.absent, row.truncated) == (
+            expected.ids,
+            expected.absent,
+            expected.truncated,
+        )
         assert row.box == pytest.approx(expected.box, abs=1e-6)
-        assert row.path_logprob == (None if expected.path_logprob is None else pytest.approx(expected.path_logprob, abs=1e-4))
+        assert row.path_logprob == (
+            None
+            if expected.path_logprob is None
+            else pytest.approx(expected.path_logprob, abs=1e-4)
+        )
 
 
-def test_rows_that_end_early_leave_the_others_as_they_were(model: MoondreamSegmentation, images: Tensor) -> None:
-    """The end token is made likely for some rows, so that they finish at different steps and their slots given on."""
+def test_rows_that_end_early_leave_the_others_as_they_were(
+    model: MoondreamSegmentation, images: Tensor
+) -> None:
+    """The end token is made likely for some rows, so that they finish at different steps and their
+    slots given on.
+    """
     with torch.no_grad():
         model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
     try:
@@ -118,18 +146,27 @@ def test_no_path_tokens_at_all(model: MoondreamSegmentation, images: Tensor) -> 
 
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("rows", [8, 16, 32, 64])
-def test_any_number_of_slots_gives_what_each_row_alone_gives(model: MoondreamSegmentation, images: Tensor, rows: int, lag: int) -> None:
-    """Slots are used again by rows that are then at another stage than their neighbours, and their number falls at the end. With a
-    lag, as on a GPU, what has ended is known a step late."""
+def test_any_number_of_slots_gives_what_each_row_alone_gives(
+    model: MoondreamSegmentation, images: Tensor, rows: int, lag: int
+) -> None:
+    """Slots are used again by rows that are then at another stage than their neighbours, and their
+    number falls at the end. With a lag, as on a GPU, what has ended is known a step late."""
     with torch.no_grad():
         model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
     try:
         prompts, image_of = PROMPTS * 16, [0, 0, 1, 1] * 16
         found = draw_all(model, TOKENS, images, prompts, image_of, FREE, rows=rows, lag=lag)
-        alone = {(prompt, image): plainly(model, images[image], prompt) for prompt, image in zip(PROMPTS, image_of, strict=False)}
+        alone = {
+            (prompt, image): plainly(model, images[image], prompt)
+            for prompt, image in zip(PROMPTS, image_of, strict=False)
+        }
         for row, prompt, image in zip(found, prompts, image_of, strict=True):
             expected = alone[prompt, image]
-            assert (row.ids, row.absent, row.truncated) == (expected.ids, expected.absent, expected.truncated)
+            assert (row.ids, row.absent, row.truncated) == (
+                expected.ids,
+                expected.absent,
+                expected.truncated,
+            )
             assert row.box == pytest.approx(expected.box, abs=1e-6)
     finally:
         with torch.no_grad():
@@ -137,33 +174,47 @@ def test_any_number_of_slots_gives_what_each_row_alone_gives(model: MoondreamSeg
 
 
 @pytest.mark.parametrize("fixed_shapes", [False, True])
-def test_an_image_of_no_numbers_spoils_no_other_row(model: MoondreamSegmentation, images: Tensor, fixed_shapes: bool) -> None:
+def test_an_image_of_no_numbers_spoils_no_other_row(
+    model: MoondreamSegmentation, images: Tensor, fixed_shapes: bool
+) -> None:
     spoilt = torch.stack([images[0], torch.full_like(images[0], torch.nan)])
     image_of = [0, 1, 0, 0] * 12
-    found = draw_all(model, TOKENS, spoilt, PROMPTS * 12, image_of, FREE, rows=8, fixed_shapes=fixed_shapes)
+    found = draw_all(
+        model, TOKENS, spoilt, PROMPTS * 12, image_of, FREE, rows=8, fixed_shapes=fixed_shapes
+    )
     alone = {prompt: plainly(model, images[0], prompt).ids for prompt in PROMPTS}
     for row, prompt, image in zip(found, PROMPTS * 12, image_of, strict=True):
         assert image == 1 or row.ids == alone[prompt]
 
 
 @pytest.mark.parametrize("fixed_shapes", [False, True])
-def test_prompts_that_need_longer_slots(model: MoondreamSegmentation, images: Tensor, fixed_shapes: bool) -> None:
+def test_prompts_that_need_longer_slots(
+    model: MoondreamSegmentation, images: Tensor, fixed_shapes: bool
+) -> None:
     long = Prompt(ids=(1, 9, 2, *[30 + i % 30 for i in range(60)], 3))
     prompts = [PROMPTS[0], long, PROMPTS[1], long, PROMPTS[2]]
-    found = draw_all(model, TOKENS, images, prompts, [0, 0, 1, 1, 1], FREE, rows=2, fixed_shapes=fixed_shapes)
+    found = draw_all(
+        model, TOKENS, images, prompts, [0, 0, 1, 1, 1], FREE, rows=2, fixed_shapes=fixed_shapes
+    )
     for row, prompt, image in zip(found, prompts, [0, 0, 1, 1, 1], strict=True):
         assert row.ids == plainly(model, images[image], prompt).ids
 
 
-def test_with_fixed_shapes_a_row_does_not_depend_on_its_neighbours_to_the_last_digit(model: MoondreamSegmentation, images: Tensor) -> None:
+def test_with_fixed_shapes_a_row_does_not_depend_on_its_neighbours_to_the_last_digit(
+    model: MoondreamSegmentation, images: Tensor
+) -> None:
     prompts, image_of = PROMPTS * 3, [0, 1] * 6
     together = draw_all(model, TOKENS, images, prompts, image_of, FREE, rows=3, fixed_shapes=True)
     for row, prompt, image in zip(together, prompts, image_of, strict=True):
-        (alone,) = draw_all(model, TOKENS, images[image : image + 1], [prompt], [0], FREE, rows=4, fixed_shapes=True)
+        (alone,) = draw_all(
+            model, TOKENS, images[image : image + 1], [prompt], [0], FREE, rows=4, fixed_shapes=True
+        )
         assert row == alone
 
 
-def test_images_are_taken_as_slots_come_free_and_prefilled_once(model: MoondreamSegmentation, images: Tensor) -> None:
+def test_images_are_taken_as_slots_come_free_and_prefilled_once(
+    model: MoondreamSegmentation, images: Tensor
+) -> None:
     taken: list[int] = []
     rows_read: list[int] = []
 

@@ -1,4 +1,6 @@
-"""The grammar against the parser: what it lets through is well formed, and all that is well formed gets through."""
+"""The grammar against the parser: what it lets through is well formed, and all that is well formed
+gets through.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ quick = settings(derandomize=True, deadline=None, max_examples=60)
 
 
 def write(seed: int, limit: int, likely_end: float = 0.0) -> tuple[list[int], bool]:
-    """Tokens of one path from random logits, without the end token, and whether the limit was felt."""
+    """Tokens of one path from random logits, without the end token, and whether the limit was
+    felt.
+    """
     generator = torch.Generator().manual_seed(seed)
     state, ids, forced = torch.tensor([START]), [], False
     while len(ids) < limit:
@@ -57,7 +61,9 @@ def test_without_a_limit_in_sight_nothing_is_forced() -> None:
 @given(starts, st.lists(commands, min_size=1, max_size=6))
 @quick
 def test_every_well_formed_path_can_be_decoded(start: Command, rest: list[Command]) -> None:
-    """Free decodings that are well formed stay as they are: each of their tokens, made likeliest, is chosen."""
+    """Free decodings that are well formed stay as they are: each of their tokens, made likeliest,
+    is chosen.
+    """
     tokens = [token for command in (start, *rest) for token in tokens_of(command)]
     state = torch.tensor([START])
     for token in [*TOKENIZER.path_ids(tokens), EOS]:
@@ -80,7 +86,18 @@ def test_rows_do_not_mix() -> None:
 
 
 def test_a_limit_too_small_for_any_path_is_not_heeded() -> None:
-    assert TOKENIZER.path_tokens([int(GRAMMAR.choose(torch.randn(1, VOCABULARY), torch.tensor([START]), torch.tensor([2])).ids)])[0] in "Mm"
+    assert (
+        TOKENIZER.path_tokens(
+            [
+                int(
+                    GRAMMAR.choose(
+                        torch.randn(1, VOCABULARY), torch.tensor([START]), torch.tensor([2])
+                    ).ids
+                )
+            ]
+        )[0]
+        in "Mm"
+    )
 
 
 def test_a_tokenizer_without_commands_is_refused() -> None:
@@ -94,7 +111,9 @@ def test_a_tokenizer_without_commands_is_refused() -> None:
 class TinyTokens(PathTokenizer):
     """Of the tiny model's 64 ids."""
 
-    path_token_of = {20: "M", 21: "L", 22: "C", 23: "z", 24: "-"} | {25 + n: str(n) for n in range(39)}
+    path_token_of = {20: "M", 21: "L", 22: "C", 23: "z", 24: "-"} | {
+        25 + n: str(n) for n in range(39)
+    }
 
 
 @pytest.mark.parametrize("limit", [12, 40])
@@ -109,9 +128,14 @@ def test_the_engine_decodes_well_formed_paths_whatever_the_weights(limit: int) -
         with torch.no_grad():
             model.model.text.lm_head.bias[5] += 3.0  # an object is there
         images = torch.randn(1, 25, 32, generator=torch.Generator().manual_seed(seed))
-        held, free = (draw_all(model, tokens, images, prompts, [0] * 12, chooser) for chooser in (grammar, FreeDecoding()))
+        held, free = (
+            draw_all(model, tokens, images, prompts, [0] * 12, chooser)
+            for chooser in (grammar, FreeDecoding())
+        )
         for row, loose in zip(held, free, strict=True):
             if not row.absent:
                 assert parse_path([tokenizer.path_token_of[i] for i in row.ids]).well_formed
-            malformed += not parse_path([tokenizer.path_token_of.get(i, "?") for i in loose.ids]).well_formed
+            malformed += not parse_path(
+                [tokenizer.path_token_of.get(i, "?") for i in loose.ids]
+            ).well_formed
     assert malformed, "free decoding would not have done it"

@@ -21,7 +21,10 @@ starts = st.tuples(st.sampled_from("Mm"), st.lists(numbers, min_size=2, max_size
 
 def tokens_of(command: Command) -> list[str]:
     letter, values = command
-    return [letter, *(token for value in values for token in (["-"] if value < 0 else []) + [str(abs(value))])]
+    return [
+        letter,
+        *(token for value in values for token in (["-"] if value < 0 else []) + [str(abs(value))]),
+    ]
 
 
 def draws(path: list[Command]) -> bool:
@@ -45,12 +48,17 @@ def text_of(command: Command) -> str:
 def test_well_formed_paths_are_written_out(start: Command, rest: list[Command]) -> None:
     parsed = parse_path([token for command in (start, *rest) for token in tokens_of(command)])
     assert parsed.well_formed == draws(rest)
-    assert (parsed.path, parsed.n_commands) == (" ".join(map(text_of, (start, *rest))), 1 + len(rest))
+    assert (parsed.path, parsed.n_commands) == (
+        " ".join(map(text_of, (start, *rest))),
+        1 + len(rest),
+    )
 
 
 @given(starts, st.lists(commands, min_size=1, max_size=6), st.data())
 @quick
-def test_a_path_cut_anywhere_keeps_its_whole_commands(start: Command, rest: list[Command], data: st.DataObject) -> None:
+def test_a_path_cut_anywhere_keeps_its_whole_commands(
+    start: Command, rest: list[Command], data: st.DataObject
+) -> None:
     path = (start, *rest)
     tokens = [token for command in path for token in tokens_of(command)]
     cut = data.draw(st.integers(0, len(tokens)))

@@ -59,8 +59,18 @@ def test_space_around_an_expression_does_not_matter():
     [
         ("", (), "empty_query", "query = '': has no words"),
         (" \n ", (), "empty_query", "has no words; say what to segment"),
-        ("red circle red circle red", (), "query_too_long", "query has 5 tokens, more than the limit of 4; shorten it"),
-        ("red", [(0.5, 1.2)], "spatial_ref_out_of_range", r"\[0\.5, 1\.2\]: each number must be in 0\.\.1"),
+        (
+            "red circle red circle red",
+            (),
+            "query_too_long",
+            "query has 5 tokens, more than the limit of 4; shorten it",
+        ),
+        (
+            "red",
+            [(0.5, 1.2)],
+            "spatial_ref_out_of_range",
+            r"\[0\.5, 1\.2\]: each number must be in 0\.\.1",
+        ),
         ("red", [(-0.1, 0.2)], "spatial_ref_out_of_range", r"each number must be in 0\.\.1"),
         ("red", [(math.nan, 0.2)], "spatial_ref_out_of_range", r"each number must be in 0\.\.1"),
         ("red", [(0.1, math.inf)], "spatial_ref_out_of_range", r"each number must be in 0\.\.1"),
@@ -104,5 +114,7 @@ def test_embedding_a_prompt_leaves_the_vocabulary_alone():
 
 def test_embeddings_follow_the_models_dtype():
     model = tiny_model().to(torch.bfloat16).model
-    found = embed_prompts([Prompt(ids=(5, 7), regions=((0, (0.25,)),))], model.text, model.region)[0]
+    found = embed_prompts([Prompt(ids=(5, 7), regions=((0, (0.25,)),))], model.text, model.region)[
+        0
+    ]
     assert found.dtype == torch.bfloat16

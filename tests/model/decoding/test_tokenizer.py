@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wordmask.model.decoding.tokenizer import MINUS, N_RESERVED, PATH_COMMANDS, PATH_SCALE, PathTokenizer, build_tokenizer
+from wordmask.model.decoding.tokenizer import (
+    MINUS,
+    N_RESERVED,
+    PATH_COMMANDS,
+    PATH_SCALE,
+    PathTokenizer,
+    build_tokenizer,
+)
 from wordmask.model.scenes.compose import make_scene
 from wordmask.model.scenes.corpus import grammar_lines
 from wordmask.model.scenes.expressions import every_expression
@@ -53,13 +60,20 @@ def test_a_saved_tokenizer_is_the_same(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"tokenizer .*absent\.json: no such file; a model folder needs a tokenizer\.json"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"tokenizer .*absent\.json: no such file; a model folder needs a tokenizer\.json",
+    ):
         PathTokenizer.from_file(tmp_path / "absent.json")
 
 
 def test_reserved_ids_numbers_and_commands_come_first():
-    assert TOKENIZER.fast.convert_ids_to_tokens(range(N_RESERVED)) == [f"<|{i}|>" for i in range(N_RESERVED)]
-    assert TOKENIZER.path_ids(map(str, range(PATH_SCALE + 1))) == list(range(N_RESERVED, N_RESERVED + PATH_SCALE + 1))
+    assert TOKENIZER.fast.convert_ids_to_tokens(range(N_RESERVED)) == [
+        f"<|{i}|>" for i in range(N_RESERVED)
+    ]
+    assert TOKENIZER.path_ids(map(str, range(PATH_SCALE + 1))) == list(
+        range(N_RESERVED, N_RESERVED + PATH_SCALE + 1)
+    )
     assert len(TOKENIZER.fast) == 2048
 
 
@@ -73,7 +87,10 @@ def test_any_text_comes_back(text):
     """But for case, accents and spaces, and no id is a reserved one."""
     ids = TOKENIZER.encode(text)
     assert all(i >= N_RESERVED for i in ids)
-    assert TOKENIZER.fast.decode(ids).strip() == TOKENIZER.fast.backend_tokenizer.normalizer.normalize_str(text).strip()
+    assert (
+        TOKENIZER.fast.decode(ids).strip()
+        == TOKENIZER.fast.backend_tokenizer.normalizer.normalize_str(text).strip()
+    )
 
 
 @pytest.mark.parametrize("text", ["RED Circle", " red   circle ", "réd cîrcle", "red\ncircle"])
@@ -83,8 +100,14 @@ def test_case_spaces_and_accents_do_not_matter(text):
 
 def test_expressions_are_short_and_made_of_learned_pieces():
     sprites = load_shipped()
-    texts = [e.text for seed in range(10) for e in every_expression(make_scene(seed, sprites=sprites), nouns=sprites.nouns)]
-    assert sum(len(TOKENIZER.encode(text)) for text in texts) < 1.35 * sum(len(text.split()) for text in texts)
+    texts = [
+        e.text
+        for seed in range(10)
+        for e in every_expression(make_scene(seed, sprites=sprites), nouns=sprites.nouns)
+    ]
+    assert sum(len(TOKENIZER.encode(text)) for text in texts) < 1.35 * sum(
+        len(text.split()) for text in texts
+    )
     assert sum(len(TOKENIZER.encode(noun)) for noun in NOUNS) < 2.1 * len(NOUNS)
     assert len(TOKENIZER.encode("the leftmost red dog")) == 4
     for text in texts[::50]:
@@ -92,5 +115,8 @@ def test_expressions_are_short_and_made_of_learned_pieces():
 
 
 def test_a_tokenizer_too_small_to_learn_is_refused():
-    with pytest.raises(ValueError, match=r"a tokenizer of 1000 ids has no room for learned pieces: 12\d\d are taken"):
+    with pytest.raises(
+        ValueError,
+        match=r"a tokenizer of 1000 ids has no room for learned pieces: 12\d\d are taken",
+    ):
         build_tokenizer(grammar_lines(), size=1000)

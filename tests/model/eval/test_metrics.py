@@ -58,7 +58,9 @@ def test_boundary_sees_what_area_hides_and_hides_what_lies_within() -> None:
     holed[49:51, 49:51] = 0
     assert overlap(shifted, truth).iou > 0.9
     assert boundary_overlap(shifted, truth).iou < 0.5
-    assert boundary_overlap(holed, truth).intersection == boundary_overlap(truth, truth).intersection
+    assert (
+        boundary_overlap(holed, truth).intersection == boundary_overlap(truth, truth).intersection
+    )
     assert boundary_overlap(holed, truth).iou < 1, "a hole has an outline of its own"
 
 
@@ -69,11 +71,22 @@ def test_a_thin_object_is_all_boundary() -> None:
 
 def test_every_row_of_the_truth_counts() -> None:
     thing, nothing = runs(box(0, 0, 4, 4)), runs(box(0, 0, 0, 0))
-    truth = [("right", thing), ("half", thing), ("absent", thing), ("rejected", thing), ("missing", thing), ("rightly absent", nothing)]
+    truth = [
+        ("right", thing),
+        ("half", thing),
+        ("absent", thing),
+        ("rejected", thing),
+        ("missing", thing),
+        ("rightly absent", nothing),
+    ]
     answers = {
-        "right": Answer("mask", thing), "half": Answer("mask", runs(box(0, 0, 4, 2))), "absent": Answer("absent", nothing),
-        "rejected": Answer("rejected"), "rightly absent": Answer("absent", nothing), "never asked": Answer("mask", thing),
-    }  # fmt: skip
+        "right": Answer("mask", thing),
+        "half": Answer("mask", runs(box(0, 0, 4, 2))),
+        "absent": Answer("absent", nothing),
+        "rejected": Answer("rejected"),
+        "rightly absent": Answer("absent", nothing),
+        "never asked": Answer("mask", thing),
+    }
     found = score(truth, answers)
     assert (found.rows, found.masks, found.absent, found.rejected, found.missing) == (6, 2, 2, 1, 1)
     assert found.miou == pytest.approx((1 + 0.5 + 0 + 0 + 0 + 1) / 6)
@@ -82,7 +95,10 @@ def test_every_row_of_the_truth_counts() -> None:
 
 @pytest.mark.parametrize(
     ("mask", "words"),
-    [(runs(box(0, 0, 4, 4, size=30)), "must have the size of the image"), ({"size": [20, 20], "counts": "0"}, "is no RLE")],
+    [
+        (runs(box(0, 0, 4, 4, size=30)), "must have the size of the image"),
+        ({"size": [20, 20], "counts": "0"}, "is no RLE"),
+    ],
 )
 def test_a_mask_that_cannot_be_scored_is_named(mask: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"'r7'.*{words}"):

@@ -59,21 +59,38 @@ def test_a_local_folder_is_named_by_its_content(tmp_path):
 @pytest.mark.parametrize("changed", ["config_json", "model_safetensors", "tokenizer_json"])
 def test_each_file_that_decides_results_changes_the_revision(tmp_path, changed):
     before = resolve_model(str(make_folder(tmp_path, tokenizer_json="{}"))).revision
-    assert resolve_model(str(make_folder(tmp_path, **{"tokenizer_json": "{}", changed: "other"}))).revision != before
+    assert (
+        resolve_model(
+            str(make_folder(tmp_path, **{"tokenizer_json": "{}", changed: "other"}))
+        ).revision
+        != before
+    )
 
 
 def test_files_that_decide_nothing_do_not_change_the_revision(tmp_path):
     before = resolve_model(str(make_folder(tmp_path))).revision
-    assert resolve_model(str(make_folder(tmp_path, card_json="{}", README_md="hello"))).revision == before
+    assert (
+        resolve_model(str(make_folder(tmp_path, card_json="{}", README_md="hello"))).revision
+        == before
+    )
 
 
 def test_content_moved_between_files_changes_the_revision(tmp_path):
-    one = resolve_model(str(make_folder(tmp_path / "a", config_json="ab", model_safetensors="c"))).revision
-    assert resolve_model(str(make_folder(tmp_path / "b", config_json="a", model_safetensors="bc"))).revision != one
+    one = resolve_model(
+        str(make_folder(tmp_path / "a", config_json="ab", model_safetensors="c"))
+    ).revision
+    assert (
+        resolve_model(
+            str(make_folder(tmp_path / "b", config_json="a", model_safetensors="bc"))
+        ).revision
+        != one
+    )
 
 
 def test_every_shard_counts(tmp_path):
-    index = json.dumps({"weight_map": {"x": "s1.safetensors", "y": "s2.safetensors", "z": "s1.safetensors"}})
+    index = json.dumps(
+        {"weight_map": {"x": "s1.safetensors", "y": "s2.safetensors", "z": "s1.safetensors"}}
+    )
     shards = {"s1_safetensors": "1", "s2_safetensors": "2"}
     folder = make_folder(tmp_path, **{"model.safetensors.index_json": index}, **shards)
     (folder / "model.safetensors").unlink()
@@ -112,7 +129,9 @@ def test_a_revision_asked_for_must_be_the_content(tmp_path):
     both = resolve_model(str(folder), refiner=str(folder)).revision
     assert resolve_model(str(folder), refiner=str(folder), revision=both).revision == both
     (folder / "model.safetensors").write_text("retrained")
-    with pytest.raises(ModelError, match=rf"its content is [0-9a-f]{{16}}, not {revision} as asked"):
+    with pytest.raises(
+        ModelError, match=rf"its content is [0-9a-f]{{16}}, not {revision} as asked"
+    ):
         resolve_model(str(folder), revision=revision)
 
 
@@ -121,9 +140,13 @@ def test_a_source_travels_to_workers(tmp_path):
     assert pickle.loads(pickle.dumps(source)) == source
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "./missing/folder", "/nowhere", "", "~~"])
+@pytest.mark.parametrize(
+    "name", ["no-such-model", "a/b/c", "./missing/folder", "/nowhere", "", "~~"]
+)
 def test_a_name_that_is_nothing_is_refused(name):
-    with pytest.raises(ModelError, match="no such folder or file, and no hub repository is named so; give `demo`"):
+    with pytest.raises(
+        ModelError, match="no such folder or file, and no hub repository is named so; give `demo`"
+    ):
         resolve_model(name)
 
 
@@ -145,7 +168,9 @@ def test_safetensors_are_preferred_to_pickles(tmp_path):
 
 
 def test_a_missing_shard_is_named(tmp_path):
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "gone.safetensors"}})
+    )
     with pytest.raises(ModelError, match=r"lists shards that are not there: gone\.safetensors"):
         resolve_model(str(tmp_path))
 
@@ -190,9 +215,14 @@ def test_a_source_keeps_its_commit_when_the_branch_moves_on(hub):
 def test_model_refiner_and_tokenizer_of_the_hub_load(hub):
     reference = tiny_model()
     reference.save_pretrained(cache(hub, "some/model", COMMIT))
-    torch.save({"head": reference.head.state_dict()}, cache(hub, "some/refiner", REFINER_COMMIT) / "model.pt")
+    torch.save(
+        {"head": reference.head.state_dict()},
+        cache(hub, "some/refiner", REFINER_COMMIT) / "model.pt",
+    )
     tokenizer = build_tokenizer(["red"])
-    tokenizer.backend_tokenizer.save(str(cache(hub, "moondream/starmie-v1", "3" * 40) / "tokenizer.json"))
+    tokenizer.backend_tokenizer.save(
+        str(cache(hub, "moondream/starmie-v1", "3" * 40) / "tokenizer.json")
+    )
     source = resolve_model("some/model", refiner="some/refiner")
     assert source.revision == f"{COMMIT}+{REFINER_COMMIT}"
     assert_same_outputs(load_model(source), reference)
@@ -207,14 +237,19 @@ def test_offline_without_a_cache_says_what_to_do(hub):
 def test_a_gated_repository_says_what_to_do(monkeypatch):
     def refuse(*args, **kwargs):
         request = httpx2.Request("GET", "https://huggingface.co/x")
-        raise GatedRepoError("Access is restricted.\nMore lines", response=httpx2.Response(403, request=request))
+        raise GatedRepoError(
+            "Access is restricted.\nMore lines", response=httpx2.Response(403, request=request)
+        )
 
     monkeypatch.setattr(registry, "snapshot_download", refuse)
     with pytest.raises(ModelError) as error:
         resolve_model("moondream/moondream3-preview", revision="main")
     message = str(error.value)
     assert "'moondream/moondream3-preview' at main" in message
-    assert "accept its licence at https://huggingface.co/moondream/moondream3-preview and run `hf auth login`" in message
+    assert (
+        "accept its licence at https://huggingface.co/moondream/moondream3-preview and run `hf auth"
+        " login`" in message
+    )
     assert "GatedRepoError: Access is restricted.)" in message
 
 
@@ -246,7 +281,10 @@ def no_assets(tmp_path, monkeypatch) -> Path:
 
 
 def test_an_installation_without_demo_weights_says_so(no_assets):
-    with pytest.raises(ModelError, match="this installation has no weights in model/assets/demo; name another model"):
+    with pytest.raises(
+        ModelError,
+        match="this installation has no weights in model/assets/demo; name another model",
+    ):
         resolve_model("demo")
     assert [card.name for card in list_models()] == ["moondream/moondream3-preview"]
 
@@ -260,7 +298,13 @@ def test_the_demo_is_found_wherever_the_package_is(no_assets):
 
 def test_the_demos_card_is_read(no_assets):
     make_folder(no_assets, model_safetensors="1234")
-    card = {"description": "small", "trained_on": "scenes", "parameters": 7, "seed": 3, "steps": {"box": 10}}
+    card = {
+        "description": "small",
+        "trained_on": "scenes",
+        "parameters": 7,
+        "seed": 3,
+        "steps": {"box": 10},
+    }
     (no_assets / "card.json").write_text(json.dumps(card | {"results": {"test scenes, mIoU": 0.5}}))
     demo = list_models()[0]
     assert (demo.name, demo.size_bytes, demo.results) == ("demo", 4, {"test scenes, mIoU": 0.5})

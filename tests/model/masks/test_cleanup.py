@@ -18,7 +18,12 @@ bits = st.integers(0, 1)
 
 def inside(shape: tuple[int, ...], y: int, x: int) -> list[Pixel]:
     """A pixel and its neighbours, as far as the image has them."""
-    return [(j, i) for j in range(y - 1, y + 2) for i in range(x - 1, x + 2) if 0 <= j < shape[0] and 0 <= i < shape[1]]
+    return [
+        (j, i)
+        for j in range(y - 1, y + 2)
+        for i in range(x - 1, x + 2)
+        if 0 <= j < shape[0] and 0 <= i < shape[1]
+    ]
 
 
 def components(mask: np.ndarray, value: int) -> list[set[Pixel]]:
@@ -63,8 +68,13 @@ def cleaned(mask: np.ndarray, limit: float) -> np.ndarray:
 def placed(draw: st.DrawFn) -> np.ndarray:
     """A patch of noise somewhere in an image: away from the borders, near them, or filling it."""
     height, width = draw(st.integers(1, 20)), draw(st.integers(1, 20))
-    patch = draw(arrays(np.uint8, (draw(st.integers(1, height)), draw(st.integers(1, width))), elements=bits))
-    top, left = draw(st.integers(0, height - patch.shape[0])), draw(st.integers(0, width - patch.shape[1]))
+    patch = draw(
+        arrays(np.uint8, (draw(st.integers(1, height)), draw(st.integers(1, width))), elements=bits)
+    )
+    top, left = (
+        draw(st.integers(0, height - patch.shape[0])),
+        draw(st.integers(0, width - patch.shape[1])),
+    )
     mask = np.zeros((height, width), np.uint8)
     mask[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
     return mask
@@ -72,10 +82,14 @@ def placed(draw: st.DrawFn) -> np.ndarray:
 
 @given(placed(), st.sampled_from([0.0015, 0.02, 0.05, 0.2, 0.6]))
 @quick
-def test_clean_equals_a_flood_fill_of_the_whole_image(mask: np.ndarray, area_fraction: float) -> None:
+def test_clean_equals_a_flood_fill_of_the_whole_image(
+    mask: np.ndarray, area_fraction: float
+) -> None:
     assume(mask.any())
     before = mask.copy()
-    np.testing.assert_array_equal(clean(mask, area_fraction=area_fraction), cleaned(mask, area_fraction * mask.size))
+    np.testing.assert_array_equal(
+        clean(mask, area_fraction=area_fraction), cleaned(mask, area_fraction * mask.size)
+    )
     np.testing.assert_array_equal(mask, before)
 
 
@@ -86,7 +100,9 @@ def first_of_the_largest(mask: np.ndarray) -> np.ndarray:
     return cv2.morphologyEx(kept, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
 
 
-@given(st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), min_size=2, max_size=6, unique=True))
+@given(
+    st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), min_size=2, max_size=6, unique=True)
+)
 @quick
 def test_among_equal_islands_the_same_stays_as_in_the_whole_image(pixels: list[Pixel]) -> None:
     mask = np.zeros((40, 40), np.uint8)
@@ -95,7 +111,9 @@ def test_among_equal_islands_the_same_stays_as_in_the_whole_image(pixels: list[P
 
 
 def test_a_tie_does_not_depend_on_where_the_box_of_the_mask_begins() -> None:
-    """By rows the right pixel comes first; by OpenCV's blocks of 2 x 2 the left one does where both lie in one row of blocks."""
+    """By rows the right pixel comes first; by OpenCV's blocks of 2 x 2 the left one does where both
+    lie in one row of blocks.
+    """
     for top, left in np.ndindex(6, 6):
         mask = np.zeros((40, 40), np.uint8)
         mask[10 + top, 20 + left] = mask[11 + top, 12 + left] = 1
@@ -104,7 +122,9 @@ def test_a_tie_does_not_depend_on_where_the_box_of_the_mask_begins() -> None:
 
 @pytest.mark.parametrize(("hole", "filled"), [(14, True), (15, False)])
 def test_a_hole_exactly_at_the_limit_stays(hole: int, filled: bool) -> None:
-    """0.15 % of 100 x 100 is 15 pixels, and smaller is strict. Holes one pixel wide would be closed: these are 5 high."""
+    """0.15 % of 100 x 100 is 15 pixels, and smaller is strict. Holes one pixel wide would be
+    closed: these are 5 high.
+    """
     mask = np.zeros((100, 100), np.uint8)
     mask[20:60, 20:60] = 1
     mask[30:35, 30:33] = 0

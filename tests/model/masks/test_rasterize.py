@@ -14,7 +14,9 @@ SIDE = 5
 Points = list[tuple[float, float]]
 quarters = st.integers(-8, 4 * SIDE + 8).map(lambda n: n / 4)  # many fall on half pixels
 hundredths = st.integers(-200, 100 * SIDE + 200).map(lambda n: n / 100)
-polygons = st.sampled_from([quarters, hundredths]).flatmap(lambda number: st.lists(st.tuples(number, number), min_size=3, max_size=7))
+polygons = st.sampled_from([quarters, hundredths]).flatmap(
+    lambda number: st.lists(st.tuples(number, number), min_size=3, max_size=7)
+)
 SQUARE = "M 0 0 L 1 0 1 1 0 1 z"
 CIRCLE = "M 0 0.5 C 0 0.2 0.2 0 0.5 0 C 0.8 0 1 0.2 1 0.5 C 1 0.8 0.8 1 0.5 1 C 0.2 1 0 0.8 0 0.5 z"
 
@@ -24,7 +26,9 @@ def path_of(points: Points) -> str:
 
 
 def winding(points: Points, px: float, py: float) -> int:
-    """Edges crossed on the way in from the left. The same arithmetic as the code under test: points may lie on an edge."""
+    """Edges crossed on the way in from the left. The same arithmetic as the code under test: points
+    may lie on an edge.
+    """
     total = 0
     for start, end in zip(points, points[1:] + points[:1], strict=True):
         (x0, y0), (x1, y1) = sorted((start, end), key=lambda point: point[1])
@@ -34,10 +38,15 @@ def winding(points: Points, px: float, py: float) -> int:
 
 
 def cell_alpha(points: Points, column: int, row: int) -> int:
-    """Of 255: the reference's pixel, half a pixel of ours wide. 4 x 4 points of 16, but 63 for a whole fourth row."""
+    """Of 255: the reference's pixel, half a pixel of ours wide. 4 x 4 points of 16, but 63 for a
+    whole fourth row.
+    """
     alpha = 0
     for j in range(4):
-        inside = sum(winding(points, (column + (i + 0.5) / 4) / 2, (row + (j + 0.5) / 4) / 2) != 0 for i in range(4))
+        inside = sum(
+            winding(points, (column + (i + 0.5) / 4) / 2, (row + (j + 0.5) / 4) / 2) != 0
+            for i in range(4)
+        )
         alpha += 63 if inside == 4 and j == 3 else 16 * inside
     return alpha
 
@@ -45,7 +54,9 @@ def cell_alpha(points: Points, column: int, row: int) -> int:
 @given(polygons)
 @quick
 def test_every_pixel_is_its_four_cells_over_one_half(points: Points) -> None:
-    alpha = np.array([[cell_alpha(points, column, row) for column in range(2 * SIDE)] for row in range(2 * SIDE)])
+    alpha = np.array(
+        [[cell_alpha(points, column, row) for column in range(2 * SIDE)] for row in range(2 * SIDE)]
+    )
     expected = alpha.reshape(SIDE, 2, SIDE, 2).mean(axis=(1, 3)) > 255 / 2
     np.testing.assert_array_equal(rasterize_pixels(path_of(points), SIDE, SIDE), expected)
 
@@ -54,22 +65,31 @@ def test_every_pixel_is_its_four_cells_over_one_half(points: Points) -> None:
 @quick
 def test_a_larger_image_only_shows_more_of_the_path(points: Points, right: int, down: int) -> None:
     larger = rasterize_pixels(path_of(points), SIDE + down, SIDE + right)
-    np.testing.assert_array_equal(larger[:SIDE, :SIDE], rasterize_pixels(path_of(points), SIDE, SIDE))
+    np.testing.assert_array_equal(
+        larger[:SIDE, :SIDE], rasterize_pixels(path_of(points), SIDE, SIDE)
+    )
 
 
 @given(
-    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=12, max_size=12), st.sampled_from(["L", "l", "C", "c", "M", "m"])
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=12, max_size=12),
+    st.sampled_from(["L", "l", "C", "c", "M", "m"]),
 )
 @quick
 def test_any_finite_numbers_can_be_filled(numbers: list[float], letter: str) -> None:
     path = f"M 0 0 {letter} " + " ".join(map(repr, numbers)) + " z"
-    for mask in (rasterize_pixels(path, 6, 7), rasterize(path, (0.5, 0.5, 1.0, 1.0), 6, 7), rasterize(SQUARE, tuple(numbers[:4]), 6, 7)):
+    for mask in (
+        rasterize_pixels(path, 6, 7),
+        rasterize(path, (0.5, 0.5, 1.0, 1.0), 6, 7),
+        rasterize(SQUARE, tuple(numbers[:4]), 6, 7),
+    ):
         assert mask.shape == (6, 7)
         assert set(np.unique(mask)) <= {0, 1}
 
 
 def test_relative_moves_beyond_all_numbers_are_clipped() -> None:
-    """Their sum overflows; what is left of it once reached the compiled code and wrote outside its arrays."""
+    """Their sum overflows; what is left of it once reached the compiled code and wrote outside its
+    arrays.
+    """
     sums = "m 0 0 l 1e308 0 l 1e308 0 l 0 1e308 l 0 1e308 l -1e308 0 l -1e308 0 z"
     assert rasterize_pixels(sums, 6, 6).all()
     assert rasterize(sums, (0.5, 0.5, 1.0, 1.0), 6, 6)[3:, 3:].all()
@@ -83,7 +103,15 @@ def test_a_mirrored_box_keeps_its_curves() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["z", "z M 0 0 L 1 0 1 1", "H 3 V 4 z", "M 0 0 L 1 0 1 1 Q 1 2 3 4", "M 0 0 L nan 0 1 1", "M 0 0 L 1 0 1 1 -"]
+    "path",
+    [
+        "z",
+        "z M 0 0 L 1 0 1 1",
+        "H 3 V 4 z",
+        "M 0 0 L 1 0 1 1 Q 1 2 3 4",
+        "M 0 0 L nan 0 1 1",
+        "M 0 0 L 1 0 1 1 -",
+    ],
 )
 def test_what_is_no_path_is_an_error(path: str) -> None:
     with pytest.raises(ValueError, match="path"):

@@ -14,7 +14,9 @@ from pycocotools import mask as coco
 from wordmask.model.masks import rle
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
-masks = st.tuples(st.integers(1, 16), st.integers(1, 16)).flatmap(lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 1)))
+masks = st.tuples(st.integers(1, 16), st.integers(1, 16)).flatmap(
+    lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 1))
+)
 
 
 def runs(mask: np.ndarray) -> list[int]:
@@ -25,7 +27,9 @@ def runs(mask: np.ndarray) -> list[int]:
 
 
 def text_of(counts: list[int]) -> str:
-    """Each count less the one before the last, from the fourth on; five bits a character, low ones first."""
+    """Each count less the one before the last, from the fourth on; five bits a character, low ones
+    first.
+    """
     text = ""
     for index, count in enumerate(counts):
         value, more = count - (counts[index - 2] if index > 2 else 0), True
@@ -49,7 +53,9 @@ def test_counts_are_the_runs_of_the_columns(mask: np.ndarray) -> None:
 @given(st.integers(1, 300), st.integers(1, 300), st.data())
 @quick
 def test_a_box_anywhere_in_a_larger_image(height: int, width: int, data: st.DataObject) -> None:
-    """At every side of the image, where runs go on into the next column or end with the last pixel."""
+    """At every side of the image, where runs go on into the next column or end with the last
+    pixel.
+    """
     y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     y1, x1 = data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width))
     mask = np.zeros((height, width), np.uint8)
@@ -92,11 +98,17 @@ def test_text_that_is_cut_off_is_an_error(mask: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("size", "counts", "what"),
     [
-        ([2, 2], "5", "add up to 5"), ([2, 2], "4P", "ends within"), ([2, 2], "4 ", "no RLE text"), ([2, 2], "o" * 9, "ends within"),
-        ([2, 2], "N6", "negative"), ([2**16, 2**16], "4", "32-bit"), ([-1, 2], "0", "size"), ([2.0, 2], "4", "size"),
+        ([2, 2], "5", "add up to 5"),
+        ([2, 2], "4P", "ends within"),
+        ([2, 2], "4 ", "no RLE text"),
+        ([2, 2], "o" * 9, "ends within"),
+        ([2, 2], "N6", "negative"),
+        ([2**16, 2**16], "4", "32-bit"),
+        ([-1, 2], "0", "size"),
+        ([2.0, 2], "4", "size"),
         ([2, 2], "4é", "ASCII"),
     ],
-)  # fmt: skip
+)
 def test_errors_say_what_is_wrong(size: list[int], counts: str, what: str) -> None:
     with pytest.raises(ValueError, match=what):
         rle.decode(rle.Rle(size=size, counts=counts))

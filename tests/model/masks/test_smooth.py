@@ -69,7 +69,9 @@ def test_nothing_and_specks(library: str) -> None:
 @settings(derandomize=True, deadline=None, max_examples=25)
 def test_any_mask_gives_a_path_that_can_be_filled(library: str, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    mask = (cv2.GaussianBlur(generator.random((40, 50)), (0, 0), 1 + seed % 4) > 0.5).astype(np.uint8)
+    mask = (cv2.GaussianBlur(generator.random((40, 50)), (0, 0), 1 + seed % 4) > 0.5).astype(
+        np.uint8
+    )
     assert iou(rasterize_pixels(smooth(mask, library), *mask.shape), mask) > 0.6
 
 
@@ -79,7 +81,12 @@ def test_in_unit_of_its_box_it_fills_the_same(library: str) -> None:
     x, y, w, h = cv2.boundingRect(mask)
     path = smooth(mask, library)
     height, width = mask.shape
-    scaled = rasterize(scale_path(path, (x, y, w, h)), ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height), height, width)
+    scaled = rasterize(
+        scale_path(path, (x, y, w, h)),
+        ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height),
+        height,
+        width,
+    )
     assert iou(scaled, rasterize_pixels(path, height, width)) > 0.995
 
 
@@ -88,10 +95,19 @@ def test_photographs_objects_are_much_the_same(coco100: Path) -> None:
     document = json.loads((coco100 / "instances.json").read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
     found = []
-    for annotation in [a for a in document["annotations"] if isinstance(a["segmentation"], list)][:120]:
+    for annotation in [a for a in document["annotations"] if isinstance(a["segmentation"], list)][
+        :120
+    ]:
         height, width = sizes[annotation["image_id"]]
         mask = np.zeros((height, width), np.uint8)
-        cv2.fillPoly(mask, [np.array(polygon).reshape(-1, 2).round().astype(np.int32) for polygon in annotation["segmentation"]], 1)
+        cv2.fillPoly(
+            mask,
+            [
+                np.array(polygon).reshape(-1, 2).round().astype(np.int32)
+                for polygon in annotation["segmentation"]
+            ],
+            1,
+        )
         if mask.any():
             found.append(iou(rasterize_pixels(smooth(mask, "vtracer"), height, width), mask))
     print(f"{len(found)} masks, mean IoU {np.mean(found):.4f}, least {min(found):.3f}")

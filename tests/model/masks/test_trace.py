@@ -1,4 +1,6 @@
-"""Tracing: the path runs along every crack between mask and background, once, with the mask on its right."""
+"""Tracing: the path runs along every crack between mask and background, once, with the mask on its
+right.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from hypothesis.extra.numpy import arrays
 from wordmask.model.masks.trace import scale_path, trace
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
-masks = st.tuples(st.integers(1, 14), st.integers(1, 14)).flatmap(lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 1)))
+masks = st.tuples(st.integers(1, 14), st.integers(1, 14)).flatmap(
+    lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 1))
+)
 GRAMMAR = re.compile(r"(M \d+ \d+ (h -?[1-9]\d* v -?[1-9]\d* )+(h -?[1-9]\d* )?z ?)*")
 Edge = tuple[tuple[int, int], tuple[int, int]]  # from one corner (x, y) to the next
 
@@ -28,7 +32,11 @@ def walked(path: str) -> list[Edge]:
             here = start = (int(next(tokens)), int(next(tokens)))
             continue
         along_x = command == "h" or (command == "z" and here[0] != start[0])
-        length = int(next(tokens)) if command in "hv" else (start[0] - here[0] if along_x else start[1] - here[1])
+        length = (
+            int(next(tokens))
+            if command in "hv"
+            else (start[0] - here[0] if along_x else start[1] - here[1])
+        )
         step = int(np.sign(length))
         for _ in range(abs(length)):
             there = (here[0] + step, here[1]) if along_x else (here[0], here[1] + step)
@@ -72,7 +80,10 @@ def test_steps_take_turns_and_none_is_empty(mask: np.ndarray) -> None:
 @given(masks.filter(lambda mask: mask.any()))
 @quick
 def test_in_unit_of_its_box_a_path_fills_the_box(mask: np.ndarray) -> None:
-    numbers = [float(number) for number in re.findall(r"[\d.]+", scale_path(trace(mask), cv2.boundingRect(mask)))]
+    numbers = [
+        float(number)
+        for number in re.findall(r"[\d.]+", scale_path(trace(mask), cv2.boundingRect(mask)))
+    ]
     assert (min(numbers), max(numbers)) == (0, 1)
 
 

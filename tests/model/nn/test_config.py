@@ -1,4 +1,6 @@
-"""Configurations: what is refused and how it is named, and reading them back from every kind of JSON."""
+"""Configurations: what is refused and how it is named, and reading them back from every kind of
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -54,18 +56,26 @@ def test_defaults_are_the_published_model():
     config = MoondreamSegmentationConfig()
     assert config.vision.n_tokens == 729
     assert config.text.head_dim == 64
-    assert config.text.moe == MoeConfig(num_experts=64, start_layer=4, experts_per_token=8, expert_inner_dim=1024)
-    assert config.tokens == TokenConfig(prompt_prefix=(1, 17374, 2), prompt_suffix=(3,), max_new_tokens=768)
+    assert config.text.moe == MoeConfig(
+        num_experts=64, start_layer=4, experts_per_token=8, expert_inner_dim=1024
+    )
+    assert config.tokens == TokenConfig(
+        prompt_prefix=(1, 17374, 2), prompt_suffix=(3,), max_new_tokens=768
+    )
 
 
 def test_json_round_trip(tmp_path):
-    config = MoondreamSegmentationConfig(**FULL, tokens={"prompt_prefix": [1, 9, 2], "max_query_tokens": 7})
+    config = MoondreamSegmentationConfig(
+        **FULL, tokens={"prompt_prefix": [1, 9, 2], "max_query_tokens": 7}
+    )
     config.save_pretrained(tmp_path)
     found = MoondreamSegmentationConfig.from_pretrained(tmp_path)
     for section in ("vision", "text", "region", "refiner", "tokens"):
         assert getattr(found, section) == getattr(config, section)
     assert found.tokens.prompt_prefix == (1, 9, 2)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "moondream_segmentation"
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["model_type"] == "moondream_segmentation"
+    )
 
 
 def read(tmp_path, values: dict) -> MoondreamSegmentationConfig:
@@ -73,20 +83,35 @@ def read(tmp_path, values: dict) -> MoondreamSegmentationConfig:
     return MoondreamSegmentationConfig.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("values", [{}, {"config": {}}, {"model_type": "moondream3"}, {"config": {"skills": ["query"]}}])
+@pytest.mark.parametrize(
+    "values", [{}, {"config": {}}, {"model_type": "moondream3"}, {"config": {"skills": ["query"]}}]
+)
 def test_published_files_without_sections_are_the_full_size(tmp_path, values):
     assert read(tmp_path, values).text == TextConfig()
 
 
 def test_published_sections_may_be_nested_or_not(tmp_path):
-    flat, nested = read(tmp_path, FULL | {"model_type": "moondream3"}), read(tmp_path, {"config": FULL})
+    flat, nested = (
+        read(tmp_path, FULL | {"model_type": "moondream3"}),
+        read(tmp_path, {"config": FULL}),
+    )
     for section in FULL:
         assert getattr(flat, section) == getattr(nested, section) == getattr(tiny_config(), section)
 
 
 def test_published_files_may_name_token_ids_and_quantisation(tmp_path):
-    tokenizer = {"bos_id": 0, "eos_id": 0, "coord_id": 8, "size_id": 9, "answer_id": 3, "templates": {"query": None}}
-    values = {"config": {"text": TEXT | {"group_size": 128}} | {"tokenizer": tokenizer}, "torch_dtype": "bfloat16"}
+    tokenizer = {
+        "bos_id": 0,
+        "eos_id": 0,
+        "coord_id": 8,
+        "size_id": 9,
+        "answer_id": 3,
+        "templates": {"query": None},
+    }
+    values = {
+        "config": {"text": TEXT | {"group_size": 128}} | {"tokenizer": tokenizer},
+        "torch_dtype": "bfloat16",
+    }
     values["config"] |= {"vision": VISION, "region": REGION, "refiner": REFINER}
     found = read(tmp_path, values)
     assert (found.tokens.coord_id, found.tokens.size_id) == (8, 9)

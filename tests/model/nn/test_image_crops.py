@@ -21,16 +21,25 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def test_sizes_are_those_of_the_paper():
-    assert (CONFIG.grid, CONFIG.n_tokens, CONFIG.margin_px, CONFIG.window_px) == (27, 729, MARGIN, WINDOW)
+    assert (CONFIG.grid, CONFIG.n_tokens, CONFIG.margin_px, CONFIG.window_px) == (
+        27,
+        729,
+        MARGIN,
+        WINDOW,
+    )
 
 
-@pytest.mark.parametrize(("height", "width", "tiling"), [(900, 1170, (3, 4)), (1170, 900, (4, 3)), (700, 2000, (2, 5))])
+@pytest.mark.parametrize(
+    ("height", "width", "tiling"), [(900, 1170, (3, 4)), (1170, 900, (4, 3)), (700, 2000, (2, 5))]
+)
 def test_every_tile_is_its_place_of_the_resized_image(height, width, tiling):
     image = noise(height, width)
     crops = crop_image(image, CONFIG)
     rows, cols = crops.tiling
     assert crops.tiling == tiling
-    whole = Image.fromarray(image).resize((cols * WINDOW + 112, rows * WINDOW + 112), Image.Resampling.LANCZOS)
+    whole = Image.fromarray(image).resize(
+        (cols * WINDOW + 112, rows * WINDOW + 112), Image.Resampling.LANCZOS
+    )
     tiles = crops.crops_NHWC[1:].reshape(rows, cols, CROP, CROP, 3)
     for row in range(rows):
         for col in range(cols):
@@ -49,13 +58,17 @@ def test_middle_tiles_share_both_margins_with_their_neighbours():
     np.testing.assert_array_equal(middle[-overlap:], tiles[2, 1][:overlap])
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (378, 378), (100, 3000), (3000, 100), (379, 378), (200, 500)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (378, 378), (100, 3000), (3000, 100), (379, 378), (200, 500)]
+)
 def test_with_one_tile_the_tile_is_the_whole(height, width):
     image = noise(height, width)
     crops = crop_image(image, CONFIG)
     assert crops.tiling == (1, 1)
     # What the only tile would be: the image resized to one window and both margins.
-    tile = Image.fromarray(image).resize((WINDOW + 2 * MARGIN, WINDOW + 2 * MARGIN), Image.Resampling.LANCZOS)
+    tile = Image.fromarray(image).resize(
+        (WINDOW + 2 * MARGIN, WINDOW + 2 * MARGIN), Image.Resampling.LANCZOS
+    )
     assert len(crops.crops_NHWC) == 1
     np.testing.assert_array_equal(crops.crops_NHWC[0], np.asarray(tile))
 
@@ -74,7 +87,9 @@ def test_tilings_of_any_size(height, width):
 
 
 def test_very_long_images_have_more_tiles_than_twelve():
-    """The published formula scales both counts down and then raises the smaller one to 1. We follow it, as trained."""
+    """The published formula scales both counts down and then raises the smaller one to 1. We follow
+    it, as trained.
+    """
     assert select_tiling(400, 13_300, WINDOW, 12) == (1, 17)
 
 

@@ -9,7 +9,15 @@ from wordmask.model.nn.kv_cache import KVCache, SharedPrefix
 
 
 def empty(rows: int = 3, slots: int = 6) -> KVCache:
-    return KVCache.empty(layers=2, rows=rows, heads=2, slots=slots, head_dim=4, device=torch.device("cpu"), dtype=torch.float32)
+    return KVCache.empty(
+        layers=2,
+        rows=rows,
+        heads=2,
+        slots=slots,
+        head_dim=4,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
 
 
 def filled(rows: int = 3, slots: int = 6) -> KVCache:
@@ -32,12 +40,16 @@ def test_each_row_is_written_at_its_own_positions():
             assert torch.equal(cache.k[1, row, :, slot], k[row, :, step])
             assert torch.equal(cache.v[1, row, :, slot], -k[row, :, step])
     assert cache.k[0].eq(0).all()
-    assert int(cache.k[1].ne(0).any(dim=-1).sum()) == 3 * 2 * 2  # rows x steps x heads, and nothing else
+    assert (
+        int(cache.k[1].ne(0).any(dim=-1).sum()) == 3 * 2 * 2
+    )  # rows x steps x heads, and nothing else
 
 
 @pytest.mark.parametrize("image_of", [[0], [1, 0], [2, None, 2, 0, 2, 1, 2], [None, 0, None, 0]])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_each_row_meets_the_keys_and_values_of_its_own_image(image_of: list[int | None], steps: int):
+def test_each_row_meets_the_keys_and_values_of_its_own_image(
+    image_of: list[int | None], steps: int
+):
     images = filled()
     prefix = SharedPrefix.of(images, image_of, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)

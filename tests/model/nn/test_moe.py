@@ -12,7 +12,9 @@ from wordmask.model.nn.moe import MixtureOfExperts
 
 
 def make(experts: int = 6, per_token: int = 2, dim: int = 16, inner: int = 8) -> MixtureOfExperts:
-    config = MoeConfig(num_experts=experts, start_layer=0, experts_per_token=per_token, expert_inner_dim=inner)
+    config = MoeConfig(
+        num_experts=experts, start_layer=0, experts_per_token=per_token, expert_inner_dim=inner
+    )
     layer = MixtureOfExperts(dim, config)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -27,12 +29,16 @@ def slow(layer: MixtureOfExperts, x_BTD: Tensor) -> Tensor:
     for place in [(b, t) for b in range(x_BTD.shape[0]) for t in range(x_BTD.shape[1])]:
         x = x_BTD[place]
         logits = layer.router.weight @ x + layer.router.bias
-        best = sorted(range(len(logits)), key=lambda e: -logits[e].item())[: layer.experts_per_token]
+        best = sorted(range(len(logits)), key=lambda e: -logits[e].item())[
+            : layer.experts_per_token
+        ]
         weights = torch.softmax(logits[best], dim=0)
         for weight, expert in zip(weights, best, strict=True):
             hidden = layer.fc1.weight[expert] @ x
             h, g = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
-            out[place] += weight * (layer.fc2.weight[expert] @ (F.gelu(h, approximate="none") * (g + 1)))
+            out[place] += weight * (
+                layer.fc2.weight[expert] @ (F.gelu(h, approximate="none") * (g + 1))
+            )
     return out
 
 
@@ -72,7 +78,9 @@ def test_what_fills_a_block_of_rows_gets_no_gradient():
     grads = []
     for out in (layer(x), slow(layer, x)):
         out.square().sum().backward()
-        grads.append([x.grad.clone(), *(parameter.grad.clone() for parameter in layer.parameters())])
+        grads.append(
+            [x.grad.clone(), *(parameter.grad.clone() for parameter in layer.parameters())]
+        )
         x.grad = None
         layer.zero_grad()
     for ours, theirs in zip(*grads, strict=True):
@@ -103,6 +111,8 @@ def test_bfloat16_is_near_float32():
 
 def test_gradients_reach_router_and_experts():
     layer = make()
-    layer(torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(10))).square().sum().backward()
+    layer(
+        torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(10))
+    ).square().sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad.abs().sum() > 0, name

@@ -1,4 +1,6 @@
-"""The refiner head beyond the golden file: which mask is fed back, stability, and masks of every kind."""
+"""The refiner head beyond the golden file: which mask is fed back, stability, and masks of every
+kind.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Scripted(RefinerHead):
     def best(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> tuple[Tensor, Tensor]:
         self.asked.append(mask_BSS)
         logits, iou = self.answers[len(self.asked) - 1]
-        return torch.stack([row[best] for row, best in zip(logits, iou.argmax(dim=1), strict=True)]), iou.amax(dim=1)
+        return torch.stack(
+            [row[best] for row, best in zip(logits, iou.argmax(dim=1), strict=True)]
+        ), iou.amax(dim=1)
 
 
 def candidates(*ious: tuple[float, ...], seed: int = 0) -> Candidates:
@@ -50,12 +54,19 @@ def candidates(*ious: tuple[float, ...], seed: int = 0) -> Candidates:
 
 
 def test_the_mask_of_highest_predicted_iou_is_fed_back_as_probabilities():
-    first, second = candidates((0.1, 0.9, 0.3), (0.7, -0.2, 0.6)), candidates((5.0, 1.0, 2.0), (0.0, 0.1, 0.2), seed=1)
+    first, second = (
+        candidates((0.1, 0.9, 0.3), (0.7, -0.2, 0.6)),
+        candidates((5.0, 1.0, 2.0), (0.0, 0.1, 0.2), seed=1),
+    )
     head, coarse = Scripted([first, second]), torch.ones(2, 6, 6)
     found = head.iterate(torch.zeros(2, 32, 5, 5), coarse, 2)
     assert torch.equal(head.asked[0], coarse)
-    assert torch.equal(head.asked[1], torch.stack([first.logits[0, 1], first.logits[1, 0]]).sigmoid())
-    assert torch.equal(found.probs, torch.stack([second.logits[0, 0], second.logits[1, 2]]).sigmoid())
+    assert torch.equal(
+        head.asked[1], torch.stack([first.logits[0, 1], first.logits[1, 0]]).sigmoid()
+    )
+    assert torch.equal(
+        found.probs, torch.stack([second.logits[0, 0], second.logits[1, 2]]).sigmoid()
+    )
     assert found.iou.tolist() == pytest.approx([5.0, 0.2])  # raw: not confined to 0..1
 
 
@@ -66,7 +77,12 @@ def test_stability_is_the_iou_of_the_last_two_masks():
     small, large, none = torch.zeros(6, 6), torch.zeros(6, 6), torch.zeros(6, 6)
     small[:2, :3] = 1
     large[:4, :3] = 1
-    for last_two, expected in [((small, large), 0.5), ((large, large), 1.0), ((none, large), 0.0), ((none, none), 1.0)]:
+    for last_two, expected in [
+        ((small, large), 0.5),
+        ((large, large), 1.0),
+        ((none, large), 0.0),
+        ((none, none), 1.0),
+    ]:
         head = Scripted([fixed(mask) for mask in (large, *last_two)])
         found = head.iterate(torch.zeros(1, 32, 5, 5), small[None], 3)
         assert found.stability.tolist() == [expected]
@@ -103,13 +119,17 @@ def test_the_best_is_the_candidate_of_highest_predicted_iou(head):
 
 
 def answers_at(*changes: tuple[float, ...]) -> list[Candidates]:
-    """For two rows of 6 x 6, masks of which so many rows of pixels are set, and IoUs that tell rows and iterations apart."""
+    """For two rows of 6 x 6, masks of which so many rows of pixels are set, and IoUs that tell rows
+    and iterations apart.
+    """
     answers = []
     for count, lines in enumerate(changes):
         logits = torch.full((len(lines), 1, 6, 6), -9.0)
         for row, line in enumerate(lines):
             logits[row, :, :line] = 9
-        answers.append(Candidates(logits=logits, iou=torch.tensor([[10.0 * count + line] for line in lines])))
+        answers.append(
+            Candidates(logits=logits, iou=torch.tensor([[10.0 * count + line] for line in lines]))
+        )
     return answers
 
 
@@ -126,13 +146,17 @@ def test_a_settled_row_leaves_the_batch_and_the_others_go_on():
 
 def test_the_loop_ends_with_the_last_row():
     head = Scripted(answers_at((3, 1), (3, 1)))
-    assert head.iterate(torch.zeros(2, 32, 5, 5), torch.zeros(2, 6, 6), 5, settle=0.1).iterations.tolist() == [2, 2]
+    assert head.iterate(
+        torch.zeros(2, 32, 5, 5), torch.zeros(2, 6, 6), 5, settle=0.1
+    ).iterations.tolist() == [2, 2]
     assert len(head.asked) == 2
 
 
 def test_a_change_of_exactly_the_limit_is_not_settled():
     head = Scripted(answers_at((0,), (1,), (1,)))
-    assert head.iterate(torch.zeros(1, 32, 5, 5), torch.ones(1, 6, 6), 4, settle=1 / 6).iterations.tolist() == [3]
+    assert head.iterate(
+        torch.zeros(1, 32, 5, 5), torch.ones(1, 6, 6), 4, settle=1 / 6
+    ).iterations.tolist() == [3]
 
 
 @torch.no_grad()
@@ -197,10 +221,16 @@ def test_default_sizes_are_the_published_ones():
     assert fused.shape == (2, 256, 27, 27)
     assert found.logits.shape == (2, 4, 378, 378)
     assert found.iou.shape == (2, 4)
-    assert {name: tuple(p.shape) for name, p in head.mask_encoder.named_parameters() if name.endswith("0.weight")} == {
+    assert {
+        name: tuple(p.shape)
+        for name, p in head.mask_encoder.named_parameters()
+        if name.endswith("0.weight")
+    } == {
         "conv1.0.weight": (16, 1, 3, 3),
         "conv2.0.weight": (32, 16, 3, 3),
         "conv3.0.weight": (64, 32, 3, 3),
         "conv4.0.weight": (256, 64, 3, 3),
     }
-    assert [module.num_groups for module in head.mask_encoder.modules() if hasattr(module, "num_groups")] == [1, 8, 16, 32]
+    assert [
+        module.num_groups for module in head.mask_encoder.modules() if hasattr(module, "num_groups")
+    ] == [1, 8, 16, 32]

@@ -38,8 +38,12 @@ def test_sizes_run_over_ten_octaves():
 def test_every_bin_comes_back_from_its_value():
     for n_bins in (32, 1024):
         bins = torch.arange(n_bins)
-        assert [round(coord_bin(v, n_bins)) for v in coord_value(bins, n_bins).tolist()] == bins.tolist()
-        assert [round(size_bin(v, n_bins)) for v in size_value(bins, n_bins).tolist()] == bins.tolist()
+        assert [
+            round(coord_bin(v, n_bins)) for v in coord_value(bins, n_bins).tolist()
+        ] == bins.tolist()
+        assert [
+            round(size_bin(v, n_bins)) for v in size_value(bins, n_bins).tolist()
+        ] == bins.tolist()
 
 
 @pytest.mark.parametrize(("value", "expected"), [(-0.5, 0), (0.0, 0), (1.0, 1023), (1.7, 1023)])
@@ -47,7 +51,9 @@ def test_coordinates_outside_are_clamped(value, expected):
     assert coord_bin(value, 1024) == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.0, 0), (2**-11, 0), (2**-10, 0), (1.0, 1023), (3.0, 1023)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.0, 0), (2**-11, 0), (2**-10, 0), (1.0, 1023), (3.0, 1023)]
+)
 def test_sizes_outside_are_clamped(value, expected):
     assert size_bin(value, 1024) == expected
 
@@ -64,19 +70,25 @@ def test_fourier_codes_written_out(region):
     angles = [2 * math.pi * (x * for_width + y * for_height) for for_width, for_height in pairs]
     code = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles])
     expected = region.size_encoder.weight @ code + region.size_encoder.bias
-    torch.testing.assert_close(region.encode_size(torch.tensor([x, y])), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        region.encode_size(torch.tensor([x, y])), expected, rtol=0, atol=1e-5
+    )
 
 
 @torch.no_grad()
 def test_decoders_read_the_stream_through_their_own_norm(region):
     hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    normed = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    normed = (hidden - hidden.mean(-1, keepdim=True)) / (
+        hidden.var(-1, keepdim=True, unbiased=False) + 1e-5
+    ).sqrt()
     normed = normed * region.ln.weight + region.ln.bias
     expected = normed @ region.coord_decoder.weight.T + region.coord_decoder.bias
     torch.testing.assert_close(region.coord_logits(hidden), expected, rtol=0, atol=1e-5)
     flat = normed @ region.size_decoder.weight.T + region.size_decoder.bias
     width, height = flat[:, :32], flat[:, 32:]
-    torch.testing.assert_close(region.size_logits(hidden), torch.stack([width, height], dim=1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        region.size_logits(hidden), torch.stack([width, height], dim=1), rtol=0, atol=1e-5
+    )
 
 
 def test_default_sizes_are_the_published_ones():
@@ -84,4 +96,8 @@ def test_default_sizes_are_the_published_ones():
     hidden = torch.zeros(2, 2048)
     assert region.coord_logits(hidden).shape == (2, 1024)
     assert region.size_logits(hidden).shape == (2, 2, 1024)
-    assert region.encode_coord(torch.zeros(2, 1)).shape == region.encode_size(torch.zeros(2, 2)).shape == (2, 2048)
+    assert (
+        region.encode_coord(torch.zeros(2, 1)).shape
+        == region.encode_size(torch.zeros(2, 2)).shape
+        == (2, 2048)
+    )

@@ -10,12 +10,16 @@ THETA = 1_500_000.0
 
 
 def reference(x_BHTd: torch.Tensor, positions_BT: torch.Tensor, rotary_dim: int) -> torch.Tensor:
-    """Dims i and i + rotary_dim / 2 as one complex number, turned by position * theta ** (-2 i / rotary_dim)."""
+    """Dims i and i + rotary_dim / 2 as one complex number, turned by position * theta ** (-2 i /
+    rotary_dim).
+    """
     half = rotary_dim // 2
     turned = x_BHTd.double().clone()
     for i in range(half):
         angle = positions_BT.double()[:, None] * THETA ** (-2 * i / rotary_dim)
-        number = torch.complex(x_BHTd[..., i].double(), x_BHTd[..., i + half].double()) * torch.polar(torch.ones_like(angle), angle)
+        number = torch.complex(
+            x_BHTd[..., i].double(), x_BHTd[..., i + half].double()
+        ) * torch.polar(torch.ones_like(angle), angle)
         turned[..., i], turned[..., i + half] = number.real, number.imag
     return turned
 
@@ -32,7 +36,9 @@ def test_rotation_is_complex_multiplication_at_each_rows_positions():
 
 def test_dims_beyond_the_rotary_ones_pass_through():
     x = random(1, 2, 3, 12)
-    assert torch.equal(rotate(x, rotary_table(torch.tensor([[5, 6, 7]]), 8, THETA))[..., 8:], x[..., 8:])
+    assert torch.equal(
+        rotate(x, rotary_table(torch.tensor([[5, 6, 7]]), 8, THETA))[..., 8:], x[..., 8:]
+    )
 
 
 def test_position_zero_changes_nothing():
@@ -44,7 +50,10 @@ def test_products_depend_on_the_distance_only():
     q, k = random(1, 1, 1, 16), random(1, 1, 1, 16).flip(-1)
 
     def product(at_q: int, at_k: int) -> torch.Tensor:
-        turned = [rotate(x, rotary_table(torch.tensor([[at]]), 16, THETA)) for x, at in ((q, at_q), (k, at_k))]
+        turned = [
+            rotate(x, rotary_table(torch.tensor([[at]]), 16, THETA))
+            for x, at in ((q, at_q), (k, at_k))
+        ]
         return (turned[0] * turned[1]).sum()
 
     torch.testing.assert_close(product(9, 4), product(905, 900), rtol=0, atol=1e-3)

@@ -1,4 +1,6 @@
-"""The decoder beyond the golden file: the mask, the cache, branches, tau scaling, and what a block computes."""
+"""The decoder beyond the golden file: the mask, the cache, branches, tau scaling, and what a block
+computes.
+"""
 
 from __future__ import annotations
 
@@ -67,13 +69,21 @@ def test_the_prefix_sees_itself_whole_and_nothing_behind_it(decoder):
 def test_decoding_through_the_cache_equals_one_full_pass(decoder):
     x = embeddings(2, PREFIX + 9)
     expected = full_forward(decoder, x)
-    cache = decoder.new_cache(2, PREFIX + 12)  # slots to spare: what is not attended to must not matter
+    cache = decoder.new_cache(
+        2, PREFIX + 12
+    )  # slots to spare: what is not attended to must not matter
     cache.k.fill_(torch.inf)
     cache.v.fill_(torch.inf)
     found = []
-    for start, stop in [(0, PREFIX), (PREFIX, PREFIX + 4), *((PREFIX + i, PREFIX + i + 1) for i in range(4, 9))]:
+    for start, stop in [
+        (0, PREFIX),
+        (PREFIX, PREFIX + 4),
+        *((PREFIX + i, PREFIX + i + 1) for i in range(4, 9)),
+    ]:
         positions = torch.arange(start, stop).expand(2, -1)
-        found.append(decoder(x[:, start:stop], positions, causal_mask(positions, stop, PREFIX), cache))
+        found.append(
+            decoder(x[:, start:stop], positions, causal_mask(positions, stop, PREFIX), cache)
+        )
     torch.testing.assert_close(torch.cat(found, dim=1), expected, rtol=0, atol=1e-5)
 
 
@@ -97,7 +107,9 @@ def test_rows_of_one_batch_may_stand_at_other_positions(decoder):
 
 @torch.no_grad()
 def test_a_shared_prefix_equals_reading_it_again(decoder):
-    """Two images, five queries: the prefix is read once for each image and shared by its queries."""
+    """Two images, five queries: the prefix is read once for each image and shared by its
+    queries.
+    """
     images, image_of = embeddings(2, PREFIX), torch.tensor([1, 0, 1, 1, 0])
     queries = embeddings(5, 6, seed=1)
     expected = full_forward(decoder, torch.cat([images[image_of], queries], dim=1))[:, PREFIX:]
@@ -128,7 +140,10 @@ def test_tau_scales_written_out(decoder):
 def test_at_position_zero_tau_adds_one(decoder):
     """log(0 + 1) = 0, so the part of the position is 1 whatever alpha is."""
     tau = decoder.blocks[0].attn.tau
-    scale, _ = tau(torch.zeros(1, 1, 3 * WIDTH), tau_of_positions(tau.alpha[None], torch.tensor([[0]]), torch.float32)[0])
+    scale, _ = tau(
+        torch.zeros(1, 1, 3 * WIDTH),
+        tau_of_positions(tau.alpha[None], torch.tensor([[0]]), torch.float32)[0],
+    )
     assert scale.eq(1).all()
 
 
@@ -151,8 +166,13 @@ def test_experts_begin_at_their_layer(decoder):
 @torch.no_grad()
 def test_logits_are_the_head_over_the_normed_stream_in_float32(decoder):
     stream = embeddings(2, 3)
-    expected = F.layer_norm(stream, (WIDTH,), decoder.post_ln.weight, decoder.post_ln.bias) @ decoder.lm_head.weight.T
-    torch.testing.assert_close(decoder.logits(stream), expected + decoder.lm_head.bias, rtol=0, atol=1e-5)
+    expected = (
+        F.layer_norm(stream, (WIDTH,), decoder.post_ln.weight, decoder.post_ln.bias)
+        @ decoder.lm_head.weight.T
+    )
+    torch.testing.assert_close(
+        decoder.logits(stream), expected + decoder.lm_head.bias, rtol=0, atol=1e-5
+    )
     narrow = tiny_model().model.text.bfloat16()
     assert narrow.logits(stream.bfloat16()).dtype == torch.float32
 
@@ -164,4 +184,8 @@ def test_full_size_prefill_has_the_published_shapes():
     assert cache.k.shape == (24, 1, 32, 750, 64)
     assert cache.k.dtype == torch.bfloat16
     assert decoder.embed(torch.empty(1, 7, dtype=torch.long, device="meta")).shape == (1, 7, 2048)
-    assert decoder.logits(torch.empty(1, 7, 2048, device="meta", dtype=torch.bfloat16)).shape == (1, 7, 51200)
+    assert decoder.logits(torch.empty(1, 7, 2048, device="meta", dtype=torch.bfloat16)).shape == (
+        1,
+        7,
+        51200,
+    )

@@ -1,4 +1,6 @@
-"""The encoder beyond the golden file: stitching with middle tiles, 1 x 1 tilings, batches of images, early features."""
+"""The encoder beyond the golden file: stitching with middle tiles, 1 x 1 tilings, batches of
+images, early features.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,12 @@ def test_patches_are_row_major_and_flattened_as_channel_y_x():
     for n in range(2):
         for row in range(3):
             for col in range(2):
-                patch = [crops[n, c, 2 * row + y, 2 * col + x] for c in range(3) for y in range(2) for x in range(2)]
+                patch = [
+                    crops[n, c, 2 * row + y, 2 * col + x]
+                    for c in range(3)
+                    for y in range(2)
+                    for x in range(2)
+                ]
                 assert found[n, 2 * row + col].tolist() == patch
 
 
@@ -52,7 +59,9 @@ def test_each_place_comes_from_the_tile_that_owns_it():
     """Where tiles disagree (they see other surroundings) the owner's value is taken."""
     tiles = torch.arange(9.0).view(9, 1, 1).expand(9, 49, 1)
     found = stitch(tiles, (3, 3), 2)[..., 0]
-    owner = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2])  # margin 2 + window 3; window 3; window 3 + margin 2
+    owner = torch.tensor(
+        [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2]
+    )  # margin 2 + window 3; window 3; window 3 + margin 2
     assert torch.equal(found, (3 * owner[:, None] + owner[None, :]).float())
 
 
@@ -66,7 +75,10 @@ def test_projection_pools_the_stitched_map_to_the_grid(encoder):
     for y in range(grid):
         for x in range(grid):
             top, left = y * local.shape[0] // grid, x * local.shape[1] // grid
-            bottom, right = -(-(y + 1) * local.shape[0] // grid), -(-(x + 1) * local.shape[1] // grid)
+            bottom, right = (
+                -(-(y + 1) * local.shape[0] // grid),
+                -(-(x + 1) * local.shape[1] // grid),
+            )
             pooled[y, x] = local[top:bottom, left:right].mean(dim=(0, 1))
     expected = encoder.proj_mlp(torch.cat([final[0], pooled.flatten(0, 1)], dim=-1))
     torch.testing.assert_close(encoder.project(final, [(3, 3)])[0], expected, rtol=0, atol=1e-5)
@@ -74,15 +86,21 @@ def test_projection_pools_the_stitched_map_to_the_grid(encoder):
 
 @torch.no_grad()
 def test_with_one_tile_leaving_it_out_equals_encoding_it(encoder):
-    """`ImageCrops` leaves the only tile out; here it is cut, encoded, stitched and pooled as any other."""
+    """`ImageCrops` leaves the only tile out; here it is cut, encoded, stitched and pooled as any
+    other.
+    """
     image = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     crops = crop_image(image, encoder.config)
     assert crops.tiling == (1, 1)
     whole = normalise(crops.crops_NHWC, torch.device("cpu"), torch.float32)
     final = encoder(torch.cat([whole, whole])).final
-    pooled = F.adaptive_avg_pool2d(stitch(final[1:], (1, 1), 1).permute(2, 0, 1), encoder.config.grid)
+    pooled = F.adaptive_avg_pool2d(
+        stitch(final[1:], (1, 1), 1).permute(2, 0, 1), encoder.config.grid
+    )
     explicit = encoder.proj_mlp(torch.cat([final[0], pooled.flatten(1).T], dim=-1))
-    torch.testing.assert_close(encoder.project(encoder(whole).final, [(1, 1)])[0], explicit, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        encoder.project(encoder(whole).final, [(1, 1)])[0], explicit, rtol=0, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -91,7 +109,9 @@ def test_images_of_other_tilings_in_one_batch_do_not_mix(encoder):
     final = encoder(random_crops(encoder, 1 + 7 + 1 + 4)).final
     together = encoder.project(final, tilings)
     for index, part in enumerate(final.split([1, 7, 1, 4])):
-        torch.testing.assert_close(together[index], encoder.project(part, [tilings[index]])[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            together[index], encoder.project(part, [tilings[index]])[0], rtol=0, atol=1e-6
+        )
 
 
 def test_crops_that_do_not_match_the_tilings_are_an_error(encoder):
@@ -118,7 +138,9 @@ def test_attention_is_full_softmax_attention_per_head(encoder):
         part = slice(8 * head, 8 * head + 8)
         weight = (q[..., part] @ k[..., part].transpose(1, 2) / 8**0.5).softmax(dim=-1)
         heads.append(weight @ v[..., part])
-    torch.testing.assert_close(attention(x), attention.proj(torch.cat(heads, dim=-1)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        attention(x), attention.proj(torch.cat(heads, dim=-1)), rtol=0, atol=1e-5
+    )
 
 
 def test_gelu_is_the_published_one_with_and_without_gradients():
@@ -137,4 +159,8 @@ def test_default_sizes_are_the_published_ones():
     with torch.device("meta"):
         encoder = VisionEncoder(VisionConfig())
     assert encoder(torch.empty(3, 3, 378, 378, device="meta")).final.shape == (3, 729, 1152)
-    assert encoder.project(torch.empty(13, 729, 1152, device="meta"), [(3, 4)]).shape == (1, 729, 2048)
+    assert encoder.project(torch.empty(13, 729, 1152, device="meta"), [(3, 4)]).shape == (
+        1,
+        729,
+        2048,
+    )

@@ -1,7 +1,8 @@
-"""The same code on CUDA, shown without one: fake tensors know their device, raise on mixing devices, and have no data
-to read back, so a hidden wait for the device is an error too.
+"""The same code on CUDA, shown without one: fake tensors know their device, raise on mixing
+devices, and have no data to read back, so a hidden wait for the device is an error too.
 
-In bfloat16 only: PyTorch's shape rule for grouped products knows no other dtype (its CUDA kernels do).
+In bfloat16 only: PyTorch's shape rule for grouped products knows no other dtype (its CUDA kernels
+do).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ CUDA = torch.device("cuda", 0)
 
 
 def apply_key(x: Tensor, key: Any) -> tuple[Tensor, list[Tensor | None]]:
-    """The basic part of a key applied by operators, and what is left for index tensors, by dimension."""
+    """The basic part of a key applied by operators, and what is left for index tensors, by
+    dimension.
+    """
     dim, indices = 0, []
     parts = key if isinstance(key, tuple) else (key,)
     for place, part in enumerate(parts):
@@ -69,8 +72,8 @@ def copied(x: Tensor, memory_format: torch.memory_format = torch.contiguous_form
 
 @pytest.fixture
 def fake_cuda(monkeypatch):
-    """Tensors may be made on CUDA. Indexing and copying go through operators: Python's own ask for a device guard, which
-    a build for the CPU does not have for CUDA."""
+    """Tensors may be made on CUDA. Indexing and copying go through operators: Python's own ask for
+    a device guard, which a build for the CPU does not have for CUDA."""
     with FakeTensorMode() as mode:
         monkeypatch.setattr(Tensor, "__getitem__", get_item)
         monkeypatch.setattr(Tensor, "__setitem__", set_item)
@@ -89,43 +92,78 @@ def put_on_fake_cuda(model: MoondreamSegmentation, mode: FakeTensorMode) -> None
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(FakeTensor(mode, parameter, CUDA), requires_grad=False)
+                module._parameters[name] = torch.nn.Parameter(
+                    FakeTensor(mode, parameter, CUDA), requires_grad=False
+                )
 
 
 @torch.no_grad()
 def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda):
     put_on_fake_cuda(model, fake_cuda)
-    vision, text, region, config = model.model.vision, model.model.text, model.model.region, model.config
+    vision, text, region, config = (
+        model.model.vision,
+        model.model.text,
+        model.model.region,
+        model.config,
+    )
     side, prefix = config.vision.crop_size, config.text.prefix_attn
 
     features = vision(torch.empty(7, 3, side, side, device=CUDA, dtype=model.dtype))
     image = vision.project(features.final, [(2, 3)])
-    prompt = embed_prompts([Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2))))], text, region)[0]
-    x_BTD = torch.cat([text.embed(torch.zeros(1, 1, dtype=torch.long, device=CUDA)), image, prompt[None]], dim=1)
+    prompt = embed_prompts(
+        [Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2))))], text, region
+    )[0]
+    x_BTD = torch.cat(
+        [text.embed(torch.zeros(1, 1, dtype=torch.long, device=CUDA)), image, prompt[None]], dim=1
+    )
     assert x_BTD.shape == (1, prefix + 5, config.text.dim)
 
     length = x_BTD.shape[1]
     positions = torch.arange(length, device=CUDA)[None]
     cache = text.new_cache(1, length + 1)
     hidden = text(x_BTD, positions, causal_mask(positions, length, prefix), cache)
-    shared, own = SharedPrefix.of(cache, [0] * 3, CUDA), torch.zeros(3, 1, dtype=torch.long, device=CUDA)
-    step = text(hidden[:, -1:].expand(3, -1, -1), shared.length + own, causal_mask(own, 1, 0), text.new_cache(3, 4), shared)
+    shared, own = (
+        SharedPrefix.of(cache, [0] * 3, CUDA),
+        torch.zeros(3, 1, dtype=torch.long, device=CUDA),
+    )
+    step = text(
+        hidden[:, -1:].expand(3, -1, -1),
+        shared.length + own,
+        causal_mask(own, 1, 0),
+        text.new_cache(3, 4),
+        shared,
+    )
     assert step.dtype == torch.bfloat16
 
     masks = torch.empty(2, side, side, device=CUDA, dtype=model.dtype)
     refined = model.head.iterate(model.head.fuse(features.final[:2], features.early[:2]), masks, 2)
-    for tensor in (text.logits(step), region.coord_logits(step), region.size_logits(step), *refined):
+    for tensor in (
+        text.logits(step),
+        region.coord_logits(step),
+        region.size_logits(step),
+        *refined,
+    ):
         assert tensor.device == CUDA
 
 
 @torch.no_grad()
 def test_the_engine_admits_and_steps_without_reading_anything_back(model, fake_cuda):
-    """Prefill, prompts with and without references, the three steps of a box and those of a path, and slots used again."""
+    """Prefill, prompts with and without references, the three steps of a box and those of a path,
+    and slots used again.
+    """
     put_on_fake_cuda(model, fake_cuda)
     config, tokenizer = model.config, small_tokenizer()
-    engine = Engine(model.model, config.tokens, PathGrammar(tokenizer, config.tokens.eos_id, CUDA), rows=4)
-    prompts = [Prompt(ids=(1, 9, 2, 30, 3)), Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2))))]
-    images = [torch.empty(config.vision.n_tokens, config.text.dim, device=CUDA, dtype=model.dtype) for _ in range(2)]
+    engine = Engine(
+        model.model, config.tokens, PathGrammar(tokenizer, config.tokens.eos_id, CUDA), rows=4
+    )
+    prompts = [
+        Prompt(ids=(1, 9, 2, 30, 3)),
+        Prompt(ids=(1, 5, 5, 6, 3), regions=((1, (0.2,)), (3, (0.1, 0.2)))),
+    ]
+    images = [
+        torch.empty(config.vision.n_tokens, config.text.dim, device=CUDA, dtype=model.dtype)
+        for _ in range(2)
+    ]
     batch = engine.start((image, list(enumerate(prompts))) for image in images)
     for _ in range(BOX_TOKENS + 2):
         batch.step()

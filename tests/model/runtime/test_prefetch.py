@@ -15,10 +15,18 @@ from wordmask.model.runtime.prefetch import ahead
 
 @given(weights=st.lists(st.integers(0, 9), max_size=20), depth=st.integers(1, 12))
 @hypothesis_settings(derandomize=True, deadline=None, max_examples=100)
-def test_what_was_begun_weighs_no_more_than_the_depth_or_is_one(weights: list[int], depth: int) -> None:
+def test_what_was_begun_weighs_no_more_than_the_depth_or_is_one(
+    weights: list[int], depth: int
+) -> None:
     begun: list[int] = []
     with ThreadPoolExecutor(1) as pool:
-        results = ahead(pool, lambda item: begun.append(item) or item, range(len(weights)), depth, weight=weights.__getitem__)
+        results = ahead(
+            pool,
+            lambda item: begun.append(item) or item,
+            range(len(weights)),
+            depth,
+            weight=weights.__getitem__,
+        )
         for used, item in enumerate(results):
             assert item == used, "results come in the order of the items"
             in_hand = [weights[each] for each in begun[used:]]
@@ -39,7 +47,9 @@ def test_no_more_items_are_taken_than_are_worked_on() -> None:
         assert taken == [0, 1, 2]
         assert next(results) == "0"
         assert next(results) == "1"
-        assert taken == [0, 1, 2, 3], "one was put in the place of the first when the second was asked for"
+        assert taken == [0, 1, 2, 3], (
+            "one was put in the place of the first when the second was asked for"
+        )
 
 
 def test_what_the_work_raises_is_raised_in_its_turn() -> None:

@@ -1,4 +1,6 @@
-"""Scenes of sprites, and what is said about them, checked against the pixels by slow, obvious means."""
+"""Scenes of sprites, and what is said about them, checked against the pixels by slow, obvious
+means.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from wordmask.model.scenes import compose as scenes
 from wordmask.model.scenes.canvas import MIN_VISIBLE, Piece, Scene
 from wordmask.model.scenes.colours import BOXES, COLOUR_NAMES, colours_of, table
 from wordmask.model.scenes.compose import TEST_SEEDS, TRAIN_SEEDS, VAL_SEEDS, make_scene
-from wordmask.model.scenes.expressions import ABSENT_SHARE, KIND_SHARES, Expression, every_expression, refer
+from wordmask.model.scenes.expressions import (
+    ABSENT_SHARE,
+    KIND_SHARES,
+    Expression,
+    every_expression,
+    refer,
+)
 from wordmask.model.scenes.nouns import alike
 from wordmask.model.scenes.shapes import COLOURS, OUTLINES, SHAPES, cut_shape, shape_rgb
 from wordmask.model.scenes.splits import SPLITS, TRAIN_TEMPLATES
@@ -66,10 +74,16 @@ def test_masks_part_the_instance_map_and_boxes_are_tight(drawn: list[Scene]) -> 
         assert_masks_part_the_instance_map(scene)
 
 
-def test_masks_are_what_later_objects_leave_of_the_painted_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_are_what_later_objects_leave_of_the_painted_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     painted: list[Piece] = []
     cast = scenes._Shadow.cast
-    monkeypatch.setattr(scenes._Shadow, "cast", lambda self, image, piece: (painted.append(piece), cast(self, image, piece)))
+    monkeypatch.setattr(
+        scenes._Shadow,
+        "cast",
+        lambda self, image, piece: (painted.append(piece), cast(self, image, piece)),
+    )
     occluded = holes = 0
     for seed in SEEDS:
         painted.clear()
@@ -82,7 +96,9 @@ def test_masks_are_what_later_objects_leave_of_the_painted_ones(monkeypatch: pyt
             assert np.array_equal(thing.mask_HW > 0, left)
             assert left.sum() >= MIN_VISIBLE * alone[index].sum()
             occluded += int(left.sum() < alone[index].sum())
-            _, tree = cv2.findContours(np.pad(thing.mask_HW, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            _, tree = cv2.findContours(
+                np.pad(thing.mask_HW, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+            )
             holes += int((tree[0, :, 3] >= 0).any())
     assert occluded > 20
     assert holes > 20, "artwork with holes keeps them"
@@ -96,14 +112,23 @@ def test_names_are_of_the_library_or_of_shapes_and_never_alike(drawn: list[Scene
         assert names <= {*NOUNS, *SHAPES}
         assert not any(alike(a, b) for a, b in combinations(names, 2))
         assert all((thing.style is None) == (thing.name in SHAPES) for thing in scene.objects)
-    assert {thing.style for scene in drawn for thing in scene.objects} == {None, "noto", "noto-v1", "twemoji"}
+    assert {thing.style for scene in drawn for thing in scene.objects} == {
+        None,
+        "noto",
+        "noto-v1",
+        "twemoji",
+    }
 
 
 def test_counts_twins_and_sizes(drawn: list[Scene]) -> None:
     assert {len(scene.objects) for scene in drawn} == set(range(1, 8))
     several = [scene for scene in drawn if len(scene.objects) > 2]
     assert np.mean([len({o.name for o in s.objects}) < len(s.objects) for s in several]) > 0.6
-    sides = [max(o.box[2] - o.box[0], o.box[3] - o.box[1]) / min(s.instance_HW.shape) for s in drawn for o in s.objects]
+    sides = [
+        max(o.box[2] - o.box[0], o.box[3] - o.box[1]) / min(s.instance_HW.shape)
+        for s in drawn
+        for o in s.objects
+    ]
     assert min(sides) > 0.12
     assert max(sides) < 0.7
     assert {o.size_name for s in drawn for o in s.objects} == {"small", "medium", "large"}
@@ -135,11 +160,17 @@ def test_colour_names_do_not_overlap_and_know_what_shapes_are_painted() -> None:
     assert colours_of(np.array([[128, 128, 128], [255, 0, 0], [10, 90, 200]], np.uint8))[0] is None
 
 
-@pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 480), (32, 32), (40, 600), (200, None), (None, 33)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(480, 640), (640, 480), (32, 32), (40, 600), (200, None), (None, 33)]
+)
 def test_any_size_can_be_asked_for(height: int | None, width: int | None) -> None:
     scene = make_scene(3, height=height, width=width, sprites=SPRITES, n_objects=(3, 3))
     drawn_height, drawn_width = scene.image_HW3.shape[:2]
-    assert (height or drawn_height, width or drawn_width) == (drawn_height, drawn_width) == scene.instance_HW.shape
+    assert (
+        (height or drawn_height, width or drawn_width)
+        == (drawn_height, drawn_width)
+        == scene.instance_HW.shape
+    )
     if None in (height, width):
         assert max(drawn_height, drawn_width) <= 1.45 * min(drawn_height, drawn_width)
     assert all(thing.mask_HW.sum() > 4 for thing in scene.objects)
@@ -169,7 +200,9 @@ def test_an_empty_scene_has_only_what_is_absent() -> None:
     assert refer(scene, 0, 3, nouns=NOUNS, absent=0.0) == []
 
 
-def test_every_expression_means_its_target_and_nothing_else(drawn: list[Scene], said: list[list[Expression]]) -> None:
+def test_every_expression_means_its_target_and_nothing_else(
+    drawn: list[Scene], said: list[list[Expression]]
+) -> None:
     for seed, (scene, found) in enumerate(zip(drawn, said, strict=True)):
         world = world_of(scene)
         for e in found[::5]:
@@ -177,12 +210,17 @@ def test_every_expression_means_its_target_and_nothing_else(drawn: list[Scene], 
 
 
 def test_no_expression_is_a_close_call(drawn: list[Scene], said: list[list[Expression]]) -> None:
-    """Where everything lies a little elsewhere, and is a little larger or smaller, each means the same."""
+    """Where everything lies a little elsewhere, and is a little larger or smaller, each means the
+    same.
+    """
     for seed, (scene, found) in enumerate(zip(drawn, said, strict=True)):
         world = world_of(scene).shaken(np.random.default_rng(seed), move=0.014, grow=0.12)
         for e in found[::7]:
             if e.template not in ("between", "middle"):
-                assert meant(world, e.text) == (set() if e.target is None else {e.target}), (seed, e)
+                assert meant(world, e.text) == (set() if e.target is None else {e.target}), (
+                    seed,
+                    e,
+                )
 
 
 def test_every_template_is_used_and_texts_differ(said: list[list[Expression]]) -> None:
@@ -190,11 +228,16 @@ def test_every_template_is_used_and_texts_differ(said: list[list[Expression]]) -
     assert len(TEMPLATES) >= 20
     for found in said:
         assert len({e.text for e in found}) == len(found)
-        assert all((e.target is None) == (e.kind == "absent") == e.template.startswith("absent") for e in found)
+        assert all(
+            (e.target is None) == (e.kind == "absent") == e.template.startswith("absent")
+            for e in found
+        )
         assert all(e.kind == TEMPLATES[e.template].kind for e in found)
 
 
-def test_picked_expressions_are_among_all_and_balanced(drawn: list[Scene], said: list[list[Expression]]) -> None:
+def test_picked_expressions_are_among_all_and_balanced(
+    drawn: list[Scene], said: list[list[Expression]]
+) -> None:
     kinds: Counter[str] = Counter()
     for seed, (scene, found) in enumerate(zip(drawn, said, strict=True)):
         picked = refer(scene, seed, 3, nouns=NOUNS)
@@ -211,8 +254,12 @@ def test_picked_expressions_are_among_all_and_balanced(drawn: list[Scene], said:
 
 def test_what_is_absent_can_be_left_out_or_asked_for(drawn: list[Scene]) -> None:
     full = [scene for scene in drawn if len(scene.objects) > 3]
-    none = [e for seed, scene in enumerate(full) for e in refer(scene, seed, 3, nouns=NOUNS, absent=0.0)]
-    every = [e for seed, scene in enumerate(full) for e in refer(scene, seed, 3, nouns=NOUNS, absent=1.0)]
+    none = [
+        e for seed, scene in enumerate(full) for e in refer(scene, seed, 3, nouns=NOUNS, absent=0.0)
+    ]
+    every = [
+        e for seed, scene in enumerate(full) for e in refer(scene, seed, 3, nouns=NOUNS, absent=1.0)
+    ]
     assert none
     assert all(e.target is not None for e in none)
     assert every
@@ -236,14 +283,23 @@ def test_splits_share_no_seed_and_hold_out_a_style_and_templates() -> None:
 
 def test_a_held_out_style_is_drawn_alone() -> None:
     held = SPRITES.only(SPLITS["test-style"].styles)
-    scenes = [make_scene(SPLITS["test-style"].seeds.start + number, sprites=held) for number in range(15)]
+    scenes = [
+        make_scene(SPLITS["test-style"].seeds.start + number, sprites=held) for number in range(15)
+    ]
     assert {thing.style for scene in scenes for thing in scene.objects} == {None, HELD_OUT_STYLE}
 
 
 def test_held_out_templates_say_nothing_new_but_their_making(said: list[list[Expression]]) -> None:
     """Every word of a held-out expression is one that training says too."""
     words = {
-        held: {w for found in said for e in found if (e.template in HELD_OUT_TEMPLATES) == held for w in e.text.split()} for held in (0, 1)
+        held: {
+            w
+            for found in said
+            for e in found
+            if (e.template in HELD_OUT_TEMPLATES) == held
+            for w in e.text.split()
+        }
+        for held in (0, 1)
     }
     assert words[1] <= words[0]
 

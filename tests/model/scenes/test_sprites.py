@@ -1,4 +1,6 @@
-"""Sprites: the shipped library, what is wrong with a file, and fetching with an npm that is a script of this test."""
+"""Sprites: the shipped library, what is wrong with a file, and fetching with an npm that is a
+script of this test.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,36 @@ from wordmask.model.scenes import sprite_sources
 from wordmask.model.scenes.colours import COLOUR_NAMES
 from wordmask.model.scenes.nouns import ALIKE, ICONS, NOUNS, PLURALS, UNFIT, alike, icon_name
 from wordmask.model.scenes.shapes import COLOURS, SHAPES
-from wordmask.model.scenes.sprite_sources import PACKAGES, SHIPPED_NOUNS, SHIPPED_STYLES, Package, fetch, render
-from wordmask.model.scenes.sprites import HELD_OUT_STYLE, SHIPPED, TRAIN_STYLES, SpriteLibrary, fetched_path, load, load_shipped, save
+from wordmask.model.scenes.sprite_sources import (
+    PACKAGES,
+    SHIPPED_NOUNS,
+    SHIPPED_STYLES,
+    Package,
+    fetch,
+    render,
+)
+from wordmask.model.scenes.sprites import (
+    HELD_OUT_STYLE,
+    SHIPPED,
+    TRAIN_STYLES,
+    SpriteLibrary,
+    fetched_path,
+    load,
+    load_shipped,
+    save,
+)
 
 INFO = {"author": {"name": "Nobody", "url": "a link"}, "license": {"spdx": "MIT", "url": "another"}}
-SQUARE = '<path fill="#ff0000" d="M4 4h8v4h-8z"/><path d="M-20 0h10v10h-10z"/>'  # 8 x 4, and something outside of the frame
+# 8 x 4, and something outside of the frame
+SQUARE = '<path fill="#ff0000" d="M4 4h8v4h-8z"/><path d="M-20 0h10v10h-10z"/>'
 RING = '<circle cx="8" cy="8" r="6" fill="none" stroke="#00f" stroke-width="3"/>'
 ICONS_JSON = {
-    "prefix": "toy", "width": 16, "height": 16, "icons": {"dog": {"body": SQUARE}, "doughnut": {"body": RING}},
+    "prefix": "toy",
+    "width": 16,
+    "height": 16,
+    "icons": {"dog": {"body": SQUARE}, "doughnut": {"body": RING}},
     "aliases": {"red-apple": {"parent": "dog"}},
-}  # fmt: skip
+}
 
 
 def archive(icons: dict[str, object]) -> bytes:
@@ -43,7 +65,9 @@ def archive(icons: dict[str, object]) -> bytes:
 
 
 def package_of(data: bytes, name: str = "@toys/toy") -> Package:
-    return Package(name=name, version="1.0.0", sha512=base64.b64encode(hashlib.sha512(data).digest()).decode())
+    return Package(
+        name=name, version="1.0.0", sha512=base64.b64encode(hashlib.sha512(data).digest()).decode()
+    )
 
 
 @pytest.fixture
@@ -54,8 +78,13 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     served = tmp_path / "served.tgz"
     served.write_bytes(archive(ICONS_JSON))
     script = folder / "npm"
-    words = "import shutil, sys\nassert sys.argv[1] == 'pack'\nfolder = sys.argv[sys.argv.index('--pack-destination') + 1]\n"
-    script.write_text(f"#!{sys.executable}\n{words}shutil.copy({str(served)!r}, folder + '/toy.tgz')\n")
+    words = (
+        "import shutil, sys\nassert sys.argv[1] == 'pack'\nfolder ="
+        " sys.argv[sys.argv.index('--pack-destination') + 1]\n"
+    )
+    script.write_text(
+        f"#!{sys.executable}\n{words}shutil.copy({str(served)!r}, folder + '/toy.tgz')\n"
+    )
     script.chmod(script.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -65,7 +94,10 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_nouns_are_many_plain_words_that_are_neither_shapes_nor_colours() -> None:
     assert len(NOUNS) >= 150
     assert list(NOUNS) == sorted(set(NOUNS))
-    assert all(1 <= len(noun.split()) <= 2 and noun.replace(" ", "").isalpha() and noun.islower() for noun in NOUNS)
+    assert all(
+        1 <= len(noun.split()) <= 2 and noun.replace(" ", "").isalpha() and noun.islower()
+        for noun in NOUNS
+    )
     assert not {*NOUNS} & {*SHAPES, *COLOURS, *COLOUR_NAMES, "object", "thing"}
     assert {*ICONS} | PLURALS | {noun for noun, _ in UNFIT} <= {*NOUNS}
     assert {name for pair in ALIKE for name in pair} <= {*NOUNS, *SHAPES}
@@ -83,7 +115,10 @@ def test_the_shipped_library_is_small_and_whole() -> None:
     assert HELD_OUT_STYLE in SHIPPED_STYLES
     assert library.pixels_NSS4.dtype == np.uint8
     assert library.pixels_NSS4.shape == (36 * 3, 64, 64, 4)
-    assert all(len({library.style_of(number) for number in numbers}) == 3 for numbers in library.numbers_of.values())
+    assert all(
+        len({library.style_of(number) for number in numbers}) == 3
+        for numbers in library.numbers_of.values()
+    )
 
 
 def test_sprites_are_centred_and_fill_their_canvas() -> None:
@@ -116,9 +151,14 @@ def test_only_some_styles_and_the_nouns_that_they_have() -> None:
     assert [style.name for style in train.styles] == ["noto", "twemoji"]
     for number in range(len(train.noun_N)):
         noun = train.nouns[train.noun_N[number]]
-        same = [n for n in library.numbers_of[noun] if library.style_of(n) == train.style_of(number)]
+        same = [
+            n for n in library.numbers_of[noun] if library.style_of(n) == train.style_of(number)
+        ]
         np.testing.assert_array_equal(train.pixels_NSS4[number], library.pixels_NSS4[same[0]])
-    with pytest.raises(ValueError, match=r"no sprite is of \['cubist'\]: the library has \['noto', 'noto-v1', 'twemoji'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"no sprite is of \['cubist'\]: the library has \['noto', 'noto-v1', 'twemoji'\]",
+    ):
         library.only(["cubist"])
 
 
@@ -140,7 +180,9 @@ def test_a_library_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sprites.npz"]
 
 
-def test_what_fails_in_the_middle_of_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_the_middle_of_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_args: object, **_arrays: object) -> None:
         raise OSError("disk full")
 
@@ -150,9 +192,13 @@ def test_what_fails_in_the_middle_of_writing_leaves_nothing(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_library_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"no such file; fetch them with `wordmask train scenes --fetch`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no such file; fetch them with `wordmask train scenes --fetch`"
+    ):
         load()
 
 
@@ -170,7 +216,9 @@ def test_another_archive_of_numbers_is_no_library(tmp_path: Path) -> None:
         load(tmp_path / "other.npz")
 
 
-def test_fetching_keeps_rendered_sprites_in_the_cache(npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetching_keeps_rendered_sprites_in_the_cache(
+    npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sprite_sources, "PACKAGES", (package_of(npm.read_bytes()),))
     told: list[tuple[str, int, int]] = []
     path = fetch(tell=lambda *step: told.append(step))
@@ -212,7 +260,9 @@ def test_an_archive_that_is_not_the_pinned_one_is_refused(npm: Path) -> None:
 
 
 def test_a_failing_npm_is_quoted(npm: Path, tmp_path: Path) -> None:
-    (tmp_path / "bin" / "npm").write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no such registry')\n")
+    (tmp_path / "bin" / "npm").write_text(
+        f"#!{sys.executable}\nimport sys\nsys.exit('no such registry')\n"
+    )
     with pytest.raises(RuntimeError, match="npm pack failed: no such registry"):
         render(["dog"], [package_of(npm.read_bytes())], 32)
 
@@ -225,7 +275,9 @@ def test_an_npm_that_leaves_nothing_is_told(npm: Path, tmp_path: Path) -> None:
 
 def test_without_npm_its_name_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"needs npm, which is not on the PATH; install Node\.js"):
+    with pytest.raises(
+        RuntimeError, match=r"needs npm, which is not on the PATH; install Node\.js"
+    ):
         render(["dog"], [package_of(b"")], 32)
 
 

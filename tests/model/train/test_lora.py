@@ -1,4 +1,6 @@
-"""All three stages on the real architecture: low-rank layers learn, nothing else does, and what they learned stays when they are gone."""
+"""All three stages on the real architecture: low-rank layers learn, nothing else does, and what
+they learned stays when they are gone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from wordmask.model.hub.registry import TOKENIZER_FILE
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.train.export import package
-from wordmask.model.train.lora import LowRank, adapt, adapters, as_it_was, learned_state, load_learned, merge
+from wordmask.model.train.lora import (
+    LowRank,
+    adapt,
+    adapters,
+    as_it_was,
+    learned_state,
+    load_learned,
+    merge,
+)
 from wordmask.model.train.refiner import train as refiner
 from wordmask.model.train.refiner.train import RefinerSettings
 from wordmask.model.train.rl import train as rl
@@ -41,9 +51,14 @@ def test_an_adapted_model_starts_as_it_was_and_can_be_so_again() -> None:
     before = outputs(tiny_model())
     model = tiny_model()
     adapt(model, RANK)
-    assert {name.split(".", 3)[-1] for name in adapters(model)} == {"0.attn.qkv", "0.attn.proj", "0.mlp.fc1", "0.mlp.fc2"} | {
-        f"{layer}.attn.{part}" for layer in (1, 2) for part in ("qkv", "proj")
-    }, "attention of every block, and the dense block's layers; not the experts"
+    assert {name.split(".", 3)[-1] for name in adapters(model)} == {
+        "0.attn.qkv",
+        "0.attn.proj",
+        "0.mlp.fc1",
+        "0.mlp.fc2",
+    } | {f"{layer}.attn.{part}" for layer in (1, 2) for part in ("qkv", "proj")}, (
+        "attention of every block, and the dense block's layers; not the experts"
+    )
     assert all_close(outputs(model), before)
     for layer in adapters(model).values():
         torch.nn.init.normal_(layer.up.weight, std=0.1)
@@ -75,22 +90,40 @@ def test_only_the_small_matrices_learn_and_are_kept() -> None:
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The full-size model cut to two blocks of each kind, 8 experts and few words, at its real widths, with random weights."""
+    """The full-size model cut to two blocks of each kind, 8 experts and few words, at its real
+    widths, with random weights.
+    """
     folder = tmp_path_factory.mktemp("cut")
     config = MoondreamSegmentationConfig()
-    text = asdict(config.text) | {"n_layers": 2, "vocab_size": 2048, "moe": asdict(config.text.moe) | {"start_layer": 1, "num_experts": 8}}
+    text = asdict(config.text) | {
+        "n_layers": 2,
+        "vocab_size": 2048,
+        "moe": asdict(config.text.moe) | {"start_layer": 1, "num_experts": 8},
+    }
     vision = asdict(config.vision) | {"enc_n_layers": 2, "early_layer": 0}
     tokens = asdict(small_config(small_tokenizer()).tokens) | {"max_new_tokens": 12}
     torch.manual_seed(0)
-    model = MoondreamSegmentation(MoondreamSegmentationConfig(vision=vision, text=text, tokens=tokens))
+    model = MoondreamSegmentation(
+        MoondreamSegmentationConfig(vision=vision, text=text, tokens=tokens)
+    )
     model.to(torch.bfloat16).save_pretrained(folder)
     small_tokenizer().save(folder / TOKENIZER_FILE)
     return folder
 
 
-def test_all_three_stages_run_at_the_real_widths(cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_three_stages_run_at_the_real_widths(
+    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     phase = Phase(name="path", steps=1, images=1, queries=2, n_objects=(2, 3), learning_rate=1e-3)
-    supervised = SftSettings(phases=(phase,), warmup=1, workers=0, dtype="float32", scenes="shipped", model=str(cut), lora_rank=RANK)
+    supervised = SftSettings(
+        phases=(phase,),
+        warmup=1,
+        workers=0,
+        dtype="float32",
+        scenes="shipped",
+        model=str(cut),
+        lora_rank=RANK,
+    )
     state = sft.train(tmp_path / "sft", supervised)
     ups = [layer.up.weight for layer in adapters(state.model).values()]
     assert all(up.any() for up in ups), "every adapted layer has learned"
@@ -98,9 +131,20 @@ def test_all_three_stages_run_at_the_real_widths(cut: Path, tmp_path: Path, monk
     package(tmp_path / "sft", None, tmp_path / "sft-model")
 
     once = {"scenes": "shipped", "steps": 1, "warmup": 1}
-    few = RlSettings(**once, questions=1, rollouts=2, learned=2, max_tokens=12, temperature=1.0, eval_scenes=1, lora_rank=RANK)
+    few = RlSettings(
+        **once,
+        questions=1,
+        rollouts=2,
+        learned=2,
+        max_tokens=12,
+        temperature=1.0,
+        eval_scenes=1,
+        lora_rank=RANK,
+    )
     reinforced = rl.train(tmp_path / "rl", few, str(tmp_path / "sft-model"))
-    assert reinforced.reference is reinforced.policy, "a second copy would not fit where LoRA is wanted"
+    assert reinforced.reference is reinforced.policy, (
+        "a second copy would not fit where LoRA is wanted"
+    )
     saved = torch.load(tmp_path / "rl" / "last.pt", weights_only=True)
     assert saved["model"].keys() == learned_state(reinforced.model).keys()
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from wordmask.model.decoding.engine import Decoded
-from wordmask.model.train.rl.rewards import BOUNDARY_WEIGHT, IOU_WEIGHT, box_around, box_iou, mean_pairwise_iou, reward
+from wordmask.model.train.rl.rewards import (
+    BOUNDARY_WEIGHT,
+    IOU_WEIGHT,
+    box_around,
+    box_iou,
+    mean_pairwise_iou,
+    reward,
+)
 from wordmask.model.train.small_model import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -24,7 +31,12 @@ def square(left: int) -> np.ndarray:
     return mask
 
 
-def row(path: str = SQUARE, box: tuple[float, float, float, float] = (0.5, 0.5, 0.4, 0.4), *, absent: bool = False) -> Decoded:
+def row(
+    path: str = SQUARE,
+    box: tuple[float, float, float, float] = (0.5, 0.5, 0.4, 0.4),
+    *,
+    absent: bool = False,
+) -> Decoded:
     ids = tuple(TOKENIZER.path_ids(path.split()))
     return Decoded(box=box, ids=ids, absent=absent, truncated=False, path_logprob=None)
 
@@ -36,12 +48,15 @@ def test_the_true_mask_is_worth_one() -> None:
 
 
 def test_a_shifted_square_by_hand() -> None:
-    """Shifted by 10 of 40 pixels: 30 x 40 of 50 x 40 in common. Bands are 3 pixels wide (2 % of 141): frames of 40² - 34², which share
-    two strips of 3 x 30 above and below, and nothing else."""
+    """Shifted by 10 of 40 pixels: 30 x 40 of 50 x 40 in common. Bands are 3 pixels wide (2 % of
+    141): frames of 40² - 34², which share two strips of 3 x 30 above and below, and nothing
+    else."""
     found = reward(row(), square(40), TOKENIZER)
     assert found.iou == 1200 / 2000
     band, common = 40**2 - 34**2, 2 * 3 * 30
-    assert found.value == pytest.approx(IOU_WEIGHT * 0.6 + BOUNDARY_WEIGHT * common / (2 * band - common))
+    assert found.value == pytest.approx(
+        IOU_WEIGHT * 0.6 + BOUNDARY_WEIGHT * common / (2 * band - common)
+    )
 
 
 def test_weights_add_up() -> None:
@@ -70,7 +85,9 @@ def test_a_malformed_path_is_not_salvaged() -> None:
     assert (found.value, found.mask_HW.any()) == (0.0, False)
 
 
-@pytest.mark.parametrize(("drawn", "value"), [(row(absent=True), 1.0), (row(), 0.0), (row("M 0 0 L 960 960 z"), 0.0)])
+@pytest.mark.parametrize(
+    ("drawn", "value"), [(row(absent=True), 1.0), (row(), 0.0), (row("M 0 0 L 960 960 z"), 0.0)]
+)
 def test_what_is_absent_is_to_be_called_absent(drawn: Decoded, value: float) -> None:
     """A path that fills nothing says that there is something all the same."""
     assert reward(drawn, NOTHING, TOKENIZER).value == value

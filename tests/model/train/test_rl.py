@@ -1,4 +1,6 @@
-"""Reinforcement learning on a few steps: it raises the reward, is a function of its seed, and goes on where it was stopped."""
+"""Reinforcement learning on a few steps: it raises the reward, is a function of its seed, and goes
+on where it was stopped.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heal = stop_at(2, monkeypatch, rl)
     with pytest.raises(KeyboardInterrupt):
         rl.train(tmp_path, SMALL, "demo")
@@ -53,14 +57,18 @@ def test_a_stopped_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path
 
 def train_together(process: int, folder: Path) -> None:
     """One of two processes that do."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=process, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meet'}", rank=process, world_size=2
+    )
     state = rl.train(folder / "out", replace(SMALL, steps=1), "demo")
     torch.save(state.model.state_dict(), folder / f"{process}.pt")
 
 
 def test_processes_that_train_together_share_weights_and_not_questions(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(train_together, (tmp_path,), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{process}.pt", weights_only=True) for process in range(2))
+    first, second = (
+        torch.load(tmp_path / f"{process}.pt", weights_only=True) for process in range(2)
+    )
     assert_equal(first, second)
     assert_equal(first, weights(tmp_path / "out", "model"))
     rl.train(tmp_path / "alone", replace(SMALL, steps=1), "demo")
@@ -79,13 +87,19 @@ def test_the_decoder_learns_and_the_encoder_and_the_refiner_do_not(trained: Path
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all(name.startswith(("model.text.", "model.region.")) for name in changed)
-    assert {"model.text.wte", "model.region.coord_decoder.weight", "model.region.size_decoder.weight"} <= changed
+    assert {
+        "model.text.wte",
+        "model.region.coord_decoder.weight",
+        "model.region.size_decoder.weight",
+    } <= changed
 
 
 def test_every_step_is_logged(trained: Path) -> None:
     rows = list(csv.DictReader((trained / "log.csv").open()))
     assert [row["step"] for row in rows] == ["1", "2", "3"]
-    assert [row["eval_iou"] == "nan" for row in rows] == [False] * 3, "before the first step, after two, and at the end"
+    assert [row["eval_iou"] == "nan" for row in rows] == [False] * 3, (
+        "before the first step, after two, and at the end"
+    )
     assert 0 < float(rows[0]["kl"]) < 0.01 < float(rows[2]["entropy"])
     assert float(rows[0]["distinct"]) == 1.0
 
@@ -100,14 +114,22 @@ def test_a_log_forgets_what_comes_after_the_checkpoint(tmp_path: Path) -> None:
 
 def test_a_run_becomes_a_model_folder(trained: Path, tmp_path: Path) -> None:
     package(trained, None, tmp_path / "model")
-    found, expected = load_model(resolve_model(str(tmp_path / "model"))).state_dict(), weights(trained, "model")
-    assert_equal({name: value.bfloat16() for name, value in found.items()}, {name: value.bfloat16() for name, value in expected.items()})
+    found, expected = (
+        load_model(resolve_model(str(tmp_path / "model"))).state_dict(),
+        weights(trained, "model"),
+    )
+    assert_equal(
+        {name: value.bfloat16() for name, value in found.items()},
+        {name: value.bfloat16() for name, value in expected.items()},
+    )
 
 
 def test_advantages_compare_within_a_question() -> None:
     """A question whose rollouts agree teaches nothing."""
     found = advantages(torch.tensor([[0.0, 1.0, 0.5, 0.5], [0.9, 0.9, 0.9, 0.9]]))
-    assert torch.allclose(found, torch.tensor([[-0.5, 0.5, 0, 0], [0, 0, 0, 0]]) / ((0.5 / 8) ** 0.5 + 1e-4))
+    assert torch.allclose(
+        found, torch.tensor([[-0.5, 0.5, 0, 0], [0, 0, 0, 0]]) / ((0.5 / 8) ** 0.5 + 1e-4)
+    )
 
 
 def absence(state: rl.State, question: Question) -> float:
@@ -118,10 +140,23 @@ def absence(state: rl.State, question: Question) -> float:
 
 
 def test_each_step_makes_the_better_of_two_answers_likelier() -> None:
-    """What is asked for is not there, and the model doubts it: "absent" is worth 1 and all else 0."""
-    settings = replace(SMALL, questions=1, rollouts=8, learned=8, learning_rate=3e-4, kl_weight=0.0, weight_decay=0.0)
+    """What is asked for is not there, and the model doubts it: "absent" is worth 1 and all else
+    0.
+    """
+    settings = replace(
+        SMALL,
+        questions=1,
+        rollouts=8,
+        learned=8,
+        learning_rate=3e-4,
+        kl_weight=0.0,
+        weight_decay=0.0,
+    )
     state = new_state(settings, "demo")
-    question = replace(ask(state.policy, state.asks, [TRAIN_SEEDS.start])[0], truth_HW=np.zeros((112, 112), np.uint8))
+    question = replace(
+        ask(state.policy, state.asks, [TRAIN_SEEDS.start])[0],
+        truth_HW=np.zeros((112, 112), np.uint8),
+    )
     tokens = state.policy.config.tokens
     with torch.no_grad():  # as likely as not
         gap = np.log(absence(state, question)) * settings.temperature
@@ -142,7 +177,12 @@ def test_ratios_are_one_before_the_first_update_and_clipped_later() -> None:
     settings = replace(SMALL, learning_rate=2e-4, clip=0.01, epochs=2)
     state = new_state(settings, "demo")
     questions = ask(state.policy, state.asks, [TRAIN_SEEDS.start + 1, TRAIN_SEEDS.start + 2])
-    assert learn(state, questions, replace(settings, epochs=1, part=2), np.random.default_rng(0))["clipped"] == 0
+    assert (
+        learn(state, questions, replace(settings, epochs=1, part=2), np.random.default_rng(0))[
+            "clipped"
+        ]
+        == 0
+    )
     assert learn(state, questions, settings, np.random.default_rng(1))["clipped"] > 0.05
 
 

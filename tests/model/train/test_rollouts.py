@@ -33,7 +33,13 @@ def policy() -> Policy:
     model, tokenizer = load_model(source), load_tokenizer(source)
     model.config.tokens = replace(model.config.tokens, max_new_tokens=LIMIT)
     grammar = PathGrammar(tokenizer, model.config.tokens.eos_id, torch.device("cpu"))
-    return Policy(model=model.model, config=model.config, tokenizer=tokenizer, grammar=grammar, temperature=TEMPERATURE)
+    return Policy(
+        model=model.model,
+        config=model.config,
+        tokenizer=tokenizer,
+        grammar=grammar,
+        temperature=TEMPERATURE,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,33 +60,51 @@ class Recording(Sampling):
 
 
 def drawn_log_p(policy: Policy, seen: Sequence[Tensor], slot: int, row: Decoded) -> list[float]:
-    """Log-probabilities of a row's choices from the scores that the engine itself drew from, one row of slots after another."""
+    """Log-probabilities of a row's choices from the scores that the engine itself drew from, one
+    row of slots after another.
+    """
     tokens, region = policy.config.tokens, policy.config.region
     first, x, _, y, _, size, *rest = (scores[slot] / policy.temperature for scores in seen)
     there = first[[tokens.eos_id, tokens.coord_id]].log_softmax(-1)
     if row.absent:
         return [there[0].item()]
     found = [there[1]]
-    found += [scores.log_softmax(-1)[round(coord_bin(v, len(scores)))] for scores, v in ((x, row.box[0]), (y, row.box[1]))]
-    found += [size[axis].log_softmax(-1)[round(size_bin(row.box[2 + axis], region.size_out_dim // 2))] for axis in (0, 1)]
+    found += [
+        scores.log_softmax(-1)[round(coord_bin(v, len(scores)))]
+        for scores, v in ((x, row.box[0]), (y, row.box[1]))
+    ]
+    found += [
+        size[axis].log_softmax(-1)[round(size_bin(row.box[2 + axis], region.size_out_dim // 2))]
+        for axis in (0, 1)
+    ]
     kinds = torch.tensor([*policy.tokenizer.path_token_of, tokens.eos_id])
     likely = torch.nn.functional.one_hot(kinds, len(rest[0])).float()
     state = torch.tensor([START])
     for step, token in enumerate([*row.ids, tokens.eos_id][:LIMIT]):
         # What the grammar chooses where only that is likely is allowed.
-        chosen = policy.grammar.choose(likely, state.expand(len(kinds)), torch.tensor([LIMIT - step]).expand(len(kinds)))
+        chosen = policy.grammar.choose(
+            likely, state.expand(len(kinds)), torch.tensor([LIMIT - step]).expand(len(kinds))
+        )
         allowed = kinds[chosen.ids == kinds]
         found.append(rest[step][token] - rest[step][allowed].logsumexp(-1))
         state = chosen.state[kinds == token]
     return [value.item() for value in found]
 
 
-def test_recomputed_log_probabilities_are_those_drawn_from(policy: Policy, questions: list[Question]) -> None:
-    """Of five rollouts that do not fill their block of rows, of different lengths, packed behind one prompt."""
+def test_recomputed_log_probabilities_are_those_drawn_from(
+    policy: Policy, questions: list[Question]
+) -> None:
+    """Of five rollouts that do not fill their block of rows, of different lengths, packed behind
+    one prompt.
+    """
     engine_sampling = Recording(TEMPERATURE, 1)
-    engine = Engine(policy.model, policy.config.tokens, policy.grammar, rows=8, sampling=engine_sampling)
+    engine = Engine(
+        policy.model, policy.config.tokens, policy.grammar, rows=8, sampling=engine_sampling
+    )
     before = zip(questions, roll_out(policy, questions, 5, seed=3), strict=True)
-    question = next(question for question, rows in before if not any(row.absent for row in rows))  # absent is one choice alone
+    question = next(
+        question for question, rows in before if not any(row.absent for row in rows)
+    )  # absent is one choice alone
     rows = dict(engine.draw([(question.image_PD, [(g, question.prompt) for g in range(5)])]))
     packed = pack(policy, [question], [[rows[g] for g in range(5)]])
     with torch.no_grad():
@@ -100,10 +124,14 @@ def test_packed_rollouts_do_not_see_each_other(policy: Policy, questions: list[Q
         for i, question in enumerate(questions):
             for g in range(4):
                 alone = choices(policy, pack(policy, [question], [[drawn[i][g]]])).log_p
-                assert all_log_p[together.rollout_A == i * 4 + g].tolist() == pytest.approx(alone.tolist(), abs=1e-4)
+                assert all_log_p[together.rollout_A == i * 4 + g].tolist() == pytest.approx(
+                    alone.tolist(), abs=1e-4
+                )
 
 
-def test_some_rollouts_are_absent_and_have_one_choice(policy: Policy, questions: list[Question]) -> None:
+def test_some_rollouts_are_absent_and_have_one_choice(
+    policy: Policy, questions: list[Question]
+) -> None:
     bias = policy.model.text.lm_head.bias
     with torch.no_grad():
         bias[policy.config.tokens.eos_id] += 100
@@ -126,29 +154,40 @@ def test_without_temperature_rollouts_are_greedy(policy: Policy, questions: list
         for i in range(len(questions)):
             for row in found[i]:
                 assert (row.ids, row.absent) == (expected[i].ids, expected[i].absent)
-                assert row.box == pytest.approx(expected[i].box, rel=0.02), "by a bin, where two are as good and batches differ"
+                assert row.box == pytest.approx(expected[i].box, rel=0.02), (
+                    "by a bin, where two are as good and batches differ"
+                )
 
 
-def test_rollouts_are_a_function_of_the_seed_and_well_formed(policy: Policy, questions: list[Question]) -> None:
+def test_rollouts_are_a_function_of_the_seed_and_well_formed(
+    policy: Policy, questions: list[Question]
+) -> None:
     first, again, other = (roll_out(policy, questions, 4, seed=seed) for seed in (5, 5, 6))
     assert first == again
     assert first != other
     for group in first:
         assert len(set(group)) == 4
-        assert all(row.absent or parse_path(policy.tokenizer.path_tokens(row.ids)).well_formed for row in group)
+        assert all(
+            row.absent or parse_path(policy.tokenizer.path_tokens(row.ids)).well_formed
+            for row in group
+        )
 
 
 def test_draws_have_the_softmaxs_frequencies_also_where_some_are_forbidden() -> None:
     scores = torch.tensor([1.0, 0.0, 2.0, -1.0])
     noisy = Sampling(0.5, seed=0)(scores.expand(40_000, -1))
     for allowed in ([0, 1, 2, 3], [0, 1, 3]):
-        counts = np.bincount(noisy[:, allowed].argmax(dim=1).numpy(), minlength=len(allowed)) / len(noisy)
+        counts = np.bincount(noisy[:, allowed].argmax(dim=1).numpy(), minlength=len(allowed)) / len(
+            noisy
+        )
         assert counts == pytest.approx((scores[allowed] / 0.5).softmax(-1).numpy(), abs=0.01)
     with pytest.raises(ValueError, match=r"temperature = -1\.0"):
         Sampling(-1.0, seed=0)
 
 
 def test_prompts_with_references_are_refused(policy: Policy, questions: list[Question]) -> None:
-    question = replace(questions[0], prompt=Prompt(ids=(1, 5, 5, 3), regions=((1, (0.5,)), (2, (0.5,)))))
+    question = replace(
+        questions[0], prompt=Prompt(ids=(1, 5, 5, 3), regions=((1, (0.5,)), (2, (0.5,))))
+    )
     with pytest.raises(ValueError, match="2 spatial references"):
         pack(policy, [question], [[]])

@@ -32,14 +32,27 @@ def filled(x: int, y: int, w: int, h: int) -> np.ndarray:
 
 def instances() -> dict[str, Any]:
     return {
-        "images": [{"id": id, "file_name": f"{id}.png", "height": HEIGHT, "width": WIDTH} for id in (7, 3)],
+        "images": [
+            {"id": id, "file_name": f"{id}.png", "height": HEIGHT, "width": WIDTH} for id in (7, 3)
+        ],
         "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
         "annotations": [
             {"id": 10, "image_id": 7, "category_id": 1, "segmentation": [BOX]},
-            {"id": 11, "image_id": 3, "category_id": 2, "segmentation": [BOX, [6, 0, 8, 0, 8, 2, 6, 2]]},
-            {"id": 12, "image_id": 7, "category_id": 2, "iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [6, 12, 30]}},
+            {
+                "id": 11,
+                "image_id": 3,
+                "category_id": 2,
+                "segmentation": [BOX, [6, 0, 8, 0, 8, 2, 6, 2]],
+            },
+            {
+                "id": 12,
+                "image_id": 7,
+                "category_id": 2,
+                "iscrowd": 1,
+                "segmentation": {"size": [HEIGHT, WIDTH], "counts": [6, 12, 30]},
+            },
         ],
-    }  # fmt: skip
+    }
 
 
 REFS = [
@@ -48,7 +61,9 @@ REFS = [
 ]
 
 
-def write(folder: Path, data: Any, refs: list[Any] | None = None, images: tuple[int, ...] = (7, 3)) -> tuple[Path, Path | None]:
+def write(
+    folder: Path, data: Any, refs: list[Any] | None = None, images: tuple[int, ...] = (7, 3)
+) -> tuple[Path, Path | None]:
     for number in images:
         (folder / f"{number}.png").write_bytes(png(number, height=HEIGHT, width=WIDTH))
     (folder / "instances.json").write_text(json.dumps(data))
@@ -58,7 +73,9 @@ def write(folder: Path, data: Any, refs: list[Any] | None = None, images: tuple[
     return folder / "instances.json", folder / "refs.jsonl"
 
 
-def imported(folder: Path, data: Any, refs: list[Any] | None = None, **options: Any) -> tuple[Imported, list[dict[str, Any]]]:
+def imported(
+    folder: Path, data: Any, refs: list[Any] | None = None, **options: Any
+) -> tuple[Imported, list[dict[str, Any]]]:
     path, expressions = write(folder, data, refs, **options)
     done = import_coco(path, folder, str(folder / "out.parquet"), expressions=expressions)
     return done, pq.read_table(folder / "out.parquet").to_pylist()
@@ -68,15 +85,19 @@ def test_without_expressions_each_instance_is_asked_for_by_category(tmp_path: Pa
     done, rows = imported(tmp_path, instances())
     assert done == Imported(rows=3, missing_images=0)
     assert [(row["row_id"], row["query"], row["image"]["path"]) for row in rows] == [
-        ("11", "cat", "3.png"), ("10", "dog", "7.png"), ("12", "cat", "7.png"),
-    ]  # fmt: skip
+        ("11", "cat", "3.png"),
+        ("10", "dog", "7.png"),
+        ("12", "cat", "7.png"),
+    ]
     assert rows[0]["image"]["bytes"] == (tmp_path / "3.png").read_bytes()
 
 
 def test_expressions_ask_by_their_words(tmp_path: Path) -> None:
     _, rows = imported(tmp_path, instances(), REFS)
     assert [(row["row_id"], row["query"]) for row in rows] == [("4", "a cat"), ("5", "cats")]
-    np.testing.assert_array_equal(rle.decode(rows[1]["mask"]), np.repeat([[0, 1, 1, 0, 0, 0, 0, 0]], HEIGHT, axis=0))
+    np.testing.assert_array_equal(
+        rle.decode(rows[1]["mask"]), np.repeat([[0, 1, 1, 0, 0, 0, 0, 0]], HEIGHT, axis=0)
+    )
 
 
 def test_a_missing_image_keeps_its_rows(tmp_path: Path) -> None:
@@ -94,7 +115,10 @@ def test_polygons_are_united() -> None:
 
 def test_compressed_runs_pass_through() -> None:
     found = rle.encode(filled(2, 1, 3, 4))
-    assert true_rle({"size": [HEIGHT, WIDTH], "counts": found["counts"].encode()}, HEIGHT, WIDTH) == found
+    assert (
+        true_rle({"size": [HEIGHT, WIDTH], "counts": found["counts"].encode()}, HEIGHT, WIDTH)
+        == found
+    )
 
 
 def test_real_outlines_become_what_pycocotools_makes_of_them(coco100: Path) -> None:
@@ -121,14 +145,29 @@ def broken(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         (broken(lambda d: d["annotations"][1].pop("id")), r"annotations\[1\]: lacks id"),
         (broken(lambda d: d["annotations"].append(3)), r"annotations\[3\]: lacks everything"),
         (broken(lambda d: d["annotations"][0].update(image_id=99)), "annotation 10: image_id = 99"),
-        (broken(lambda d: d["annotations"][0].update(category_id=None)), "annotation 10: category_id = None"),
-        (broken(lambda d: d["annotations"][0].update(segmentation=[])), "annotation 10: segmentation: is empty"),
-        (broken(lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4]])), r"annotation 10: segmentation\[0\]: has 4 numbers"),
+        (
+            broken(lambda d: d["annotations"][0].update(category_id=None)),
+            "annotation 10: category_id = None",
+        ),
+        (
+            broken(lambda d: d["annotations"][0].update(segmentation=[])),
+            "annotation 10: segmentation: is empty",
+        ),
+        (
+            broken(lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4]])),
+            r"annotation 10: segmentation\[0\]: has 4 numbers",
+        ),
         (broken(lambda d: d["annotations"][0].update(segmentation=[[*BOX, 1]])), "has 9 numbers"),
-        (broken(lambda d: d["annotations"][2]["segmentation"].update(size=[9, 9])), r"annotation 12: .*size \[6, 8\]"),
-        (broken(lambda d: d["annotations"][2]["segmentation"].update(counts=[6, 12])), "annotation 12: .*add up to 18"),
+        (
+            broken(lambda d: d["annotations"][2]["segmentation"].update(size=[9, 9])),
+            r"annotation 12: .*size \[6, 8\]",
+        ),
+        (
+            broken(lambda d: d["annotations"][2]["segmentation"].update(counts=[6, 12])),
+            "annotation 12: .*add up to 18",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_broken_instances_file_is_one_clear_error(tmp_path: Path, data: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         imported(tmp_path, data)
@@ -144,7 +183,9 @@ def test_a_broken_instances_file_is_one_clear_error(tmp_path: Path, data: Any, w
         ({"expression": 4}, "line 2: expression = 4: must be a string"),
     ],
 )
-def test_a_broken_expression_is_named_by_its_line(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_a_broken_expression_is_named_by_its_line(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
     with pytest.raises(InputError, match=words):
         imported(tmp_path, instances(), [REFS[0], REFS[1] | change])
 
@@ -163,7 +204,9 @@ def test_files_that_are_no_json(tmp_path: Path) -> None:
         import_coco(path, tmp_path, str(tmp_path / "out.parquet"))
 
 
-def test_an_error_among_the_rows_leaves_the_older_table_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_among_the_rows_leaves_the_older_table_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(truth, "ROW_GROUP_ROWS", 1)
     imported(tmp_path, instances())
     before = (tmp_path / "out.parquet").read_bytes()
@@ -196,17 +239,27 @@ def test_to_object_storage_whole_or_not_at_all(tmp_path: Path, s3: str) -> None:
     [
         (lambda d: d["annotations"].append(d["annotations"][0]), "annotations: 1 ids occur twice"),
         (lambda d: d["images"].append(d["images"][0]), "images: 1 ids occur twice"),
-        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]), "annotation 10.*outside"),
-        (lambda d: d["annotations"][0].update(segmentation=[[0, 0, "1", 0, 1, 1]]), "annotation 10.*no number"),
+        (
+            lambda d: d["annotations"][0].update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]),
+            "annotation 10.*outside",
+        ),
+        (
+            lambda d: d["annotations"][0].update(segmentation=[[0, 0, "1", 0, 1, 1]]),
+            "annotation 10.*no number",
+        ),
     ],
 )
-def test_what_would_be_lost_or_crash_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], Any], words: str) -> None:
+def test_what_would_be_lost_or_crash_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], words: str
+) -> None:
     with pytest.raises(InputError, match=words):
         imported(tmp_path, broken(change))
 
 
 def test_a_line_separator_within_an_expression_ends_no_line(tmp_path: Path) -> None:
     path, expressions = write(tmp_path, instances(), REFS[:1])
-    expressions.write_text(json.dumps(REFS[0] | {"expression": "a\u2028cat"}, ensure_ascii=False), encoding="utf-8")
+    expressions.write_text(
+        json.dumps(REFS[0] | {"expression": "a\u2028cat"}, ensure_ascii=False), encoding="utf-8"
+    )
     import_coco(path, tmp_path, str(tmp_path / "out.parquet"), expressions=expressions)
     assert pq.read_table(tmp_path / "out.parquet").column("query").to_pylist() == ["a\u2028cat"]

@@ -62,7 +62,9 @@ def test_every_orientation_is_undone(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(image, exif=exif)
-    np.testing.assert_array_equal(decode(data, SETTINGS), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
+    np.testing.assert_array_equal(
+        decode(data, SETTINGS), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    )
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0" + b"\xff" * 40, b"Exif\0\0MM", b"Exif\0\0II*\0"])
@@ -76,10 +78,18 @@ def test_broken_exif_is_ignored_as_viewers_do(exif: bytes) -> None:
     st.lists(st.tuples(st.integers(0, 199), st.binary(min_size=1, max_size=4))),
 )
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_bytes_are_an_image_or_an_image_error(format: str, damage: list[tuple[int, bytes]]) -> None:
+def test_damaged_bytes_are_an_image_or_an_image_error(
+    format: str, damage: list[tuple[int, bytes]]
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = bytearray(encoded(Image.new("RGB", (12, 9), (1, 2, 3)), format, **({} if format in ("GIF", "BMP") else {"exif": exif})))
+    data = bytearray(
+        encoded(
+            Image.new("RGB", (12, 9), (1, 2, 3)),
+            format,
+            **({} if format in ("GIF", "BMP") else {"exif": exif}),
+        )
+    )
     for at, what in damage:
         data[at : at + len(what)] = what
     with contextlib.suppress(ImageError):
@@ -87,12 +97,16 @@ def test_damaged_bytes_are_an_image_or_an_image_error(format: str, damage: list[
         assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
 
 
-def test_running_out_of_memory_is_the_images_fault_only_where_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_the_images_fault_only_where_there_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def exhausted(*_: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", exhausted)
-    assert code_of(png()) == RejectCode.IMAGE_UNREADABLE, "one that asks for absurd amounts would end its shard for ever"
+    assert code_of(png()) == RejectCode.IMAGE_UNREADABLE, (
+        "one that asks for absurd amounts would end its shard for ever"
+    )
     monkeypatch.setattr(np, "empty", exhausted)
     with pytest.raises(MemoryError):
         decode(png(), SETTINGS)
@@ -111,9 +125,18 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 @pytest.mark.parametrize(
     ("mode", "format", "options"),
-    [("RGB", "PNG", {}), ("RGBA", "PNG", {}), ("P", "PNG", {"transparency": 3}), ("LA", "PNG", {}), ("CMYK", "TIFF", {}),
-     ("I;16", "PNG", {}), ("I", "TIFF", {}), ("F", "TIFF", {}), ("RGB", "PNG", {"icc_profile": SRGB})],
-)  # fmt: skip
+    [
+        ("RGB", "PNG", {}),
+        ("RGBA", "PNG", {}),
+        ("P", "PNG", {"transparency": 3}),
+        ("LA", "PNG", {}),
+        ("CMYK", "TIFF", {}),
+        ("I;16", "PNG", {}),
+        ("I", "TIFF", {}),
+        ("F", "TIFF", {}),
+        ("RGB", "PNG", {"icc_profile": SRGB}),
+    ],
+)
 def test_a_large_image_is_in_strips_what_it_is_whole(
     mode: str, format: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,15 +184,25 @@ def test_other_colour_profiles_become_srgb() -> None:
 
 
 def test_a_profile_is_applied_not_dropped() -> None:
-    """A profile whose red and green primaries are swapped: what was stored as red is seen as green."""
+    """A profile whose red and green primaries are swapped: what was stored as red is seen as
+    green.
+    """
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    swapped = srgb.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
-    pixels = decode(encoded(Image.new("RGB", (2, 2), (200, 100, 50)), icc_profile=swapped), SETTINGS)
+    swapped = (
+        srgb.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+    )
+    pixels = decode(
+        encoded(Image.new("RGB", (2, 2), (200, 100, 50)), icc_profile=swapped), SETTINGS
+    )
     assert np.abs(pixels.astype(int) - [100, 200, 50]).max() <= 1
 
 
 def test_cmyk_jpeg() -> None:
-    assert decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), SETTINGS).shape == (8, 8, 3)
+    assert decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), SETTINGS).shape == (
+        8,
+        8,
+        3,
+    )
 
 
 def test_a_profile_that_is_no_profile_is_ignored() -> None:
@@ -185,7 +218,13 @@ def test_what_is_odd_only_after_an_image_was_loaded_is_its_own_fault() -> None:
     data = encoded(image, transparency=b"\0" * 256)
     at = data.index(b"tRNS")
     chunk = b"tRNS" + b"\0" * 257
-    odd = data[: at - 4] + struct.pack(">I", 257) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at + 4 + 256 + 4 :]
+    odd = (
+        data[: at - 4]
+        + struct.pack(">I", 257)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + data[at + 4 + 256 + 4 :]
+    )
     with pytest.raises(ImageError, match="PNG, 4 x 4: ValueError") as caught:
         decode(odd, SETTINGS)
     assert caught.value.code == RejectCode.IMAGE_UNREADABLE
@@ -195,11 +234,17 @@ def test_what_is_odd_only_after_an_image_was_loaded_is_its_own_fault() -> None:
 def test_truncated_files_are_rejected(format: str) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(pixels), format)
-    assert code_of(data[: len(data) // 2]) in (RejectCode.IMAGE_TRUNCATED, RejectCode.IMAGE_UNREADABLE)
+    assert code_of(data[: len(data) // 2]) in (
+        RejectCode.IMAGE_TRUNCATED,
+        RejectCode.IMAGE_UNREADABLE,
+    )
 
 
 def test_half_a_jpeg_is_called_truncated() -> None:
-    data = encoded(Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)), "JPEG")
+    data = encoded(
+        Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)),
+        "JPEG",
+    )
     assert code_of(data[: len(data) // 2]) == RejectCode.IMAGE_TRUNCATED
 
 
@@ -210,7 +255,10 @@ def test_what_is_no_image() -> None:
 
 def test_bombs_are_rejected_before_they_are_decoded() -> None:
     header_only = encoded(Image.new("1", (4000, 4000)))
-    assert code_of(header_only, SegmentSettings(max_image_pixels=1_000_000)) == RejectCode.IMAGE_TOO_LARGE
+    assert (
+        code_of(header_only, SegmentSettings(max_image_pixels=1_000_000))
+        == RejectCode.IMAGE_TOO_LARGE
+    )
     huge = encoded(Image.new("1", (20000, 20000)))
     assert code_of(huge) == RejectCode.IMAGE_TOO_LARGE
 
@@ -236,7 +284,10 @@ def test_fetch_relative_and_absolute(tmp_path: Path) -> None:
         ("http://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
         ("ftp://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
         ("memory://a.png", RejectCode.URI_NOT_ALLOWED),
-        ("s3://lake/a.png::file:///secret.png", RejectCode.URI_NOT_ALLOWED),  # fsspec would chain these
+        (
+            "s3://lake/a.png::file:///secret.png",
+            RejectCode.URI_NOT_ALLOWED,
+        ),  # fsspec would chain these
         ("nul\0.png", RejectCode.IMAGE_NOT_FOUND),
         ("x" * 300 + ".png", RejectCode.IMAGE_NOT_FOUND),
     ],
@@ -247,7 +298,10 @@ def test_fetch_rejects(tmp_path: Path, uri: str, code: RejectCode) -> None:
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("uri", ["s3://", "s3://Not A Bucket/a.png", "s3://lake/nowhere.png", "s3://no-such-bucket/a.png"])
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://", "s3://Not A Bucket/a.png", "s3://lake/nowhere.png", "s3://no-such-bucket/a.png"],
+)
 def test_fetch_rejects_what_no_store_can_hold(s3: str, uri: str) -> None:
     with pytest.raises(ImageError) as caught:
         fetch(uri, f"{s3}/queries.parquet", SegmentSettings(allow_roots=("s3://",)))
@@ -270,7 +324,9 @@ def test_fetch_waits_for_no_pipe_and_follows_no_circle(tmp_path: Path) -> None:
         assert caught.value.code == RejectCode.IMAGE_NOT_FOUND, name
 
 
-def test_an_image_that_may_not_be_read_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_may_not_be_read_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.png").write_bytes(png())
 
     def denied(*_: Any) -> bytes:
@@ -281,10 +337,17 @@ def test_an_image_that_may_not_be_read_is_rejected(tmp_path: Path, monkeypatch: 
         fetch("a.png", f"file://{tmp_path}/t.parquet", SETTINGS)
 
 
-@pytest.mark.parametrize(("status", "rejected"), [("AccessDenied", True), ("403", True), ("ExpiredToken", False), ("400", False)])
-def test_expired_credentials_are_no_fault_of_the_row(s3: str, monkeypatch: pytest.MonkeyPatch, status: str, rejected: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "rejected"),
+    [("AccessDenied", True), ("403", True), ("ExpiredToken", False), ("400", False)],
+)
+def test_expired_credentials_are_no_fault_of_the_row(
+    s3: str, monkeypatch: pytest.MonkeyPatch, status: str, rejected: bool
+) -> None:
     def refuse(*_: Any) -> bytes:
-        raise translate_boto_error(ClientError({"Error": {"Code": status, "Message": "no"}}, "GetObject"))
+        raise translate_boto_error(
+            ClientError({"Error": {"Code": status, "Message": "no"}}, "GetObject")
+        )
 
     Store.open(f"{s3}/denied").write_bytes("a.png", png())
     monkeypatch.setattr(Store, "read_bytes", refuse)
@@ -306,7 +369,8 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BaseHTTPRequestHa
 
         def do_GET(self) -> None:
             status, code = self.get
-            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            error = f"<Error><Code>{code}</Code><Message>no</Message></Error>"
+            body = f"<?xml version='1.0'?>{error}".encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -337,7 +401,12 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BaseHTTPRequestHa
     ],
 )
 def test_who_is_refused_without_a_word_asks_why(
-    refusing: Any, monkeypatch: pytest.MonkeyPatch, head: int, status: int, code: str, rejected: bool
+    refusing: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    head: int,
+    status: int,
+    code: str,
+    rejected: bool,
 ) -> None:
     monkeypatch.setattr(refusing, "head", head)
     monkeypatch.setattr(refusing, "get", (status, code))

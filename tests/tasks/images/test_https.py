@@ -1,4 +1,6 @@
-"""Images from https servers: a real server in a thread, reached without TLS, under names that lead where a test says."""
+"""Images from https servers: a real server in a thread, reached without TLS, under names that lead
+where a test says.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ from wordmask.tasks.images.uris import ImageError
 TLS = https._Connection
 
 PUBLIC = "93.184.216.34"
-NAMES = {"public.example": [PUBLIC], "inside.example": ["10.0.0.7"], "both.example": [PUBLIC, "127.0.0.1"]}
+NAMES = {
+    "public.example": [PUBLIC],
+    "inside.example": ["10.0.0.7"],
+    "both.example": [PUBLIC, "127.0.0.1"],
+}
 REDIRECTS = {
     "/moved": "https://public.example/a.png",
     "/plain": "http://public.example/a.png",
@@ -73,7 +79,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     thread.start()
 
     def look_up(host: str, port: int, *rest: Any, **options: Any) -> Any:
-        return [entry for address in NAMES.get(host, [host]) for entry in real(address, port, *rest, **options)]
+        return [
+            entry
+            for address in NAMES.get(host, [host])
+            for entry in real(address, port, *rest, **options)
+        ]
 
     class Plain(http.client.HTTPConnection):
         def __init__(self, *args: Any, deadline: Any, **options: Any) -> None:
@@ -82,7 +92,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         def connect(self) -> None:
             public_address(self.host, 443)
-            self.sock = self.deadline.connection(socket.create_connection(running.server_address[:2], self.timeout))  # type: ignore[arg-type]
+            self.sock = self.deadline.connection(
+                socket.create_connection(running.server_address[:2], self.timeout)
+            )  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(https, "_Connection", Plain)
@@ -104,7 +116,15 @@ def test_an_image_is_fetched_up_to_the_limit_also_where_it_moved() -> None:
     assert refused("https://public.example/a.png", 10)[0] == RejectCode.IMAGE_TOO_LARGE
 
 
-@pytest.mark.parametrize("url", ["inside.example/a.png", "both.example/a.png", "public.example/inside", "public.example/metadata"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "inside.example/a.png",
+        "both.example/a.png",
+        "public.example/inside",
+        "public.example/metadata",
+    ],
+)
 def test_no_way_leads_to_a_private_address(url: str) -> None:
     code, detail = refused(f"https://{url}")
     assert code == RejectCode.URI_NOT_ALLOWED
@@ -113,7 +133,10 @@ def test_no_way_leads_to_a_private_address(url: str) -> None:
 
 def test_no_way_leads_out_of_https() -> None:
     assert refused("https://public.example/plain")[0] == RejectCode.URI_NOT_ALLOWED
-    assert refused("https://public.example/file")[0] in (RejectCode.URI_NOT_ALLOWED, RejectCode.IMAGE_NOT_FOUND)
+    assert refused("https://public.example/file")[0] in (
+        RejectCode.URI_NOT_ALLOWED,
+        RejectCode.IMAGE_NOT_FOUND,
+    )
     assert refused("https://public.example/circle")[0] == RejectCode.IMAGE_NOT_FOUND
 
 
@@ -125,7 +148,9 @@ def test_no_way_leads_out_of_https() -> None:
         ("/later.png", RejectCode.IMAGE_UNREACHABLE),
     ],
 )
-def test_a_server_that_is_down_is_told_from_an_image_that_is_gone(path: str, code: RejectCode) -> None:
+def test_a_server_that_is_down_is_told_from_an_image_that_is_gone(
+    path: str, code: RejectCode
+) -> None:
     assert refused(f"https://public.example{path}")[0] == code
 
 
@@ -149,14 +174,18 @@ def test_a_server_that_drips_before_it_is_trusted_is_left(monkeypatch: pytest.Mo
     monkeypatch.setattr(https, "WHOLE_SECONDS", 0.3)
     monkeypatch.setattr(https, "_Connection", TLS)
     context = ssl.create_default_context()
-    monkeypatch.setattr(ssl, "_create_default_https_context", lambda: context)  # to make one takes long on a busy machine
+    monkeypatch.setattr(
+        ssl, "_create_default_https_context", lambda: context
+    )  # to make one takes long on a busy machine
     monkeypatch.setattr(https, "public_address", lambda *_: "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def drip() -> None:
             connection, _ = listening.accept()
             with connection, suppress(ConnectionError):
-                connection.sendall(b"\x16\x03\x03\x20\x00\x02")  # a long message of the handshake begins
+                connection.sendall(
+                    b"\x16\x03\x03\x20\x00\x02"
+                )  # a long message of the handshake begins
                 for _ in range(20):
                     connection.sendall(b"0")
                     time.sleep(0.1)
@@ -173,9 +202,23 @@ def test_a_server_that_drips_before_it_is_trusted_is_left(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1", "::1", "fe80::1",
-     "fc00::1", "::ffff:10.0.0.1", "2002:a00:1::", "64:ff9b::a00:1"],
-)  # fmt: skip
+    [
+        "127.0.0.1",
+        "0.0.0.0",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "224.0.0.1",
+        "::1",
+        "fe80::1",
+        "fc00::1",
+        "::ffff:10.0.0.1",
+        "2002:a00:1::",
+        "64:ff9b::a00:1",
+    ],
+)
 def test_addresses_that_are_not_public(address: str) -> None:
     with pytest.raises(ImageError, match="is not a public address"):
         public_address(address, 443)

@@ -43,20 +43,42 @@ def test_it_may_name_no_other_bucket_and_no_local_file() -> None:
 
 
 def test_roots_are_added_by_name() -> None:
-    for root in ("s3://other/images", "s3://other/images/", "s3a://other/images", "s3://other", "s3://"):
-        assert resolve("s3://other/images/a.png", TABLE, SegmentSettings(allow_roots=(root,))) == "s3://other/images/a.png"
+    for root in (
+        "s3://other/images",
+        "s3://other/images/",
+        "s3a://other/images",
+        "s3://other",
+        "s3://",
+    ):
+        assert (
+            resolve("s3://other/images/a.png", TABLE, SegmentSettings(allow_roots=(root,)))
+            == "s3://other/images/a.png"
+        )
     refused("s3://other/imagesque/a.png", TABLE, "s3://other/images")
 
 
 def test_a_local_table_may_name_what_is_below_the_input(tmp_path: Path) -> None:
     table = f"file://{tmp_path}/data/tables/queries.parquet"
     folder = f"file://{tmp_path}/data"
-    for uri in ("../images/a.png", f"{tmp_path}/data/images/a.png", f"file://{tmp_path}/data/images/a.png"):
+    for uri in (
+        "../images/a.png",
+        f"{tmp_path}/data/images/a.png",
+        f"file://{tmp_path}/data/images/a.png",
+    ):
         assert resolve(uri, table, SegmentSettings(), folder) == f"{tmp_path}/data/images/a.png"
         refused(uri, table)  # of a single file the input is its own folder
-    for uri in ("../../a.png", "/etc/passwd", "file:///etc/passwd", f"{tmp_path}/database/a.png", "s3://lake/a.png"):
+    for uri in (
+        "../../a.png",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        f"{tmp_path}/database/a.png",
+        "s3://lake/a.png",
+    ):
         refused(uri, table, folder=folder)
-    assert resolve("/etc/passwd", table, SegmentSettings(allow_roots=("/etc",)), folder) == "/etc/passwd"
+    assert (
+        resolve("/etc/passwd", table, SegmentSettings(allow_roots=("/etc",)), folder)
+        == "/etc/passwd"
+    )
 
 
 def test_a_link_is_where_it_leads_to(tmp_path: Path) -> None:
@@ -65,7 +87,10 @@ def test_a_link_is_where_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
     table = f"{tmp_path}/data/queries.parquet"
     assert f"is not below {tmp_path}/data" in refused("link.png", table)
-    assert resolve("link.png", table, SegmentSettings(allow_roots=(str(tmp_path),))) == f"{tmp_path}/secret.png"
+    assert (
+        resolve("link.png", table, SegmentSettings(allow_roots=(str(tmp_path),)))
+        == f"{tmp_path}/secret.png"
+    )
 
 
 def test_https_must_be_allowed_and_http_never_is() -> None:

@@ -33,7 +33,9 @@ PNGS = [png(seed) for seed in range(4)]
 
 
 class Recorder(FakeSegmenter):
-    """Keeps what it was asked: per call, how many rows at a time, and the words about each image."""
+    """Keeps what it was asked: per call, how many rows at a time, and the words about each
+    image.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,14 +55,27 @@ class Recorder(FakeSegmenter):
 
 def row(number: int, image: int = 0, query: str | None = None, **values: Any) -> Row:
     fields = {"image_uri": None, "spatial_refs": (), "mode": None, "carried": {}} | values
-    return Row(row=number, row_id=f"r{number}", image_bytes=PNGS[image], query=f"thing {number}" if query is None else query, **fields)
+    return Row(
+        row=number,
+        row_id=f"r{number}",
+        image_bytes=PNGS[image],
+        query=f"thing {number}" if query is None else query,
+        **fields,
+    )
 
 
 def shard_of(rows: Sequence[Row], **values: Any) -> Shard:
     return Shard(
-        shard_id="s", file="in.parquet", name="in.parquet", fingerprint="f", ranges=(RowRange(0, 0, len(rows)),),
-        first_row=0, model_revision=REVISION, settings_hash=SETTINGS.settings_hash, **values,
-    )  # fmt: skip
+        shard_id="s",
+        file="in.parquet",
+        name="in.parquet",
+        fingerprint="f",
+        ranges=(RowRange(0, 0, len(rows)),),
+        first_row=0,
+        model_revision=REVISION,
+        settings_hash=SETTINGS.settings_hash,
+        **values,
+    )
 
 
 @given(images=st.lists(st.integers(0, 3), min_size=1, max_size=30), batch_rows=st.integers(1, 8))
@@ -77,7 +92,9 @@ def test_one_stream_answers_each_row_as_if_alone(images: list[int], batch_rows: 
         assert (mask.image_id, mask.segmentation.rle) == (alone.image_id, alone.segmentation.rle)
 
 
-def test_each_distinct_image_is_decoded_once_and_its_rows_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_distinct_image_is_decoded_once_and_its_rows_meet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     decoded: list[bytes] = []
     decode = infer_module.decode
 
@@ -90,20 +107,34 @@ def test_each_distinct_image_is_decoded_once_and_its_rows_meet(monkeypatch: pyte
     model = Recorder()
     infer(rows, shard_of(rows), SETTINGS, model, 8)
     assert sorted(decoded) == sorted(PNGS[:2])
-    assert model.calls == [(8, [tuple(f"thing {number}" for number in numbers) for numbers in ((0, 2, 4, 6), (1, 3, 5, 7))])]
+    assert model.calls == [
+        (
+            8,
+            [
+                tuple(f"thing {number}" for number in numbers)
+                for numbers in ((0, 2, 4, 6), (1, 3, 5, 7))
+            ],
+        )
+    ]
 
 
 @pytest.mark.parametrize("bad", [{3}, {0}, {5}, {1, 2}, set(range(6))])
 def test_only_the_rows_the_model_fails_on_are_rejected(bad: set[int]) -> None:
     rows = [row(number, number % 2, "explode" if number in bad else None) for number in range(6)]
     answers = infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
-    assert [mask.row.row for mask in answers.masks] == [number for number in range(6) if number not in bad]
+    assert [mask.row.row for mask in answers.masks] == [
+        number for number in range(6) if number not in bad
+    ]
     assert [reject.row.row for reject in answers.rejects] == sorted(bad)
-    assert {(reject.code, reject.detail) for reject in answers.rejects} == {(RejectCode.MODEL_ERROR, "RuntimeError: this row is explosive")}
+    assert {(reject.code, reject.detail) for reject in answers.rejects} == {
+        (RejectCode.MODEL_ERROR, "RuntimeError: this row is explosive")
+    }
 
 
 class Greedy(FakeSegmenter):
-    """Takes all it is given before it answers anything, and keeps how many bytes that were: images, and masks of their rows."""
+    """Takes all it is given before it answers anything, and keeps how many bytes that were: images,
+    and masks of their rows.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,14 +142,25 @@ class Greedy(FakeSegmenter):
 
     def stream(self, asked: Asked, rows: int) -> Answered:
         given = list(asked)
-        self.held.append(sum(image.nbytes + len(queries) * image.nbytes // 3 for image, queries in given))
+        self.held.append(
+            sum(image.nbytes + len(queries) * image.nbytes // 3 for image, queries in given)
+        )
         yield from super().stream(given, rows)
 
 
-@given(images=st.lists(st.integers(0, 3), min_size=1, max_size=30), most=st.integers(1, 12), bad=st.sets(st.integers(0, 29), max_size=2))
+@given(
+    images=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    most=st.integers(1, 12),
+    bad=st.sets(st.integers(0, 29), max_size=2),
+)
 @hypothesis_settings(derandomize=True, deadline=None, max_examples=50)
-def test_the_model_is_given_no_more_than_there_is_room_for_and_in_the_end_all(images: list[int], most: int, bad: set[int]) -> None:
-    rows = [row(number, image, "explode" if number in bad else None) for number, image in enumerate(images)]
+def test_the_model_is_given_no_more_than_there_is_room_for_and_in_the_end_all(
+    images: list[int], most: int, bad: set[int]
+) -> None:
+    rows = [
+        row(number, image, "explode" if number in bad else None)
+        for number, image in enumerate(images)
+    ]
     one = decode(PNGS[0], SETTINGS).nbytes
     model = Greedy()
     with pytest.MonkeyPatch.context() as patch:
@@ -126,7 +168,9 @@ def test_the_model_is_given_no_more_than_there_is_room_for_and_in_the_end_all(im
         answers = infer(rows, shard_of(rows), SETTINGS, model, 4)
     assert max(model.held) <= max(most * one, one + one // 3), "a row by itself is always taken"
     assert [reject.row.row for reject in answers.rejects] == sorted(bad & set(range(len(rows))))
-    assert [mask.row.row for mask in answers.masks] == [number for number in range(len(rows)) if number not in bad]
+    assert [mask.row.row for mask in answers.masks] == [
+        number for number in range(len(rows)) if number not in bad
+    ]
 
 
 class Broken(FakeSegmenter):
@@ -148,13 +192,19 @@ def test_a_row_that_fails_beside_the_model_is_rejected_alone() -> None:
     rows = [row(number) for number in range(3)]
     answers = infer(rows, shard_of(rows), SETTINGS, Broken(ValueError("no such path")), 4)
     assert [mask.row.row for mask in answers.masks] == [0, 2]
-    assert [(reject.row.row, reject.detail) for reject in answers.rejects] == [(1, "ValueError: no such path")]
+    assert [(reject.row.row, reject.detail) for reject in answers.rejects] == [
+        (1, "ValueError: no such path")
+    ]
     with pytest.raises(MemoryError):
         infer(rows, shard_of(rows), SETTINGS, Broken(MemoryError()), 4)
 
 
-@pytest.mark.parametrize("error", [MemoryError("no memory left"), torch.OutOfMemoryError("no memory left on the device")])
-def test_the_machines_failures_end_the_shard(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [MemoryError("no memory left"), torch.OutOfMemoryError("no memory left on the device")]
+)
+def test_the_machines_failures_end_the_shard(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def exhausted(*_: Any, **__: Any) -> Answered:
         raise error
 
@@ -170,13 +220,26 @@ def test_a_store_that_cannot_be_reached_ends_the_shard(monkeypatch: pytest.Monke
         raise ConnectionError("the store does not answer")
 
     monkeypatch.setattr(infer_module, "bytes_of", unreachable)
-    rows = [Row(row=0, row_id="r", image_bytes=None, image_uri="a.png", query="x", spatial_refs=(), mode=None, carried={})]
+    rows = [
+        Row(
+            row=0,
+            row_id="r",
+            image_bytes=None,
+            image_uri="a.png",
+            query="x",
+            spatial_refs=(),
+            mode=None,
+            carried={},
+        )
+    ]
     with pytest.raises(ConnectionError):
         infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
 
 
 @pytest.mark.parametrize("part", ["bytes_of", "decode"])
-def test_what_nobody_thought_of_costs_the_rows_of_one_image(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_thought_of_costs_the_rows_of_one_image(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = getattr(infer_module, part)
 
     def odd(what: Any, *rest: Any) -> Any:
@@ -189,24 +252,39 @@ def test_what_nobody_thought_of_costs_the_rows_of_one_image(part: str, monkeypat
     answers = infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
     assert [mask.row.row for mask in answers.masks] == [0, 2]
     found = [(reject.row.row, reject.code, reject.detail) for reject in answers.rejects]
-    assert found == [(number, RejectCode.IMAGE_UNREADABLE, "TypeError: about ***: not a number") for number in (1, 3)]
+    assert found == [
+        (number, RejectCode.IMAGE_UNREADABLE, "TypeError: about ***: not a number")
+        for number in (1, 3)
+    ]
 
 
 def test_a_scheme_that_nobody_knows_is_the_rows_own_fault() -> None:
     rows = [replace(row(0), image_bytes=None, image_uri="nonsense://x/a.png"), row(1)]
-    answers = infer(rows, shard_of(rows), SegmentSettings(allow_roots=("nonsense://",)), FakeSegmenter(), 4)
-    assert [(reject.row.row, reject.code) for reject in answers.rejects] == [(0, RejectCode.IMAGE_UNREADABLE)]
+    answers = infer(
+        rows, shard_of(rows), SegmentSettings(allow_roots=("nonsense://",)), FakeSegmenter(), 4
+    )
+    assert [(reject.row.row, reject.code) for reject in answers.rejects] == [
+        (0, RejectCode.IMAGE_UNREADABLE)
+    ]
     assert "Protocol not known: nonsense" in answers.rejects[0].detail
 
 
 def test_rows_rejected_early_never_reach_the_model() -> None:
-    rows = [row(0, mode="all"), row(1, query=" "), row(2), row(3, spatial_refs=((0.1, float("nan")),)), row(4, mode="")]
+    rows = [
+        row(0, mode="all"),
+        row(1, query=" "),
+        row(2),
+        row(3, spatial_refs=((0.1, float("nan")),)),
+        row(4, mode=""),
+    ]
     model = Recorder()
     answers = infer(rows, shard_of(rows, duplicates=(2,)), SETTINGS, model, 4)
     assert [(reject.row.row, reject.code) for reject in answers.rejects] == [
-        (0, RejectCode.UNSUPPORTED_MODE), (1, RejectCode.EMPTY_QUERY),
-        (2, RejectCode.DUPLICATE_ROW_ID), (3, RejectCode.SPATIAL_REF_OUT_OF_RANGE),
-    ]  # fmt: skip
+        (0, RejectCode.UNSUPPORTED_MODE),
+        (1, RejectCode.EMPTY_QUERY),
+        (2, RejectCode.DUPLICATE_ROW_ID),
+        (3, RejectCode.SPATIAL_REF_OUT_OF_RANGE),
+    ]
     assert model.calls == [(4, [("thing 4",)])]
 
 
@@ -224,12 +302,15 @@ class Failing(FakeSegmenter):
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError(), OSError("disk"), torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("device lost"),
+        MemoryError(),
+        OSError("disk"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("device lost"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         RuntimeError("can't start new thread"),
     ],
     ids=lambda error: type(error).__name__,
-)  # fmt: skip
+)
 def test_what_is_the_machines_fault_rejects_no_row(error: Exception) -> None:
     rows = [row(0), row(1)]
     with pytest.raises(type(error)):
@@ -263,7 +344,9 @@ def test_where_the_device_has_too_little_memory_half_as_many_rows_are_decoded_at
 
 
 class Failures(FakeSegmenter):
-    """Takes three pictures and fails, with one error after another; then works, and notes what it is asked about each picture."""
+    """Takes three pictures and fails, with one error after another; then works, and notes what it
+    is asked about each picture.
+    """
 
     def __init__(self, *errors: Exception) -> None:
         super().__init__()
@@ -325,10 +408,18 @@ class FailingAtTheEnd(Failures):
 
 def test_a_row_that_was_answered_is_not_rejected_too() -> None:
     with pytest.raises(RuntimeError, match="after the answer"):
-        infer([row(0), row(1)], shard_of([row(0), row(1)]), SETTINGS, FailingAtTheEnd(ValueError("no")), 8)
+        infer(
+            [row(0), row(1)],
+            shard_of([row(0), row(1)]),
+            SETTINGS,
+            FailingAtTheEnd(ValueError("no")),
+            8,
+        )
 
 
-def test_pictures_that_cannot_be_read_for_a_reason_of_our_own_end_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_cannot_be_read_for_a_reason_of_our_own_end_the_shard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(*_: Any) -> np.ndarray:
         raise MemoryError("none left")
 

@@ -1,4 +1,6 @@
-"""What is said of an output afterwards: whether all rows are there, which were rejected, what nobody names any more."""
+"""What is said of an output afterwards: whether all rows are there, which were rejected, what
+nobody names any more.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,13 @@ QUERIES = ["a", "", "c", "explode", "", "f", "g"]
 
 
 def run(tmp_path: Path, revision: str = REVISION, *, published: bool = True) -> RunSettings:
-    write_input(tmp_path / "in.parquet", [{"row_id": f"r{i}", "image": png(i), "query": query} for i, query in enumerate(QUERIES)])
-    settings = RunSettings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=3)
+    write_input(
+        tmp_path / "in.parquet",
+        [{"row_id": f"r{i}", "image": png(i), "query": query} for i, query in enumerate(QUERIES)],
+    )
+    settings = RunSettings(
+        input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=3
+    )
     plan, now, model = make_plan(settings, revision), datetime.now(UTC), FakeSegmenter()
     model.revision = revision
     for shard in plan.pending:
@@ -62,8 +69,14 @@ def test_what_was_lost_or_changed_is_named(tmp_path: Path) -> None:
 
 def test_rejects_by_code_with_examples(tmp_path: Path) -> None:
     found = rejected(run(tmp_path).output, examples=1)
-    assert [(each.code, each.rows) for each in found] == [(RejectCode.EMPTY_QUERY, 2), (RejectCode.MODEL_ERROR, 1)]
-    assert [each.examples for each in found] == [(("r1", "query = ''"),), (("r3", "RuntimeError: this row is explosive"),)]
+    assert [(each.code, each.rows) for each in found] == [
+        (RejectCode.EMPTY_QUERY, 2),
+        (RejectCode.MODEL_ERROR, 1),
+    ]
+    assert [each.examples for each in found] == [
+        (("r1", "query = ''"),),
+        (("r3", "RuntimeError: this row is explosive"),),
+    ]
     assert [each.examples for each in rejected(str(tmp_path / "out"), examples=0)] == [(), ()]
 
 
@@ -81,7 +94,9 @@ def test_what_no_published_run_names_can_go(tmp_path: Path) -> None:
     assert (found.shards, found.runs_kept) == (3, 1)
     assert set(found.paths) == files(output) - kept
     assert found.bytes == sum((output / path).stat().st_size for path in found.paths)
-    assert [path.split("/")[0] for path in found.paths] == ["receipts"] * 3 + ["masks"] * 3 + ["rejects"] * 3
+    assert [path.split("/")[0] for path in found.paths] == ["receipts"] * 3 + ["masks"] * 3 + [
+        "rejects"
+    ] * 3
     remove_garbage(str(output), found)
     assert files(output) == kept
     assert verify_output(str(output)).holds
@@ -90,7 +105,9 @@ def test_what_no_published_run_names_can_go(tmp_path: Path) -> None:
 def test_runs_beyond_the_newest_can_go_with_what_they_alone_name(tmp_path: Path) -> None:
     run(tmp_path)
     output = Path(run(tmp_path, "another").output)
-    assert find_garbage(str(output)).paths == (), "old parts stay readable as long as their run is published"
+    assert find_garbage(str(output)).paths == (), (
+        "old parts stay readable as long as their run is published"
+    )
     found = find_garbage(str(output), keep_runs=1)
     remove_garbage(str(output), found)
     (left,) = status(str(output)).runs

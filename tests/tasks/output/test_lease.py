@@ -15,7 +15,14 @@ import pytest
 
 from wordmask.schemas.runs import Lease
 from wordmask.tasks.output import lease
-from wordmask.tasks.output.lease import LEASE_PATH, Hold, LeaseLostError, OutputInUseError, held, read_lease
+from wordmask.tasks.output.lease import (
+    LEASE_PATH,
+    Hold,
+    LeaseLostError,
+    OutputInUseError,
+    held,
+    read_lease,
+)
 from wordmask.tasks.storage import Store
 
 OTHER = {"token": "t", "run_id": "other", "since": "2026-11-01T00:00:00+00:00"}
@@ -29,13 +36,17 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def put(output: Path, host: str, pid: int, renewed: str) -> None:
-    Store.open(str(output)).write_bytes(LEASE_PATH, Lease(**OTHER, host=host, pid=pid, renewed=renewed).model_dump_json().encode())
+    Store.open(str(output)).write_bytes(
+        LEASE_PATH, Lease(**OTHER, host=host, pid=pid, renewed=renewed).model_dump_json().encode()
+    )
 
 
 def test_the_second_is_told_who_holds_it_since_when(tmp_path: Path) -> None:
     with (
         held(str(tmp_path), "first"),
-        pytest.raises(OutputInUseError, match=rf"run first \(process {os.getpid()} on .*since 20.*--wait"),
+        pytest.raises(
+            OutputInUseError, match=rf"run first \(process {os.getpid()} on .*since 20.*--wait"
+        ),
         held(str(tmp_path), "second"),
     ):
         pass
@@ -75,7 +86,10 @@ def test_it_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_process_of_this_machine_that_has_died_holds_nothing(tmp_path: Path) -> None:
-    code = f"import os, time\nfrom wordmask.tasks.output.lease import held\nwith held({str(tmp_path)!r}, 'killed'): print('held', flush=True); time.sleep(60)"
+    code = (
+        "import os, time\nfrom wordmask.tasks.output.lease import held\nwith"
+        f" held({str(tmp_path)!r}, 'killed'): print('held', flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
@@ -87,9 +101,14 @@ def test_a_process_of_this_machine_that_has_died_holds_nothing(tmp_path: Path) -
         pass
 
 
-def test_one_of_another_machine_is_over_when_it_gives_no_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_another_machine_is_over_when_it_gives_no_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, "elsewhere", 1, lease._now())
-    with pytest.raises(OutputInUseError, match="process 1 on elsewhere"), held(str(tmp_path), "next"):
+    with (
+        pytest.raises(OutputInUseError, match="process 1 on elsewhere"),
+        held(str(tmp_path), "next"),
+    ):
         pass
     put(tmp_path, "elsewhere", 1, "2026-11-01T00:00:00+00:00")
     with held(str(tmp_path), "next"):
@@ -100,7 +119,9 @@ def test_a_process_of_the_same_number_does_not_keep_an_old_lease_alive(tmp_path:
     """As after a power loss, or in a container that was started again."""
     put(tmp_path, platform.node(), os.getpid(), lease._now())
     with (
-        pytest.raises(OutputInUseError, match=r"lease\.json there says so, and counts for nothing 60 s after"),
+        pytest.raises(
+            OutputInUseError, match=r"lease\.json there says so, and counts for nothing 60 s after"
+        ),
         held(str(tmp_path), "next"),
     ):
         pass
@@ -113,7 +134,12 @@ def test_who_lost_the_output_is_told_to_whom(tmp_path: Path) -> None:
     with held(str(tmp_path), "first") as hold:
         hold.require()
         put(tmp_path, "elsewhere", 7, lease._now())
-        with pytest.raises(LeaseLostError, match=r"first lost it to run other \(process 7 on elsewhere\), since 2026-11-01T.*goes on"):
+        with pytest.raises(
+            LeaseLostError,
+            match=(
+                r"first lost it to run other \(process 7 on elsewhere\), since 2026-11-01T.*goes on"
+            ),
+        ):
             hold.require()
         hold.renew()
         assert read_lease(Store.open(str(tmp_path))).run_id == "other"  # type: ignore[union-attr]
@@ -135,9 +161,13 @@ def test_no_error_ends_the_renewals(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert renewed.wait(5)
 
 
-def test_clocks_that_disagree_take_nothing_from_the_living(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clocks_that_disagree_take_nothing_from_the_living(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The holder's clock is weeks behind, but it renews."""
-    monkeypatch.setattr(lease, "RENEWED_EVERY", 2.0)  # it is watched for that long and a half: time enough on a busy machine
+    monkeypatch.setattr(
+        lease, "RENEWED_EVERY", 2.0
+    )  # it is watched for that long and a half: time enough on a busy machine
     done, begun = threading.Event(), threading.Event()
 
     def renew() -> None:
@@ -158,7 +188,9 @@ def test_clocks_that_disagree_take_nothing_from_the_living(tmp_path: Path, monke
         thread.join()
 
 
-def test_of_two_that_begin_at_once_one_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_that_begin_at_once_one_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "SETTLES_IN", 0.3)
     together, inside, refused = threading.Barrier(4), [], []
     end = threading.Event()

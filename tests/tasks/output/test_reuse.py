@@ -1,4 +1,6 @@
-"""What was computed before is copied: rows of a file that changed, and the rows beside rejected ones that are tried again."""
+"""What was computed before is copied: rows of a file that changed, and the rows beside rejected
+ones that are tried again.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,22 @@ class Counting(FakeSegmenter):
 def table(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> RunSettings:
     write_input(tmp_path / "in.parquet", [row | {"split": f"of {row['row_id']}"} for row in rows])
     segment = {"carry": ("split",)} | options.pop("segment", {})
-    base = {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), "shard_rows": 4, "segment": segment}
+    base = {
+        "input": str(tmp_path / "in.parquet"),
+        "output": str(tmp_path / "out"),
+        "shard_rows": 4,
+        "segment": segment,
+    }
     return RunSettings.model_validate(base | options)
 
 
 def carry_out(plan: Plan, settings: RunSettings) -> tuple[list[str], list[Receipt]]:
     """The words that the model was asked about in a run, and the receipts."""
     model, now = Counting(), datetime.now(UTC)
-    receipts = [process_shard(shard, settings, model, plan.known.get(shard.shard_id, NOTHING)) for shard in plan.pending]
+    receipts = [
+        process_shard(shard, settings, model, plan.known.get(shard.shard_id, NOTHING))
+        for shard in plan.pending
+    ]
     require(verify(plan, settings))
     publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
     return model.asked, receipts
@@ -60,13 +70,22 @@ def row(number: int, **other: Any) -> dict[str, Any]:
 
 
 def bytes_of(output: Path, kind: str, plan: Plan) -> dict[str, bytes]:
-    return {shard.shard_id: part_of(output, kind, shard.shard_id).read_bytes() for shard in plan.shards}
+    return {
+        shard.shard_id: part_of(output, kind, shard.shard_id).read_bytes() for shard in plan.shards
+    }
 
 
 def test_of_a_file_that_changed_only_what_is_new_is_computed(tmp_path: Path) -> None:
     rows = [row(number) for number in range(10)]
     assert len(run(table(tmp_path, rows))[0]) == 10
-    changed = [*rows[:3], row(3, query="another thing"), row(40, query="inserted"), *rows[4:], row(10), row(11, query="")]
+    changed = [
+        *rows[:3],
+        row(3, query="another thing"),
+        row(40, query="inserted"),
+        *rows[4:],
+        row(10),
+        row(11, query=""),
+    ]
     changed[1] = rows[1] | {"row_id": "renamed"}
     settings = table(tmp_path, changed)
     asked, receipts = run(settings)
@@ -77,10 +96,14 @@ def test_of_a_file_that_changed_only_what_is_new_is_computed(tmp_path: Path) -> 
     elsewhere = settings.model_copy(update={"output": str(tmp_path / "fresh")})
     assert len(run(elsewhere)[0]) == 12
     for kind in ("masks", "rejects"):
-        assert bytes_of(tmp_path / "out", kind, plan) == bytes_of(tmp_path / "fresh", kind, plan), "as if nothing had been copied"
+        assert bytes_of(tmp_path / "out", kind, plan) == bytes_of(tmp_path / "fresh", kind, plan), (
+            "as if nothing had been copied"
+        )
 
 
-def test_another_image_other_references_another_model_or_method_are_computed(tmp_path: Path) -> None:
+def test_another_image_other_references_another_model_or_method_are_computed(
+    tmp_path: Path,
+) -> None:
     rows = [row(number, spatial_refs=[[0.1, 0.2]]) for number in range(4)]
     run(table(tmp_path, rows))
     rows[0] |= {"image": png(9)}
@@ -123,7 +146,9 @@ def with_rejects(tmp_path: Path) -> RunSettings:
     return settings
 
 
-def test_only_rejects_of_the_code_are_tried_again(with_rejects: RunSettings, tmp_path: Path) -> None:
+def test_only_rejects_of_the_code_are_tried_again(
+    with_rejects: RunSettings, tmp_path: Path
+) -> None:
     before = {kind: read_rows(with_rejects.output, kind) for kind in ("masks", "rejects")}
     (tmp_path / "late.png").write_bytes(png(1))
     plan, settings = retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,))
@@ -131,13 +156,20 @@ def test_only_rejects_of_the_code_are_tried_again(with_rejects: RunSettings, tmp
     asked, _ = carry_out(plan, settings)
     assert asked == ["thing 1"]
     masks, rejects = (read_rows(with_rejects.output, kind) for kind in ("masks", "rejects"))
-    assert {(each["row_id"], each["code"]) for each in rejects} == {("r6", "image_not_found"), ("r7", "model_error")}
-    assert sorted(each["row_id"] for each in masks) == sorted([*(each["row_id"] for each in before["masks"]), "r1"])
+    assert {(each["row_id"], each["code"]) for each in rejects} == {
+        ("r6", "image_not_found"),
+        ("r7", "model_error"),
+    }
+    assert sorted(each["row_id"] for each in masks) == sorted(
+        [*(each["row_id"] for each in before["masks"]), "r1"]
+    )
 
     fresh = with_rejects.model_copy(update={"output": str(tmp_path / "fresh")})
     run(fresh)
     for kind in ("masks", "rejects"):
-        assert bytes_of(tmp_path / "out", kind, plan) == bytes_of(tmp_path / "fresh", kind, plan), "as if the image had been there at first"
+        assert bytes_of(tmp_path / "out", kind, plan) == bytes_of(tmp_path / "fresh", kind, plan), (
+            "as if the image had been there at first"
+        )
 
 
 def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
@@ -164,7 +196,9 @@ def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
     assert len(read_rows(with_rejects.output, "masks")) == len(before["masks"]) + 1
 
 
-def test_a_retry_that_stopped_between_shards_leaves_the_published_run_as_it_was(with_rejects: RunSettings, tmp_path: Path) -> None:
+def test_a_retry_that_stopped_between_shards_leaves_the_published_run_as_it_was(
+    with_rejects: RunSettings, tmp_path: Path
+) -> None:
     before = rejected(with_rejects.output, 9)
     plan, settings = retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,))
     for name in ("late.png", "never.png"):
@@ -174,16 +208,28 @@ def test_a_retry_that_stopped_between_shards_leaves_the_published_run_as_it_was(
     assert verify_output(with_rejects.output).holds
 
 
-def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(with_rejects: RunSettings) -> None:
+def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(
+    with_rejects: RunSettings,
+) -> None:
     """Bisection looks at all rows of a shard, also at those that are known to kill."""
     settings = with_rejects.model_copy(update={"output": f"{with_rejects.output}-killed"})
     plan, now = make_plan(settings, REVISION), datetime.now(UTC)
     for shard in plan.pending:
-        process_shard(shard, settings, FakeSegmenter(), Known(killers=(0,)) if shard is plan.pending[0] else NOTHING)
+        process_shard(
+            shard,
+            settings,
+            FakeSegmenter(),
+            Known(killers=(0,)) if shard is plan.pending[0] else NOTHING,
+        )
     publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
     again, settings = retry_plan(settings.output, (RejectCode.IMAGE_NOT_FOUND,))
     first = again.pending[0]
-    receipt = process_shard(first, settings, FakeSegmenter(), again.known[first.shard_id].model_copy(update={"killers": (0, 1)}))
+    receipt = process_shard(
+        first,
+        settings,
+        FakeSegmenter(),
+        again.known[first.shard_id].model_copy(update={"killers": (0, 1)}),
+    )
     assert receipt.rejects == {"worker_killed": 2}
 
 
@@ -193,4 +239,6 @@ def test_a_setting_that_no_answer_depends_on_costs_no_answer(tmp_path: Path) -> 
     assert len(run(table(tmp_path, rows))[0]) == 5
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.png").write_bytes(png(1))
-    assert run(table(tmp_path, rows, segment={"allow_roots": [str(tmp_path / "elsewhere")]}))[0] == ["thing 2"]
+    assert run(table(tmp_path, rows, segment={"allow_roots": [str(tmp_path / "elsewhere")]}))[
+        0
+    ] == ["thing 2"]

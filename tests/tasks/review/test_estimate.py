@@ -1,4 +1,6 @@
-"""How long a plan may take: from receipts where there are any, else by arithmetic, and honest where neither tells."""
+"""How long a plan may take: from receipts where there are any, else by arithmetic, and honest where
+neither tells.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,34 @@ MODEL = "m"
 
 
 def shard(number: int, rows: int = 100, **changed: Any) -> Shard:
-    known = {"model_revision": MODEL, "settings_hash": RunSettings(input="in", output="out").segment.settings_hash}
+    known = {
+        "model_revision": MODEL,
+        "settings_hash": RunSettings(input="in", output="out").segment.settings_hash,
+    }
     return Shard(
-        shard_id=f"{number:032x}", file="f", name="n", fingerprint="p", ranges=(RowRange(0, 0, rows),), first_row=0, **known | changed
+        shard_id=f"{number:032x}",
+        file="f",
+        name="n",
+        fingerprint="p",
+        ranges=(RowRange(0, 0, rows),),
+        first_row=0,
+        **known | changed,
     )
 
 
 def write_receipt(output: Store, of: Shard, seconds: float, *, changed_at: float = 1.0) -> None:
     part = Part(path="p", rows=of.rows, bytes=1, sha256="s")
     receipt = Receipt(
-        shard=of, masks=of.rows, absent=0, rejects={}, masks_part=part, rejects_part=part, worker="w", started_at="",
+        shard=of,
+        masks=of.rows,
+        absent=0,
+        rejects={},
+        masks_part=part,
+        rejects_part=part,
+        worker="w",
+        started_at="",
         timings=Timings(read=0.0, infer=seconds, write=0.0, total=2 * seconds),
-    )  # fmt: skip
+    )
     output.write_bytes(receipt_path(of.shard_id), receipt.model_dump_json().encode())
     os.utime(output.full(receipt_path(of.shard_id)), (changed_at, changed_at))
 
@@ -46,17 +64,38 @@ def output(tmp_path: Path) -> Store:
     return Store.open(str(tmp_path / "out"))
 
 
-def estimated(output: Store, source: ModelSource | None = None, *, done: tuple[Shard, ...] = (), price: float | None = None,
-              calibrated: Sequence[Receipt] = (), **options: Any) -> TimeEstimate:  # fmt: skip
+def estimated(
+    output: Store,
+    source: ModelSource | None = None,
+    *,
+    done: tuple[Shard, ...] = (),
+    price: float | None = None,
+    calibrated: Sequence[Receipt] = (),
+    **options: Any,
+) -> TimeEstimate:
     """The estimate of two pending shards, 150 rows."""
     shards = (*done, shard(1001), shard(1002, rows=50))
-    plan = Plan(run_id="r", shards=shards, done=frozenset(one.shard_id for one in done), files=1, input_bytes=1)
+    plan = Plan(
+        run_id="r",
+        shards=shards,
+        done=frozenset(one.shard_id for one in done),
+        files=1,
+        input_bytes=1,
+    )
     settings = RunSettings.model_validate({"input": "in", "output": output.root, **options})
-    return estimate_time(plan, settings, source or model_at("demo", None), price_per_hour=price, calibrated=calibrated)
+    return estimate_time(
+        plan,
+        settings,
+        source or model_at("demo", None),
+        price_per_hour=price,
+        calibrated=calibrated,
+    )
 
 
 def model_at(name: str, path: Path | None) -> ModelSource:
-    return ModelSource(name=name, revision=MODEL, model=Location(name=name, path=path, revision=MODEL))
+    return ModelSource(
+        name=name, revision=MODEL, model=Location(name=name, path=path, revision=MODEL)
+    )
 
 
 def local_model(folder: Path, config: dict[str, Any]) -> ModelSource:
@@ -68,7 +107,9 @@ def local_model(folder: Path, config: dict[str, Any]) -> ModelSource:
 def test_receipts_of_the_same_model_and_settings_give_median_and_interval(output: Store) -> None:
     for number in range(11):
         write_receipt(output, shard(number), seconds=100 / (10 + number))  # 10, 11, ... 20 rows/s
-    for number, changed in enumerate(({"model_revision": "other"}, {"settings_hash": "other"}), start=20):
+    for number, changed in enumerate(
+        ({"model_revision": "other"}, {"settings_hash": "other"}), start=20
+    ):
         write_receipt(output, shard(number, **changed), seconds=1e-3)
     found = estimated(output)
     assert (found.basis, found.receipts) == ("receipts", 11)
@@ -93,14 +134,21 @@ def test_workers_share_the_time_and_a_price_makes_it_a_cost(output: Store) -> No
 def test_what_was_just_timed_goes_before_what_was_done_earlier(output: Store) -> None:
     write_receipt(output, shard(1), seconds=10)
     write_receipt(output, shard(2), seconds=100 / 40)
-    found = estimated(output, calibrated=[Receipt.model_validate_json(output.read_bytes(receipt_path(shard(2).shard_id)))])
+    found = estimated(
+        output,
+        calibrated=[
+            Receipt.model_validate_json(output.read_bytes(receipt_path(shard(2).shard_id)))
+        ],
+    )
     assert (found.basis, found.receipts, found.rates[0].rows_per_second) == ("calibration", 1, 40)
 
 
 def test_shards_with_copied_rows_are_no_measure(output: Store) -> None:
     write_receipt(output, shard(1), seconds=10)
     write_receipt(output, shard(2), seconds=0.1)
-    receipt = Receipt.model_validate_json(output.read_bytes(receipt_path(shard(2).shard_id))).model_copy(update={"copied": 99})
+    receipt = Receipt.model_validate_json(
+        output.read_bytes(receipt_path(shard(2).shard_id))
+    ).model_copy(update={"copied": 99})
     output.write_bytes(receipt_path(shard(2).shard_id), receipt.model_dump_json().encode())
     found = estimated(output)
     assert (found.receipts, found.rates[0].rows_per_second) == (1, 10)
@@ -116,31 +164,48 @@ def test_receipts_that_tell_nothing_are_left_out(output: Store) -> None:
     assert (found.receipts, found.rates[0].rows_per_second) == (1, 10)
 
 
-def test_only_the_newest_are_read_and_those_of_the_plan_first(output: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_are_read_and_those_of_the_plan_first(
+    output: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(estimate, "NEWEST", 3)
     for number in range(9):
         write_receipt(output, shard(number), seconds=100 / (1 + number), changed_at=1e9 + number)
     read: list[str] = []
     read_bytes = Store.read_bytes
-    monkeypatch.setattr(Store, "read_bytes", lambda self, path: read.append(path) or read_bytes(self, path))
+    monkeypatch.setattr(
+        Store, "read_bytes", lambda self, path: read.append(path) or read_bytes(self, path)
+    )
     found = estimated(output, done=(shard(0),))
     assert set(read) == {receipt_path(shard(number).shard_id) for number in (0, 7, 8)}
     assert found.rates[0].rows_per_second == pytest.approx(np.median([1, 8, 9]))
 
 
-def test_without_receipts_the_full_size_is_estimated_by_arithmetic_and_says_so(output: Store, tmp_path: Path) -> None:
+def test_without_receipts_the_full_size_is_estimated_by_arithmetic_and_says_so(
+    output: Store, tmp_path: Path
+) -> None:
     source = local_model(tmp_path / "model", {})
-    found = estimated(output, source, segment={"dtype": "bfloat16", "refiner_iterations": 2}, batch_rows=16)
+    found = estimated(
+        output, source, segment={"dtype": "bfloat16", "refiner_iterations": 2}, batch_rows=16
+    )
     assert (found.basis, found.receipts) == ("arithmetic", 0)
     assert "estimate, from arithmetic alone, never measured here" in found.note
     assert "50%" in found.note, "the assumed share of the peaks is told"
-    expected = estimates(MoondreamSegmentationConfig(), Workload(batch_rows=16, refiner_iterations=2))
-    assert [rate.rows_per_second for rate in found.rates] == [one.rows_per_second for one in expected]
+    expected = estimates(
+        MoondreamSegmentationConfig(), Workload(batch_rows=16, refiner_iterations=2)
+    )
+    assert [rate.rows_per_second for rate in found.rates] == [
+        one.rows_per_second for one in expected
+    ]
     assert [rate.seconds for rate in found.rates] == [150 / one.rows_per_second for one in expected]
-    assert [rate.worker for rate in found.rates[:2]] == ["H100 SXM, 1 query per image", "H100 SXM, 8 queries per image"]
+    assert [rate.worker for rate in found.rates[:2]] == [
+        "H100 SXM, 1 query per image",
+        "H100 SXM, 8 queries per image",
+    ]
 
 
-def test_a_gpu_that_cannot_hold_the_model_takes_no_time_but_none(output: Store, tmp_path: Path) -> None:
+def test_a_gpu_that_cannot_hold_the_model_takes_no_time_but_none(
+    output: Store, tmp_path: Path
+) -> None:
     found = estimated(output, local_model(tmp_path / "model", {}), segment={"dtype": "float32"})
     assert {rate.worker: rate.seconds for rate in found.rates}["L4, 1 query per image"] is None
 

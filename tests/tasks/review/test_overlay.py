@@ -54,7 +54,9 @@ def test_the_object_keeps_its_light_and_the_rest_is_dimmed() -> None:
     drawn = draw_mask(GREY, square())
     colour = standout(GREY, square())
     assert drawn[0, 0].tolist() == [round(100 * DIM)] * 3
-    np.testing.assert_array_equal(drawn[30, 45], np.round(100 + FILL * (np.array(colour, np.float32) - 100)))
+    np.testing.assert_array_equal(
+        drawn[30, 45], np.round(100 + FILL * (np.array(colour, np.float32) - 100))
+    )
     assert drawn[20, 45] == near(colour), "the outline runs along the object's own edge"
 
 
@@ -97,19 +99,29 @@ def test_a_long_expression_takes_two_lines_and_ends_in_an_ellipsis() -> None:
 
 
 def test_notes_say_what_is_known() -> None:
-    assert note_of({"status": "mask", "predicted_iou": 0.871, "trust": 0.5}) == "predicted IoU 0.87  ·  trust 0.50"
+    assert (
+        note_of({"status": "mask", "predicted_iou": 0.871, "trust": 0.5})
+        == "predicted IoU 0.87  ·  trust 0.50"
+    )
     assert note_of({"status": "mask", "predicted_iou": None, "trust": None}) == "coarse mask"
     assert note_of({"status": "absent", "predicted_iou": None, "trust": 0.5}) == "absent"
 
 
-@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (5, 3), (7, 4), (12, 4), (20, 5), (100, 10)])
+@pytest.mark.parametrize(
+    ("count", "columns"), [(1, 1), (2, 2), (5, 3), (7, 4), (12, 4), (20, 5), (100, 10)]
+)
 def test_sheets_are_wider_than_high_and_leave_few_places_empty(count: int, columns: int) -> None:
     assert sheet_columns(count) == columns
 
 
 def run(tmp_path: Path, queries: list[str | None]) -> RunSettings:
-    write_input(tmp_path / "in.parquet", [{"row_id": f"r{i}", "image": png(i), "query": query} for i, query in enumerate(queries)])
-    settings = RunSettings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=4)
+    write_input(
+        tmp_path / "in.parquet",
+        [{"row_id": f"r{i}", "image": png(i), "query": query} for i, query in enumerate(queries)],
+    )
+    settings = RunSettings(
+        input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=4
+    )
     plan = make_plan(settings, REVISION)
     for shard in plan.shards:
         process_shard(shard, settings, FakeSegmenter())
@@ -125,8 +137,12 @@ def test_a_sheet_is_spread_over_the_whole_run(tmp_path: Path) -> None:
     for index in (0, 3, 6, 9):
         row = masks[f"r{index}"]
         pixels = np.asarray(Image.open(io.BytesIO(png(index))))
-        tiles.append(overlay(pixels, rle.decode(row["mask"]), f"thing {index}", note_of(row), side=TILE))
-    np.testing.assert_array_equal(np.asarray(sheet(settings.output, 4)), np.asarray(contact_sheet(tiles)))
+        tiles.append(
+            overlay(pixels, rle.decode(row["mask"]), f"thing {index}", note_of(row), side=TILE)
+        )
+    np.testing.assert_array_equal(
+        np.asarray(sheet(settings.output, 4)), np.asarray(contact_sheet(tiles))
+    )
 
 
 def test_a_sheet_of_fewer_masks_than_asked_for(tmp_path: Path) -> None:

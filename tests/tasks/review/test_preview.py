@@ -1,4 +1,6 @@
-"""A look at random rows before a run: which they are, how they ended, and that nothing is left of it."""
+"""A look at random rows before a run: which they are, how they ended, and that nothing is left of
+it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ from wordmask.tasks.table.read import read_rows
 
 def planned(folder: Path, queries: list[str | None], **options: int) -> tuple[Plan, RunSettings]:
     rows = [{"row_id": f"r{i}", "image": png(i), "query": query} for i, query in enumerate(queries)]
-    settings = RunSettings(input=write_input(folder / "in.parquet", rows, row_group_size=3), output=str(folder / "out"), **options)
+    settings = RunSettings(
+        input=write_input(folder / "in.parquet", rows, row_group_size=3),
+        output=str(folder / "out"),
+        **options,
+    )
     return make_plan(settings, REVISION), settings
 
 
@@ -54,14 +60,26 @@ def test_a_sheet_shows_the_masks_that_a_run_would_write_and_writes_none(tmp_path
     process_shard(plan.shards[0], settings, FakeSegmenter())
     masks = rows_of(tmp_path / "out", "masks")
     images = [np.asarray(Image.open(io.BytesIO(png(i)))) for i in range(3)]
-    tiles = [overlay(image, rle.decode(m["mask"]), m["query"], note_of(m), side=TILE) for image, m in zip(images, masks, strict=True)]
+    tiles = [
+        overlay(image, rle.decode(m["mask"]), m["query"], note_of(m), side=TILE)
+        for image, m in zip(images, masks, strict=True)
+    ]
     np.testing.assert_array_equal(np.asarray(page), np.asarray(contact_sheet(tiles)))
-    assert [(row.row, row.row_id, row.ended) for row in rows] == [(0, "r0", "mask"), (1, "r1", "absent"), (2, "r2", "mask")]
+    assert [(row.row, row.row_id, row.ended) for row in rows] == [
+        (0, "r0", "mask"),
+        (1, "r1", "absent"),
+        (2, "r2", "mask"),
+    ]
 
 
 def test_rejected_rows_are_told_and_have_a_place_on_the_sheet(tmp_path: Path) -> None:
-    rows = [{"row_id": "a", "image": png(i), "query": query} for i, query in enumerate(["thing", "thing", None])]
-    settings = RunSettings(input=write_input(tmp_path / "in.parquet", rows), output=str(tmp_path / "out"))
+    rows = [
+        {"row_id": "a", "image": png(i), "query": query}
+        for i, query in enumerate(["thing", "thing", None])
+    ]
+    settings = RunSettings(
+        input=write_input(tmp_path / "in.parquet", rows), output=str(tmp_path / "out")
+    )
     page, found = preview(make_plan(settings, REVISION), settings, FakeSegmenter(), 3)
     assert [row.ended for row in found] == ["mask", "duplicate_row_id", "duplicate_row_id"]
     assert found[1].note == "rejected: duplicate_row_id"

@@ -31,7 +31,9 @@ from wordmask.tasks.storage import STORE_ERRORS, Store, is_damaged_parquet
 from wordmask.tasks.table.read import DamagedInputError, read_rows
 
 
-def run(input: Path, output: Path, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def run(
+    input: Path, output: Path, **options: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Masks and rejects of a whole run, its accounts checked."""
     settings = RunSettings.model_validate({"input": str(input), "output": str(output), **options})
     plan = make_plan(settings, REVISION)
@@ -39,35 +41,51 @@ def run(input: Path, output: Path, **options: Any) -> tuple[list[dict[str, Any]]
     require(verify(plan, settings))
     masks, rejects = tables.read_rows(output, "masks"), tables.read_rows(output, "rejects")
     assert sum(receipt.masks for receipt in receipts) == len(masks)
-    assert sum((Counter(receipt.rejects) for receipt in receipts), Counter()) == Counter(row["code"] for row in rejects)
+    assert sum((Counter(receipt.rejects) for receipt in receipts), Counter()) == Counter(
+        row["code"] for row in rejects
+    )
     assert len(masks) + len(rejects) == plan.rows
     return masks, rejects
 
 
 @given(count=st.integers(1, 3000), group=st.integers(1, 3000), most=st.integers(1, 3000))
 @hypothesis_settings(derandomize=True, deadline=None, max_examples=30)
-def test_shards_together_read_every_row_once_in_order(tmp_path_factory: pytest.TempPathFactory, count: int, group: int, most: int) -> None:
+def test_shards_together_read_every_row_once_in_order(
+    tmp_path_factory: pytest.TempPathFactory, count: int, group: int, most: int
+) -> None:
     # Few but large enough to cross the batches a row group is read in.
     group, most = max(group, count // 40), max(most, count // 40)
     folder = tmp_path_factory.mktemp("read")
-    table = pa.table({"image": pa.nulls(count, pa.string()), "query": [f"thing {i}" for i in range(count)]})
+    table = pa.table(
+        {"image": pa.nulls(count, pa.string()), "query": [f"thing {i}" for i in range(count)]}
+    )
     pq.write_table(table, folder / "a.parquet", row_group_size=group)
-    settings = RunSettings(input=str(folder / "a.parquet"), output=str(folder / "out"), shard_rows=most)
+    settings = RunSettings(
+        input=str(folder / "a.parquet"), output=str(folder / "out"), shard_rows=most
+    )
     shards = make_plan(settings, REVISION).shards
     order = list(range(len(shards)))
     random.Random(count).shuffle(order)
     read = {place: read_rows(shards[place], settings.segment)[0] for place in [*order, *order[:3]]}
     found = [read[place] for place in range(len(shards))]
     assert [row.query for rows in found for row in rows] == [f"thing {i}" for i in range(count)]
-    assert [[row.row for row in rows] for rows in found] == [list(range(shard.rows)) for shard in shards]
+    assert [[row.row for row in rows] for rows in found] == [
+        list(range(shard.rows)) for shard in shards
+    ]
     assert len({row.row_id for rows in found for row in rows}) == count
 
 
-def test_a_row_group_of_many_shards_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_group_of_many_shards_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, read = 20_000, [0]
-    table = pa.table({"image": pa.nulls(rows, pa.string()), "query": [f"thing {i}" for i in range(rows)]})
+    table = pa.table(
+        {"image": pa.nulls(rows, pa.string()), "query": [f"thing {i}" for i in range(rows)]}
+    )
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=rows)
-    settings = RunSettings(input=str(tmp_path / "a.parquet"), output=str(tmp_path / "out"), shard_rows=256)
+    settings = RunSettings(
+        input=str(tmp_path / "a.parquet"), output=str(tmp_path / "out"), shard_rows=256
+    )
     iter_batches = pq.ParquetFile.iter_batches
 
     def counted(*args: Any, **options: Any) -> Iterator[pa.RecordBatch]:
@@ -88,14 +106,26 @@ def test_a_column_of_uris(tmp_path: Path) -> None:
     for name in ("a.png", "deep/b.png", "c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(png(1))
-    uris = ["a.png", "deep/b.png", str(tmp_path / "c.png"), (tmp_path / "c.png").as_uri(), "d.png", "ftp://host/a.png", None, ""]
+    uris = [
+        "a.png",
+        "deep/b.png",
+        str(tmp_path / "c.png"),
+        (tmp_path / "c.png").as_uri(),
+        "d.png",
+        "ftp://host/a.png",
+        None,
+        "",
+    ]
     pq.write_table(pa.table({"image": uris, "query": ["x"] * len(uris)}), tmp_path / "in.parquet")
     masks, rejects = run(tmp_path / "in.parquet", tmp_path / "out")
     assert [row["image_uri"] for row in masks] == uris[:4]
     assert len({row["image_id"] for row in masks}) == 1
     assert [row["code"] for row in rejects] == [
-        RejectCode.IMAGE_NOT_FOUND, RejectCode.URI_NOT_ALLOWED, RejectCode.MISSING_IMAGE, RejectCode.MISSING_IMAGE,
-    ]  # fmt: skip
+        RejectCode.IMAGE_NOT_FOUND,
+        RejectCode.URI_NOT_ALLOWED,
+        RejectCode.MISSING_IMAGE,
+        RejectCode.MISSING_IMAGE,
+    ]
     assert [row["image_uri"] for row in rejects] == uris[4:]
 
 
@@ -109,7 +139,12 @@ def test_a_column_of_bytes(tmp_path: Path, kind: pa.DataType) -> None:
 
 
 def test_a_table_that_polars_wrote(tmp_path: Path) -> None:
-    columns = {"image": [png(1), png(2)], "query": ["x", "y"], "row_id": [7, 8], "spatial_refs": [[[0.5, 0.5]], None]}
+    columns = {
+        "image": [png(1), png(2)],
+        "query": ["x", "y"],
+        "row_id": [7, 8],
+        "spatial_refs": [[[0.5, 0.5]], None],
+    }
     pl.DataFrame(columns).write_parquet(tmp_path / "in.parquet")
     masks, rejects = run(tmp_path / "in.parquet", tmp_path / "out")
     assert ([row["row_id"] for row in masks], rejects) == (["7", "8"], [])
@@ -118,16 +153,28 @@ def test_a_table_that_polars_wrote(tmp_path: Path) -> None:
 def test_dictionary_columns(tmp_path: Path) -> None:
     queries = pa.array(["x", "y", "x"]).dictionary_encode()
     pq.write_table(pa.table({"image": [png(1)] * 3, "query": queries}), tmp_path / "in.parquet")
-    assert [row["query"] for row in run(tmp_path / "in.parquet", tmp_path / "out")[0]] == ["x", "y", "x"]
+    assert [row["query"] for row in run(tmp_path / "in.parquet", tmp_path / "out")[0]] == [
+        "x",
+        "y",
+        "x",
+    ]
 
 
 def test_of_a_row_id_that_repeats_the_first_row_wins_across_files(tmp_path: Path) -> None:
     good = {"image": png(1)}
-    write_input(tmp_path / "in/a.parquet", [good | {"row_id": 1, "query": "first"}, good | {"row_id": 2, "query": "only"}])
-    write_input(tmp_path / "in/b.parquet", [good | {"row_id": "1", "query": "second"}, good | {"row_id": None, "query": "unnamed"}])
+    write_input(
+        tmp_path / "in/a.parquet",
+        [good | {"row_id": 1, "query": "first"}, good | {"row_id": 2, "query": "only"}],
+    )
+    write_input(
+        tmp_path / "in/b.parquet",
+        [good | {"row_id": "1", "query": "second"}, good | {"row_id": None, "query": "unnamed"}],
+    )
     masks, rejects = run(tmp_path / "in", tmp_path / "out", shard_rows=1)
     assert sorted(row["query"] for row in masks) == ["first", "only", "unnamed"]
-    assert [(row["row_id"], row["query"], row["code"]) for row in rejects] == [("1", "second", RejectCode.DUPLICATE_ROW_ID)]
+    assert [(row["row_id"], row["query"], row["code"]) for row in rejects] == [
+        ("1", "second", RejectCode.DUPLICATE_ROW_ID)
+    ]
 
 
 def test_derived_row_ids_follow_place_and_content(tmp_path: Path) -> None:
@@ -155,11 +202,23 @@ def test_an_extension_type_of_a_stranger_is_plain_data(tmp_path: Path, name: str
     """Arrow's own Python types once carried a pickle in the column's metadata."""
     sprung = tmp_path / "sprung"
     pickled = pickle.dumps(Trap(sprung))
-    trap = {b"ARROW:extension:name": name.encode(), b"ARROW:extension:metadata": b"" if name == "arrow.uuid" else pickled}
-    kinds = {"image": pa.binary(), "query": pa.string(), "note": pa.binary(16) if name == "arrow.uuid" else pa.string()}
-    fields = [pa.field(column, kind, metadata=trap if kind is kinds["note"] else None) for column, kind in kinds.items()]
+    trap = {
+        b"ARROW:extension:name": name.encode(),
+        b"ARROW:extension:metadata": b"" if name == "arrow.uuid" else pickled,
+    }
+    kinds = {
+        "image": pa.binary(),
+        "query": pa.string(),
+        "note": pa.binary(16) if name == "arrow.uuid" else pa.string(),
+    }
+    fields = [
+        pa.field(column, kind, metadata=trap if kind is kinds["note"] else None)
+        for column, kind in kinds.items()
+    ]
     note = b"sixteen bytes it" if name == "arrow.uuid" else "kept"
-    pq.write_table(pa.table([[png()], ["a thing"], [note]], schema=pa.schema(fields)), tmp_path / "in.parquet")
+    pq.write_table(
+        pa.table([[png()], ["a thing"], [note]], schema=pa.schema(fields)), tmp_path / "in.parquet"
+    )
     masks, _ = run(tmp_path / "in.parquet", tmp_path / "out", segment={"carry": ["note"]})
     assert len(masks) == 1
     assert not sprung.exists()
@@ -170,36 +229,59 @@ def test_an_extension_type_of_a_stranger_is_plain_data(tmp_path: Path, name: str
 def damaged(path: Path, column: str, at: int) -> None:
     """Write a table whose footer is intact, and overwrite a few bytes of a column."""
     count = 500
-    columns = {"image": ["a.png"] * count, "query": [f"thing {i}" for i in range(count)], "row_id": [f"r{i}" for i in range(count)]}
+    columns = {
+        "image": ["a.png"] * count,
+        "query": [f"thing {i}" for i in range(count)],
+        "row_id": [f"r{i}" for i in range(count)],
+    }
     pq.write_table(pa.table(columns), path, use_dictionary=False)
     footer = pq.read_metadata(path).row_group(0)
-    page = next(c.data_page_offset for c in map(footer.column, range(footer.num_columns)) if c.path_in_schema == column)
+    page = next(
+        c.data_page_offset
+        for c in map(footer.column, range(footer.num_columns))
+        if c.path_in_schema == column
+    )
     data = bytearray(path.read_bytes())
     data[page + at : page + at + 40] = b"\xff" * 40
     path.write_bytes(data)
 
 
 @pytest.mark.parametrize("at", [0, 300], ids=["header", "body"])
-def test_a_damaged_page_is_told_by_its_file_and_is_no_fault_of_the_store(tmp_path: Path, at: int) -> None:
+def test_a_damaged_page_is_told_by_its_file_and_is_no_fault_of_the_store(
+    tmp_path: Path, at: int
+) -> None:
     damaged(tmp_path / "in.parquet", "query", at)
-    settings = RunSettings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=300)
+    settings = RunSettings(
+        input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=300
+    )
     shard = make_plan(settings, REVISION).shards[1]
-    with pytest.raises(DamagedInputError, match=r"input in\.parquet rows 300-499: the file is damaged") as caught:
+    with pytest.raises(
+        DamagedInputError, match=r"input in\.parquet rows 300-499: the file is damaged"
+    ) as caught:
         process_shard(shard, settings, FakeSegmenter())
-    assert not isinstance(caught.value, STORE_ERRORS), "or it would be tried again, and count against the store"
+    assert not isinstance(caught.value, STORE_ERRORS), (
+        "or it would be tried again, and count against the store"
+    )
 
 
 @pytest.mark.parametrize("at", [0, 300], ids=["header", "body"])
 def test_damaged_row_ids_are_told_by_their_file_while_planning(tmp_path: Path, at: int) -> None:
     damaged(tmp_path / "in.parquet", "row_id", at)
     settings = RunSettings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"))
-    with pytest.raises(InputError, match=r"(?s)input in\.parquet: column 'row_id' cannot be read .*Export it again"):
+    with pytest.raises(
+        InputError, match=r"(?s)input in\.parquet: column 'row_id' cannot be read .*Export it again"
+    ):
         make_plan(settings, REVISION)
 
 
-def test_what_the_store_says_without_a_number_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_store_says_without_a_number_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store.open(f"memory://{tmp_path}")
-    store.write_bytes("a.parquet", Path(write_input(tmp_path / "a.parquet", [{"image": png(), "query": "x"}])).read_bytes())
+    store.write_bytes(
+        "a.parquet",
+        Path(write_input(tmp_path / "a.parquet", [{"image": png(), "query": "x"}])).read_bytes(),
+    )
 
     def forbidden(*_: Any) -> bytes:
         raise OSError("Forbidden")  # as some file systems have it

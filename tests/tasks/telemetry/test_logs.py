@@ -25,12 +25,21 @@ from wordmask.tasks.telemetry import logs
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("s3://AKIA:se/cr+et@lake/a.png: is not below s3://lake", "s3://***@lake/a.png: is not below s3://lake"),
+        (
+            "s3://AKIA:se/cr+et@lake/a.png: is not below s3://lake",
+            "s3://***@lake/a.png: is not below s3://lake",
+        ),
         ("no answer from 'http://user@host:9000/x'", "no answer from 'http://***@host:9000/x'"),
-        ("https://host/a.png?X-Amz-Signature=abc&X-Amz-Date=1 is gone", "https://host/a.png?*** is gone"),
+        (
+            "https://host/a.png?X-Amz-Signature=abc&X-Amz-Date=1 is gone",
+            "https://host/a.png?*** is gone",
+        ),
         ("leads to http://10.0.0.1/?token", "leads to http://10.0.0.1/?***"),
         ("HTTPS://host/a b.png?sig=abc&se=2026", "HTTPS://host/a b.png?sig=***&se=***"),
-        ("no file s3://lake/mail/me@home/part-?.parquet", "no file s3://lake/mail/me@home/part-?.parquet"),
+        (
+            "no file s3://lake/mail/me@home/part-?.parquet",
+            "no file s3://lake/mail/me@home/part-?.parquet",
+        ),
         ("what is a=b, and why?", "what is a=b, and why?"),
     ],
 )
@@ -41,18 +50,33 @@ def test_credentials_in_uris_are_hidden_and_the_rest_stays(text: str, shown: str
 @pytest.mark.parametrize("field", ["input", "output"])
 def test_settings_take_no_credentials(field: str) -> None:
     values = {"input": "in", "output": "out"} | {field: "s3://AKIA:sesame@lake/x"}
-    with pytest.raises(ValueError, match=r"s3://\*\*\*@lake/x holds a password.*in the environment") as caught:
+    with pytest.raises(
+        ValueError, match=r"s3://\*\*\*@lake/x holds a password.*in the environment"
+    ) as caught:
         RunSettings.model_validate(values)
     assert "sesame" not in str(caught.value)
     with pytest.raises(ValueError, match="holds a password") as caught:
-        RunSettings.model_validate({"input": "in", "output": "out", "segment": {"allow_roots": ["https://host/?sig=sesame"]}})
+        RunSettings.model_validate(
+            {
+                "input": "in",
+                "output": "out",
+                "segment": {"allow_roots": ["https://host/?sig=sesame"]},
+            }
+        )
     assert "sesame" not in str(caught.value)
 
 
-def test_errors_lose_credentials_and_queries_with_those_that_led_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_lose_credentials_and_queries_with_those_that_led_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SOME_TOKEN", "open-sesame")
     cause = ValueError("the red\\ncircle", b"bytes stay an argument")
-    with pytest.raises(OSError, match=r"^\[Errno 5\] \*\*\* failed: 's3://\*\*\*@lake/x'$") as caught, logs.discreet(["the red\ncircle"]):
+    with (
+        pytest.raises(
+            OSError, match=r"^\[Errno 5\] \*\*\* failed: 's3://\*\*\*@lake/x'$"
+        ) as caught,
+        logs.discreet(["the red\ncircle"]),
+    ):
         raise OSError(5, "open-sesame failed", "s3://a:b@lake/x") from cause
     assert str(caught.value.__cause__) == "('***', b'bytes stay an argument')"
     with pytest.raises(OSError, match=r"^no space left$"), logs.discreet():
@@ -64,7 +88,9 @@ def test_a_long_error_is_cut() -> None:
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+def heard(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[pytest.LogCaptureFixture]:
     """Records of this package, made as in a worker."""
     before = logging.getLogRecordFactory()
     monkeypatch.delenv(logs.LOG_JSON, raising=False)
@@ -76,25 +102,36 @@ def heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
 
 def run_one(folder: Path, query: str) -> None:
     write_input(
-        folder / "in.parquet", [{"row_id": "r0", "image": png(), "query": query}, {"row_id": "r1", "image": b"junk", "query": "x y"}]
+        folder / "in.parquet",
+        [
+            {"row_id": "r0", "image": png(), "query": query},
+            {"row_id": "r1", "image": b"junk", "query": "x y"},
+        ],
     )
     settings = RunSettings(input=str(folder / "in.parquet"), output=str(folder / "out"))
     (shard,) = make_plan(settings, REVISION).shards
     process_shard(shard, settings, Gossip(), run_id="run-1")
 
 
-def test_records_say_which_run_shard_and_row_they_are_about(tmp_path: Path, heard: pytest.LogCaptureFixture) -> None:
+def test_records_say_which_run_shard_and_row_they_are_about(
+    tmp_path: Path, heard: pytest.LogCaptureFixture
+) -> None:
     run_one(tmp_path, "unspeakable thing")
     found: list[dict[str, Any]] = [vars(record) for record in heard.records]
     assert [line["message"] for line in found] == ["row rejected", "row rejected", "shard done"]
     assert {line["run_id"] for line in found} == {"run-1"}
     assert len({line["shard_id"] for line in found}) == 1
-    assert [(line["row_id"], line["code"]) for line in found[:2]] == [("r0", "model_error"), ("r1", "image_unreadable")]
+    assert [(line["row_id"], line["code"]) for line in found[:2]] == [
+        ("r0", "model_error"),
+        ("r1", "image_unreadable"),
+    ]
     assert not any("query" in line for line in found)
     assert "unspeakable" not in repr(found)
 
 
-def test_queries_are_logged_if_asked_for(tmp_path: Path, heard: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_are_logged_if_asked_for(
+    tmp_path: Path, heard: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(logs.LOG_QUERIES, "1")
     run_one(tmp_path, "unspeakable thing")
     assert [vars(line).get("query") for line in heard.records] == ["unspeakable thing", "x y", None]
@@ -109,7 +146,8 @@ def test_records_of_any_library_hold_no_credentials() -> None:
         from wordmask.tasks.telemetry import logs
         logs.set_up()
         logs.set_up()
-        logging.getLogger("botocore").error("cannot reach %s with %s", "http://me:you@host/", "open-sesame")
+        botocore = logging.getLogger("botocore")
+        botocore.error("cannot reach %s with %s", "http://me:you@host/", "open-sesame")
         with logs.about(run_id="r"):
             try:
                 raise OSError("https://host/x?sig=sesame")
@@ -117,7 +155,15 @@ def test_records_of_any_library_hold_no_credentials() -> None:
                 logs.logger.exception("went wrong", extra={"detail": "by open-sesame"})
     """
     environ = {"PYTHONPATH": str(ROOT), "MY_SECRET": "open-sesame", logs.LOG_JSON: "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     first, second = done.stderr.splitlines()
     assert first == "cannot reach http://***@host/ with ***"
     said = json.loads(second)
