@@ -28,7 +28,7 @@ from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan, Receipt, RunSummary
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.output.catalog import newest_run, publish, summarize
-from wordmask.tasks.output.lease import held
+from wordmask.tasks.output.lease import acquire_lease
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.output.verify import VerifyReport, require, verify
 from wordmask.tasks.plan import make_plan
@@ -145,7 +145,7 @@ def _carry_out(
     traces.set_up()
     Store.open(output).check_writable()
     with (
-        held(output, wait=wait) as hold,
+        acquire_lease(output, wait=wait) as hold,
         traces.span("run", run_id=hold.run_id) as span,
         logs.about(run_id=hold.run_id),
     ):
@@ -231,9 +231,9 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Pla
             tally.add(receipt)
             tell(tally)
 
-        outcome = run_shards(client, plan.pending, settings, done, plan.known, plan.run_id)
+        outcome = run_shards(client, plan.pending, settings, done, plan.hints, plan.run_id)
     if failures := outcome.failures:
-        lines = [f"{shard.place}: {reason}" for shard, reason in failures[:SHOWN]]
+        lines = [f"{shard.label}: {reason}" for shard, reason in failures[:SHOWN]]
         more = [f"... and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
         what = (
             f"{len(failures)} of {len(plan.pending)} shards failed; the rest are done, and the same"

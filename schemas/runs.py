@@ -57,7 +57,7 @@ class Shard(Frozen):
         return sum(part.stop - part.start for part in self.ranges)
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         """File and rows, for people."""
         return f"{self.name} rows {self.first_row}-{self.first_row + self.rows - 1}"
 
@@ -67,19 +67,19 @@ class Shard(Frozen):
         return self.file.removesuffix(self.name).rstrip("/")
 
 
-class Known(Frozen):
-    """What is known of a shard's rows before they are asked about."""
+class ShardHints(Frozen):
+    """How rows of a shard end that need not go to the model."""
 
-    earlier: tuple[str, ...] = Field(
+    reuse_from: tuple[str, ...] = Field(
         (), description="shards of the file as it was before; equal rows are copied from there"
     )
-    retried: tuple[str, ...] = Field(
+    retry_codes: tuple[str, ...] = Field(
         (),
         description=(
             "codes of rejects to try again; all other rows are copied from the shard itself"
         ),
     )
-    killers: tuple[int, ...] = Field(
+    poison_rows: tuple[int, ...] = Field(
         (), description="rows that end the process that works on them; they are rejected unseen"
     )
 
@@ -93,9 +93,7 @@ class Unusable(Frozen):
 
 
 class Plan(Frozen):
-    """Every shard of a run, which of them have a receipt already, and what is known of the
-    others.
-    """
+    """Every shard of a run, which of them have a receipt already, and hints for the others."""
 
     run_id: str
     shards: tuple[Shard, ...]
@@ -104,7 +102,7 @@ class Plan(Frozen):
         frozenset(),
         description="shards that are not done, of files that the newest published run had too",
     )
-    known: dict[str, Known] = Field({}, description="by shard id")
+    hints: dict[str, ShardHints] = Field({}, description="by shard id")
     files: int
     input_bytes: int
     images: tuple[int, int] | None = Field(

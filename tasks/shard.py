@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Known, Receipt, Shard, Timings, receipt_path
+from wordmask.schemas.runs import Receipt, Shard, ShardHints, Timings, receipt_path
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.infer.stage import Answers, Reject, copy_of, infer
 from wordmask.tasks.output.catalog import read_receipts
@@ -27,7 +27,7 @@ from wordmask.tasks.worker import (
     worker_name,
 )
 
-NOTHING = Known()
+NO_HINTS = ShardHints()
 KILLED = "every process that worked on this row alone died; the rows beside it did not harm it"
 
 
@@ -43,12 +43,13 @@ def process_shard(
     shard: Shard,
     settings: RunSettings,
     segmenter: SegmenterLike | None = None,
-    known: Known = NOTHING,
+    hints: ShardHints = NO_HINTS,
     run_id: str = "",
     within: Mapping[str, str] = MappingProxyType({}),
 ) -> Receipt:
-    """Segment the rows of a shard and write masks, rejects and, last, the receipt. What is `known`
-    is not asked again.
+    """Segment the rows of a shard and write masks, rejects and, last, the receipt.
+
+    Rows that `hints` already decide are not given to the model.
 
     Running it again writes the same bytes under the same names, so that doing a shard twice does no
     harm. The model is the process's resident one unless given; `run_id` is for the logs, and
@@ -68,7 +69,7 @@ def process_shard(
     with span, logs.about(run_id=run_id, shard_id=shard.shard_id), logs.discreet():
         try:
             with metrics.shard_begun(), fitness():
-                receipt = _process(shard, settings, segmenter, known)
+                receipt = _process(shard, settings, segmenter, hints)
         except Exception:
             logs.logger.exception("shard failed", extra=place)
             raise
@@ -78,7 +79,7 @@ def process_shard(
 
 
 def _process(
-    shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None, known: Known
+    shard: Shard, settings: RunSettings, segmenter: SegmenterLike | None, hints: ShardHints
 ) -> Receipt:
     began, started_at = time.perf_counter(), datetime.now(UTC)
     segmenter = (
@@ -97,7 +98,7 @@ def _process(
     output = Store.open(settings.output)
     with logs.discreet(row.query for row in rows):
         with traces.span("infer") as span:
-            answers = _answers(rows, shard, settings, segmenter, known, output, began)
+            answers = _answers(rows, shard, settings, segmenter, hints, output, began)
             span.set_attributes(
                 {
                     "masks": len(answers.masks),
@@ -141,18 +142,18 @@ def _answers(
     shard: Shard,
     settings: RunSettings,
     segmenter: SegmenterLike,
-    known: Known,
+    hints: ShardHints,
     output: Store,
     began: float,
 ) -> Answers:
     """Every row's answer, in row order: of those that are known, and of the others asked."""
-    answers = _known_answers(rows, shard, output, known)
+    answers = _known_answers(rows, shard, output, hints)
     ended = {mask.row.row for mask in answers.masks} | {
         reject.row.row for reject in answers.rejects
     }
     earlier = {
         answer.row_key: answer
-        for answer in answers_of(output, read_receipts(output, known.earlier))
+        for answer in answers_of(output, read_receipts(output, hints.reuse_from))
     }
     asked = [row for row in rows if row.row not in ended]
     answers += infer(
@@ -194,28 +195,30 @@ def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None
         infer(rows[start:stop], shard, settings.segment, segmenter, settings.batch_rows, model_turn)
 
 
-def _known_answers(rows: Sequence[Row], shard: Shard, output: Store, known: Known) -> Answers:
+def _known_answers(rows: Sequence[Row], shard: Shard, output: Store, hints: ShardHints) -> Answers:
     """Of the rows that need not be asked about: those that kill, and where some are tried again,
     all others.
     """
     answers = Answers(
         rejects=[
             Reject(row=rows[at], code=RejectCode.WORKER_KILLED, detail=KILLED)
-            for at in known.killers
+            for at in hints.poison_rows
         ]
     )
-    if known.retried:
+    if hints.retry_codes:
         (receipt,) = read_receipts(output, [shard.shard_id])  # once: parts of one pair
         answers.masks = [
             copy_of(rows[answer.row], answer)
             for answer in answers_of(output, [receipt])
-            if answer.row not in known.killers
+            if answer.row not in hints.poison_rows
         ]
         answers.copied = len(answers.masks)
         rejects = (
-            reject for reject in rejects_of(output, receipt) if reject["row"] not in known.killers
+            reject
+            for reject in rejects_of(output, receipt)
+            if reject["row"] not in hints.poison_rows
         )
-        kept = (reject for reject in rejects if reject["code"] not in known.retried)
+        kept = (reject for reject in rejects if reject["code"] not in hints.retry_codes)
         answers.rejects += [
             Reject(row=rows[r["row"]], code=RejectCode(r["code"]), detail=r["detail"]) for r in kept
         ]

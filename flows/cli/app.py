@@ -708,10 +708,12 @@ def gc(
     Example: [bold]wordmask gc masks/ --keep-runs 7 --delete[/bold]
     """
     from wordmask.tasks.output.garbage import find_garbage, remove_garbage
-    from wordmask.tasks.output.lease import held
+    from wordmask.tasks.output.lease import acquire_lease
 
     if delete:
-        with held(output, "gc"):  # parts of a run that is at work are in no published run yet
+        with acquire_lease(
+            output, "gc"
+        ):  # parts of a run that is at work are in no published run yet
             found = find_garbage(output, keep_runs)
             remove_garbage(output, found)
     else:

@@ -8,7 +8,7 @@ from wordmask.flows.execution.cluster import open_cluster, workers_of
 from wordmask.flows.execution.dispatcher import run_shards
 from wordmask.schemas.runs import Plan, Receipt
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.lease import held
+from wordmask.tasks.output.lease import acquire_lease
 from wordmask.tasks.storage import Store
 from wordmask.tasks.worker import SEGMENTER
 
@@ -30,14 +30,14 @@ def calibrate(
         RuntimeError: a shard failed. The message says which and why.
     """
     receipts: list[Receipt] = []
-    with held(settings.output, plan.run_id):
+    with acquire_lease(settings.output, plan.run_id):
         Store.open(settings.output).check_writable()
         with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
             workers = len(workers_of(client))
             shards = random.Random(0).sample(
                 plan.pending, min(len(plan.pending), max(SHARDS, workers))
             )
-            outcome = run_shards(client, shards, settings, receipts.append, plan.known)
+            outcome = run_shards(client, shards, settings, receipts.append, plan.hints)
     for shard, reason in outcome.failures:
-        raise RuntimeError(f"--calibrate: {shard.place} failed: {reason}")
+        raise RuntimeError(f"--calibrate: {shard.label} failed: {reason}")
     return receipts, workers

@@ -17,9 +17,9 @@ from distributed import Client, KilledWorker
 from wordmask.flows.execution.bisect import isolate
 from wordmask.flows.execution.cluster import SHARDS_PER_WORKER, TAKES_UP, ClusterError
 from wordmask.flows.execution.futures import InFlight
-from wordmask.schemas.runs import Known, Receipt, Shard
+from wordmask.schemas.runs import Receipt, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.shard import NOTHING, process_shard, try_rows
+from wordmask.tasks.shard import NO_HINTS, process_shard, try_rows
 from wordmask.tasks.storage import STORE_ERRORS
 from wordmask.tasks.telemetry import metrics, traces
 from wordmask.tasks.telemetry.logs import logger, without_credentials
@@ -49,7 +49,7 @@ def run_shards(
     shards: Sequence[Shard],
     settings: RunSettings,
     on_receipt: Callable[[Receipt], object],
-    known: Mapping[str, Known] = MappingProxyType({}),
+    hints: Mapping[str, ShardHints] = MappingProxyType({}),
     run_id: str = "",
 ) -> Outcome:
     """Keep a bounded window of shards in flight until all are done, given up or, at the end of the
@@ -74,12 +74,12 @@ def run_shards(
     nonce = uuid4().hex[:8]  # another run on the same cluster may be at the same shard
 
     def submit(shard: Shard, killers: tuple[int, ...] = ()) -> None:
-        what = known.get(shard.shard_id, NOTHING).model_copy(update={"killers": killers})
+        what = hints.get(shard.shard_id, NO_HINTS).model_copy(update={"poison_rows": killers})
         attempts[shard.shard_id] += 1
         key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
         shard_of[key] = shard
         in_flight.submit(
-            key, process_shard, shard, settings, known=what, run_id=run_id, within=traces.here()
+            key, process_shard, shard, settings, hints=what, run_id=run_id, within=traces.here()
         )
 
     def window() -> int:

@@ -41,7 +41,7 @@ class LeaseLostError(RuntimeError):
     """
 
 
-class Hold:
+class LeaseHandle:
     """What a run has of an output while nobody takes it away. `lost`: somebody did, if only for a
     while.
     """
@@ -80,7 +80,9 @@ class Hold:
 
 
 @contextmanager
-def held(output_uri: str, run_id: str | None = None, *, wait: bool = False) -> Iterator[Hold]:
+def acquire_lease(
+    output_uri: str, run_id: str | None = None, *, wait: bool = False
+) -> Iterator[LeaseHandle]:
     """Within, this run is the only one on the output, unless the machine stands still for so long
     that another takes it for dead: what is given tells. Unless one is told it has a new `run_id`,
     made when no other run is left: ids are in the order in which runs publish.
@@ -90,7 +92,7 @@ def held(output_uri: str, run_id: str | None = None, *, wait: bool = False) -> I
     """
     output = Store.open(output_uri)
     mine = _take(output, run_id, wait)
-    hold, done = Hold(output, mine), threading.Event()
+    hold, done = LeaseHandle(output, mine), threading.Event()
     keeper = threading.Thread(target=_keep, args=(hold, done), name="lease", daemon=True)
     keeper.start()
     try:
@@ -162,7 +164,7 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _keep(hold: Hold, done: threading.Event) -> None:
+def _keep(hold: LeaseHandle, done: threading.Event) -> None:
     while not done.wait(RENEWED_EVERY):
         try:
             hold.renew()

@@ -11,7 +11,7 @@ from typing import Any
 
 from wordmask.model.types import Segmentation
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Known, Part, Plan, Receipt, RunSummary, Shard
+from wordmask.schemas.runs import Part, Plan, Receipt, RunSummary, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.output.catalog import new_run_id, newest_run, read_receipts
 from wordmask.tasks.storage import Store
@@ -83,7 +83,7 @@ def earlier_answers(
     shards: Sequence[Shard],
     settings: RunSettings,
     receipts: Collection[str],
-) -> dict[str, Known]:
+) -> dict[str, ShardHints]:
     """By pending shard, of which there is one at least, the shards of the newest published run with
     rows of the same file from about the same place, if they were done by the same model in the same
     way: the file has changed, or a setting that no answer depends on, but most rows may not have.
@@ -108,7 +108,7 @@ def earlier_answers(
             if o.first_row < near.stop and o.first_row + o.rows > near.start
         ]
         if same:
-            found[shard.shard_id] = Known(earlier=tuple(same))
+            found[shard.shard_id] = ShardHints(reuse_from=tuple(same))
     return found
 
 
@@ -132,8 +132,8 @@ def retry_plan(output_uri: str, codes: Collection[RejectCode]) -> tuple[Plan, Ru
     done = frozenset(
         r.shard.shard_id for r in receipts if not any(r.rejects.get(code) for code in codes)
     )
-    known = {
-        shard.shard_id: Known(retried=tuple(codes))
+    hints = {
+        shard.shard_id: ShardHints(retry_codes=tuple(codes))
         for shard in shards
         if shard.shard_id not in done
     }
@@ -141,7 +141,7 @@ def retry_plan(output_uri: str, codes: Collection[RejectCode]) -> tuple[Plan, Ru
         run_id=new_run_id(),
         shards=shards,
         done=done,
-        known=known,
+        hints=hints,
         files=len({shard.file for shard in shards}),
         input_bytes=0,
     )

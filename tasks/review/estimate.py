@@ -95,7 +95,7 @@ def estimate_time(
     rates = tuple(rate.shared(workers, price_per_hour) for rate in found.rates)
     note = (
         f"{found.note}; rows that are copied from earlier answers take less"
-        if plan.known and rates
+        if plan.hints and rates
         else found.note
     )
     return found.model_copy(

@@ -78,7 +78,7 @@ def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Sc
         if not is_damaged_parquet(error):
             raise
         raise DamagedInputError(
-            f"input {shard.place}: the file is damaged ({error}). Export it again, and run again"
+            f"input {shard.label}: the file is damaged ({error}). Export it again, and run again"
         ) from error
     return rows, schema
 

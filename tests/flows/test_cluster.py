@@ -32,7 +32,7 @@ from wordmask.flows.execution.cluster import (
 )
 from wordmask.flows.execution.dispatcher import StoreGoneError, run_shards
 from wordmask.flows.execution.futures import InFlight
-from wordmask.schemas.runs import Known, Plan, Receipt, RowRange, Shard
+from wordmask.schemas.runs import Plan, Receipt, RowRange, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.output.catalog import status
 from wordmask.tasks.plan import make_plan
@@ -269,10 +269,10 @@ def test_rows_that_kill_are_looked_for_after_a_single_retry(
         types.SimpleNamespace(address="gone"),
     )
 
-    def process(shard: Shard, *args: Any, known: Known, **options: Any) -> Receipt:
-        if shard.shard_id == bad and not known.killers:
+    def process(shard: Shard, *args: Any, hints: ShardHints, **options: Any) -> Receipt:
+        if shard.shard_id == bad and not hints.poison_rows:
             raise KilledWorker(bad, gone, 0)
-        return process_shard(shard, *args, known=known, **options)
+        return process_shard(shard, *args, hints=hints, **options)
 
     def try_rows(shard: Shard, _: RunSettings, start: int, stop: int) -> None:
         if start < stop:

@@ -22,7 +22,7 @@ from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Lease, RunSummary
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.output.catalog import status
-from wordmask.tasks.output.lease import LEASE_PATH, Hold, LeaseLostError, held
+from wordmask.tasks.output.lease import LEASE_PATH, LeaseHandle, LeaseLostError, acquire_lease
 from wordmask.tasks.storage import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -165,18 +165,18 @@ def test_a_run_that_waited_for_another_plans_only_then(
     others: list[RunSummary] = []
 
     @contextmanager
-    def waiting(output: str, **options: Any) -> Iterator[Hold]:
-        monkeypatch.setattr(flow, "held", held)
+    def waiting(output: str, **options: Any) -> Iterator[LeaseHandle]:
+        monkeypatch.setattr(flow, "acquire_lease", acquire_lease)
         others.append(run(settings))
-        with held(output, **options) as hold:
+        with acquire_lease(output, **options) as hold:
             yield hold
 
-    monkeypatch.setattr(flow, "held", waiting)
+    monkeypatch.setattr(flow, "acquire_lease", waiting)
     summary = run(settings)
     assert (others[0].shards_computed, summary.shards_computed) == (2, 0), (
         "the other had done it all"
     )
-    monkeypatch.setattr(flow, "held", waiting)
+    monkeypatch.setattr(flow, "acquire_lease", waiting)
     again = retry(
         settings.output, (RejectCode.MODEL_ERROR,), scheduler=standing, wait=True, factory=FAKE
     )

@@ -17,10 +17,10 @@ from wordmask.schemas.runs import Lease
 from wordmask.tasks.output import lease
 from wordmask.tasks.output.lease import (
     LEASE_PATH,
-    Hold,
+    LeaseHandle,
     LeaseLostError,
     OutputInUseError,
-    held,
+    acquire_lease,
     read_lease,
 )
 from wordmask.tasks.storage import Store
@@ -43,15 +43,15 @@ def put(output: Path, host: str, pid: int, renewed: str) -> None:
 
 def test_the_second_is_told_who_holds_it_since_when(tmp_path: Path) -> None:
     with (
-        held(str(tmp_path), "first"),
+        acquire_lease(str(tmp_path), "first"),
         pytest.raises(
             OutputInUseError, match=rf"run first \(process {os.getpid()} on .*since 20.*--wait"
         ),
-        held(str(tmp_path), "second"),
+        acquire_lease(str(tmp_path), "second"),
     ):
         pass
     assert not (tmp_path / LEASE_PATH).exists()
-    with held(str(tmp_path), "third"):
+    with acquire_lease(str(tmp_path), "third"):
         assert read_lease(Store.open(str(tmp_path))).run_id == "third"  # type: ignore[union-attr]
 
 
@@ -59,10 +59,10 @@ def test_it_waits_if_told_to(tmp_path: Path) -> None:
     order: list[str] = []
 
     def second() -> None:
-        with held(str(tmp_path), "second", wait=True):
+        with acquire_lease(str(tmp_path), "second", wait=True):
             order.append("second begins")
 
-    with held(str(tmp_path), "first"):
+    with acquire_lease(str(tmp_path), "first"):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.3)
@@ -75,7 +75,7 @@ def test_it_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.Monk
     ticks = iter(f"2026-11-25T00:00:{second:02}+00:00" for second in range(60))
     monkeypatch.setattr(lease, "_now", lambda: next(ticks))
     store = Store.open(str(tmp_path))
-    with held(str(tmp_path), "first"):
+    with acquire_lease(str(tmp_path), "first"):
         before = read_lease(store)
         time.sleep(0.4)
         after = read_lease(store)
@@ -87,17 +87,20 @@ def test_it_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_process_of_this_machine_that_has_died_holds_nothing(tmp_path: Path) -> None:
     code = (
-        "import os, time\nfrom wordmask.tasks.output.lease import held\nwith"
-        f" held({str(tmp_path)!r}, 'killed'): print('held', flush=True); time.sleep(60)"
+        "import os, time\nfrom wordmask.tasks.output.lease import acquire_lease\nwith"
+        f" acquire_lease({str(tmp_path)!r}, 'killed'): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(OutputInUseError, match="run killed"), held(str(tmp_path), "next"):
+        with (
+            pytest.raises(OutputInUseError, match="run killed"),
+            acquire_lease(str(tmp_path), "next"),
+        ):
             pass
         other.kill()
         other.wait()
-    with held(str(tmp_path), "next"):
+    with acquire_lease(str(tmp_path), "next"):
         pass
 
 
@@ -107,11 +110,11 @@ def test_one_of_another_machine_is_over_when_it_gives_no_sign_of_life(
     put(tmp_path, "elsewhere", 1, lease._now())
     with (
         pytest.raises(OutputInUseError, match="process 1 on elsewhere"),
-        held(str(tmp_path), "next"),
+        acquire_lease(str(tmp_path), "next"),
     ):
         pass
     put(tmp_path, "elsewhere", 1, "2026-11-01T00:00:00+00:00")
-    with held(str(tmp_path), "next"):
+    with acquire_lease(str(tmp_path), "next"):
         pass
 
 
@@ -122,16 +125,16 @@ def test_a_process_of_the_same_number_does_not_keep_an_old_lease_alive(tmp_path:
         pytest.raises(
             OutputInUseError, match=r"lease\.json there says so, and counts for nothing 60 s after"
         ),
-        held(str(tmp_path), "next"),
+        acquire_lease(str(tmp_path), "next"),
     ):
         pass
     put(tmp_path, platform.node(), os.getpid(), "2026-11-01T00:00:00+00:00")
-    with held(str(tmp_path), "next"):
+    with acquire_lease(str(tmp_path), "next"):
         pass
 
 
 def test_who_lost_the_output_is_told_to_whom(tmp_path: Path) -> None:
-    with held(str(tmp_path), "first") as hold:
+    with acquire_lease(str(tmp_path), "first") as hold:
         hold.require()
         put(tmp_path, "elsewhere", 7, lease._now())
         with pytest.raises(
@@ -151,13 +154,13 @@ def test_who_lost_the_output_is_told_to_whom(tmp_path: Path) -> None:
 def test_no_error_ends_the_renewals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures, renewed = [ValueError("odd"), OSError("down")], threading.Event()
 
-    def renew(_: Hold) -> None:
+    def renew(_: LeaseHandle) -> None:
         if failures:
             raise failures.pop()
         renewed.set()
 
-    monkeypatch.setattr(Hold, "renew", renew)
-    with held(str(tmp_path), "first"):
+    monkeypatch.setattr(LeaseHandle, "renew", renew)
+    with acquire_lease(str(tmp_path), "first"):
         assert renewed.wait(5)
 
 
@@ -181,7 +184,7 @@ def test_clocks_that_disagree_take_nothing_from_the_living(
     thread.start()
     assert begun.wait(30)
     try:
-        with pytest.raises(OutputInUseError), held(str(tmp_path), "next"):
+        with pytest.raises(OutputInUseError), acquire_lease(str(tmp_path), "next"):
             pass
     finally:
         done.set()
@@ -198,7 +201,7 @@ def test_of_two_that_begin_at_once_one_holds_it(
     def begin(name: str) -> None:
         together.wait()
         try:
-            with held(str(tmp_path), name):
+            with acquire_lease(str(tmp_path), name):
                 inside.append(name)
                 end.wait(5)
         except OutputInUseError:

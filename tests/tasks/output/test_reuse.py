@@ -13,14 +13,14 @@ import pytest
 from tests.support.fakes import REVISION, FakeSegmenter
 from tests.support.tables import part_of, png, read_rows, write_input
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import KINDS, Known, Plan, Receipt
+from wordmask.schemas.runs import KINDS, Plan, Receipt, ShardHints
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.output.catalog import publish, summarize
 from wordmask.tasks.output.results import rejected
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.output.verify import require, verify, verify_output
 from wordmask.tasks.plan import make_plan
-from wordmask.tasks.shard import NOTHING, process_shard
+from wordmask.tasks.shard import NO_HINTS, process_shard
 from wordmask.tasks.storage import Store
 
 
@@ -53,7 +53,7 @@ def carry_out(plan: Plan, settings: RunSettings) -> tuple[list[str], list[Receip
     """The words that the model was asked about in a run, and the receipts."""
     model, now = Counting(), datetime.now(UTC)
     receipts = [
-        process_shard(shard, settings, model, plan.known.get(shard.shard_id, NOTHING))
+        process_shard(shard, settings, model, plan.hints.get(shard.shard_id, NO_HINTS))
         for shard in plan.pending
     ]
     require(verify(plan, settings))
@@ -114,7 +114,7 @@ def test_another_image_other_references_another_model_or_method_are_computed(
     model, settings = Counting(), table(tmp_path, rows)
     model.revision = "another"
     plan = make_plan(settings, "another")
-    assert plan.known == {}
+    assert plan.hints == {}
 
 
 def test_an_image_behind_a_uri_is_known_by_its_bytes(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
     monkeypatch.setattr(Store, "write_bytes", die)
     shard = plan.pending[0]
     with pytest.raises(KeyboardInterrupt):
-        process_shard(shard, settings, FakeSegmenter(), plan.known[shard.shard_id])
+        process_shard(shard, settings, FakeSegmenter(), plan.hints[shard.shard_id])
     monkeypatch.undo()
     assert {kind: read_rows(with_rejects.output, kind) for kind in KINDS} == before
     assert verify_output(with_rejects.output).holds
@@ -203,7 +203,7 @@ def test_a_retry_that_stopped_between_shards_leaves_the_published_run_as_it_was(
     plan, settings = retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,))
     for name in ("late.png", "never.png"):
         (tmp_path / name).write_bytes(b"no image")
-    process_shard(plan.pending[0], settings, FakeSegmenter(), plan.known[plan.pending[0].shard_id])
+    process_shard(plan.pending[0], settings, FakeSegmenter(), plan.hints[plan.pending[0].shard_id])
     assert rejected(with_rejects.output, 9) == before
     assert verify_output(with_rejects.output).holds
 
@@ -219,7 +219,7 @@ def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(
             shard,
             settings,
             FakeSegmenter(),
-            Known(killers=(0,)) if shard is plan.pending[0] else NOTHING,
+            ShardHints(poison_rows=(0,)) if shard is plan.pending[0] else NO_HINTS,
         )
     publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
     again, settings = retry_plan(settings.output, (RejectCode.IMAGE_NOT_FOUND,))
@@ -228,7 +228,7 @@ def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(
         first,
         settings,
         FakeSegmenter(),
-        again.known[first.shard_id].model_copy(update={"killers": (0, 1)}),
+        again.hints[first.shard_id].model_copy(update={"poison_rows": (0, 1)}),
     )
     assert receipt.rejects == {"worker_killed": 2}
 
