@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo-output
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-fast lint format shape clean
 
-help:  ## Say what there is.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-# All that is installed is compiled here, on all cores (pip takes one), and for where PYTHONDONTWRITEBYTECODE is set, as it is in many containers:
-# each command and each worker would compile it again there, 5 seconds every time. A file of a newer Python's syntax is none of ours.
+# Everything installed is compiled here, on all cores (pip uses one). Where PYTHONDONTWRITEBYTECODE is
+# set, as in many containers, each command and each worker would otherwise compile it again: 5 seconds
+# every time. A package may hold a file of a newer Python's syntax: that one is left alone.
 install: .venv/installed  ## Create .venv with pinned versions.
 
 .venv/installed: pyproject.toml constraints.txt
@@ -19,7 +20,7 @@ install: .venv/installed  ## Create .venv with pinned versions.
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 
-demo: install  ## Segment 24 synthetic scenes end to end and draw what came out.
+demo: install  ## Segment 24 synthetic scenes end to end and draw the masks.
 	@rm -rf $(DEMO)
 	$(BIN)/wordmask scenes $(DEMO)/scenes.parquet --count 24 --seed 7
 	$(BIN)/wordmask run $(DEMO)/scenes.parquet $(DEMO)/masks
@@ -27,15 +28,27 @@ demo: install  ## Segment 24 synthetic scenes end to end and draw what came out.
 	$(BIN)/wordmask sheet $(DEMO)/masks $(DEMO)/sheet.png
 	@echo "Masks: $(DEMO)/masks/masks   Look at: $(DEMO)/sheet.png"
 
-# Two at a time with a thread each: most tests wait for processes that they start.
-test: install  ## Run every test.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
+# Two processes with a thread each: most tests wait for processes that they start.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: install  ## Format, lint, types and import directions.
-	$(BIN)/ruff format .
+test: install  ## Run every test.
+	$(PYTEST) --durations 20
+
+test-fast: install  ## Run the tests that are not marked slow: under 3 minutes on two cores.
+	$(PYTEST) -m 'not slow'
+
+lint: install  ## Check format, lint, types and import directions; change nothing.
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+format: install  ## Format the code and mend what ruff can mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+shape: install  ## Print how dense, long and crowded the code is, beside the limits.
+	$(BIN)/python -m tests.shape
 
 clean:  ## Remove what make made.
 	rm -rf .venv $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""The house is in order: import directions, lint, types, nothing of one machine in the code."""
+"""Import directions, lint, types, what modules import, and calls that no module may make."""
 
 from __future__ import annotations
 
@@ -9,71 +9,80 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.support.places import ROOT
+from tests.support.places import PACKAGES, ROOT
 
 BIN = Path(sys.executable).parent
-PACKAGES = ("schemas", "model", "tasks", "flows")
+
+
+def run(
+    command: list[str], stdin: str | None = None, check: bool = False
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=280, check=check
+    )
 
 
 @pytest.mark.parametrize(
     "command", ["lint-imports", "ruff check .", "ruff format --check .", "mypy"]
 )
-def test_checks_are_clean(command: str) -> None:
+def test_format_lint_types_and_import_contracts_hold(command: str) -> None:
     program, *words = command.split()
-    done = subprocess.run(
-        [str(BIN / program), *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    done = run([str(BIN / program), *words])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_path_of_a_machine_in_the_repository() -> None:
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    text_files = [
-        ROOT / name
-        for name in tracked
-        if not name.endswith((".safetensors", ".png", ".npz", "LICENSE"))
-    ]
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imported_without_wordmask_before_its_name_is_an_error(package: str) -> None:
+    check = [str(BIN / "ruff"), "check", "--stdin-filename", "tests/example.py", "-"]
+    for line in (f"from {package} import anything", f"import {package}.anything"):
+        found = run(check, stdin=line).stdout
+        assert f"TID251 `{package}` is banned: import wordmask.{package}" in found
+
+
+def test_commits_are_checked_by_the_programs_that_make_installs() -> None:
+    name = ".pre-commit-config.yaml"
+    done = run([str(BIN / "pre-commit"), "validate-config", name])
+    assert done.returncode == 0, done.stdout
+    (repository,) = yaml.safe_load((ROOT / name).read_text())["repos"]
+    assert repository["repo"] == "local"
+    for hook in repository["hooks"]:
+        program = hook["entry"].split()[0]
+        assert hook["language"] == "system"
+        assert program.startswith(".venv/bin/")
+        assert (BIN / Path(program).name).exists()
+
+
+def test_no_tracked_file_names_a_path_of_one_machine() -> None:
+    tracked = run(["git", "ls-files"], check=True).stdout.splitlines()
+    no_text = (".safetensors", ".png", ".npz", "LICENSE")
+    text_files = [ROOT / name for name in tracked if not name.endswith(no_text)]
     pattern = re.compile(r"/(?:root|home)/\w|/work" + "/main")
-    assert [
-        str(path) for path in text_files if path.is_file() and pattern.search(path.read_text())
-    ] == []
+    found = [path for path in text_files if path.is_file() and pattern.search(path.read_text())]
+    assert found == []
 
 
-def test_importing_does_nothing() -> None:
-    """No client, no logging set-up: importing leaves the root logger untouched. (flows import
-    Prefect, which does as it likes.)
-    """
+def test_importing_a_module_sets_up_no_logging() -> None:
+    """Flows are left out: they import Prefect, which sets up its own."""
     modules = [
         "wordmask." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for name in PACKAGES[:3]
+        for name in ("tasks", "model", "schemas")
         for path in (ROOT / name).rglob("*.py")
     ]
     modules = [module.removesuffix(".__init__") for module in modules]
-    code = (
-        f"import importlib, logging, threading\nfor m in {modules!r}:"
-        " importlib.import_module(m)\nprint(logging.root.handlers)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    code = f"""
+import importlib, logging
+for module in {modules!r}:
+    importlib.import_module(module)
+print(logging.root.handlers)
+"""
+    done = run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
 
-def test_packages_are_flat_of_side_effects() -> None:
+def test_init_files_of_the_four_packages_are_empty() -> None:
     for name in PACKAGES:
         for path in (ROOT / name).rglob("__init__.py"):
             assert path.read_text() == ""
@@ -94,29 +103,21 @@ def test_packages_are_flat_of_side_effects() -> None:
         ("wordmask.flows.cli.app, wordmask.flows.schedule", ("torch", "distributed")),
     ],
 )
-def test_who_only_reads_or_sends_loads_no_model(modules: str, absent: tuple[str, ...]) -> None:
+def test_modules_that_run_no_model_import_none(modules: str, absent: tuple[str, ...]) -> None:
     """PyTorch and transformers take ten seconds to import: commands that read an output, and a
-    run's own process, go without.
+    run's own process, do without them.
     """
     code = f"import sys, {modules}\nprint([name for name in {absent!r} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=True,
-    )
-    assert done.stdout.strip() == "[]"
+    assert run([sys.executable, "-c", code], check=True).stdout.strip() == "[]"
 
 
 PICKLES = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 NEVER_CALLED = ("read_pickle", "register_extension_type", "ExtensionType", "UnknownExtensionType")
 
 
-def runs_what_it_reads(source: str) -> list[str]:
-    """What in a module makes of data that it reads more than data: pickles, extension types of
-    Arrow, code of model repositories.
+def calls_that_run_data(source: str) -> list[str]:
+    """Return the calls of a module that would run code out of the data that it reads: pickles,
+    extension types of Arrow, code of model repositories.
     """
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -141,17 +142,15 @@ def runs_what_it_reads(source: str) -> list[str]:
     return found
 
 
-def test_nothing_that_is_read_is_run() -> None:
-    """Weights are safetensors or weights alone; tables of strangers and checkpoints hold no code
-    that would run.
-    """
+def test_no_module_runs_code_out_of_the_data_that_it_reads() -> None:
+    """Weights are read as tensors alone, and tables and checkpoints of strangers as data."""
     read = {
         str(path.relative_to(ROOT)): path.read_text()
         for name in (*PACKAGES, "deploy")
         for path in (ROOT / name).rglob("*.py")
     }
     assert {
-        name: found for name, source in read.items() if (found := runs_what_it_reads(source))
+        name: found for name, source in read.items() if (found := calls_that_run_data(source))
     } == {}
 
 
@@ -168,9 +167,9 @@ def test_nothing_that_is_read_is_run() -> None:
         "exec(text)",
     ],
 )
-def test_what_runs_code_would_be_found(source: str) -> None:
-    assert runs_what_it_reads(source)
-    assert not runs_what_it_reads(
+def test_calls_that_would_run_code_are_found(source: str) -> None:
+    assert calls_that_run_data(source)
+    assert not calls_that_run_data(
         "torch.load(path, weights_only=True)\nnp.load(f)\nmodel.eval()\nfrom pickle import"
         " UnpicklingError"
     )
