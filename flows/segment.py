@@ -147,7 +147,7 @@ def _carry_out(
     with (
         acquire_lease(output, wait=wait) as hold,
         traces.span("run", run_id=hold.run_id) as span,
-        logs.about(run_id=hold.run_id),
+        logs.log_context(run_id=hold.run_id),
     ):
         started = datetime.now(UTC)
         plan, settings = planned()
@@ -201,7 +201,7 @@ def _store_at_fault() -> Iterator[None]:
 
 
 @task(name="plan", cache_policy=NO_CACHE)
-@logs.discreet()
+@logs.redacted_errors()
 def plan_run(settings: RunSettings) -> Plan:
     revision = resolve_model(
         settings.model.model, refiner=settings.model.refiner, revision=settings.model.revision
@@ -210,7 +210,7 @@ def plan_run(settings: RunSettings) -> Plan:
 
 
 @task(name="dispatch", cache_policy=NO_CACHE)
-@logs.discreet()
+@logs.redacted_errors()
 def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Plan:
     """Send the pending shards to workers and see each of them done. The plan of what the budget
     allowed.
@@ -244,7 +244,7 @@ def dispatch(plan: Plan, settings: RunSettings, factory: str = SEGMENTER) -> Pla
 
 
 @task(name="verify", cache_policy=NO_CACHE)
-@logs.discreet()
+@logs.redacted_errors()
 def verify_run(plan: Plan, settings: RunSettings) -> VerifyReport:
     report = verify(plan, settings)
     require(report)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Receipt, Shard, ShardHints, Timings, receipt_path
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.infer.stage import Answers, Reject, copy_of, infer
+from wordmask.tasks.infer.stage import Reject, ShardResult, copy_of, infer
 from wordmask.tasks.output.catalog import read_receipts
 from wordmask.tasks.output.reuse import answers_of, rejects_of
 from wordmask.tasks.storage import Store
@@ -21,9 +21,9 @@ from wordmask.tasks.table.write import write_parts
 from wordmask.tasks.telemetry import logs, metrics, traces
 from wordmask.tasks.worker import (
     SegmenterLike,
-    fitness,
-    model_turn,
+    model_lock,
     resident_segmenter,
+    translate_device_errors,
     worker_name,
 )
 
@@ -57,8 +57,8 @@ def process_shard(
 
     Raises:
         InputChangedError: the file was replaced since it was planned.
-        ModelChangedError: the resident model has another revision than the plan. UnfitWorkerError:
-        the worker has no model of these settings, or its device does not work any more.
+        ModelChangedError: the resident model has another revision than the plan.
+        UnhealthyWorkerError: the worker lacks a model of these settings, or its device is broken.
         RowsLostError: rows were lost or doubled. Nothing is written then.
         OSError: the store failed for good.
     """
@@ -66,9 +66,9 @@ def process_shard(
     span = traces.span(
         "shard", within, run_id=run_id, shard_id=shard.shard_id, rows=shard.rows, **place
     )
-    with span, logs.about(run_id=run_id, shard_id=shard.shard_id), logs.discreet():
+    with span, logs.log_context(run_id=run_id, shard_id=shard.shard_id), logs.redacted_errors():
         try:
-            with metrics.shard_begun(), fitness():
+            with metrics.shard_begun(), translate_device_errors():
                 receipt = _process(shard, settings, segmenter, hints)
         except Exception:
             logs.logger.exception("shard failed", extra=place)
@@ -96,7 +96,7 @@ def _process(
         rows, schema = read_rows(shard, settings.segment)
     read = time.perf_counter()
     output = Store.open(settings.output)
-    with logs.discreet(row.query for row in rows):
+    with logs.redacted_errors(row.query for row in rows):
         with traces.span("infer") as span:
             answers = _answers(rows, shard, settings, segmenter, hints, output, began)
             span.set_attributes(
@@ -145,8 +145,8 @@ def _answers(
     hints: ShardHints,
     output: Store,
     began: float,
-) -> Answers:
-    """Every row's answer, in row order: of those that are known, and of the others asked."""
+) -> ShardResult:
+    """Every row's answer, in row order: of those that `hints` settle, and of the others asked."""
     answers = _known_answers(rows, shard, output, hints)
     ended = {mask.row.row for mask in answers.masks} | {
         reject.row.row for reject in answers.rejects
@@ -157,14 +157,14 @@ def _answers(
     }
     asked = [row for row in rows if row.row not in ended]
     answers += infer(
-        asked, shard, settings.segment, segmenter, settings.batch_rows, model_turn, began, earlier
+        asked, shard, settings.segment, segmenter, settings.batch_rows, model_lock, began, earlier
     )
     answers.sort()
     _require_each_once(answers, rows, shard)
     return answers
 
 
-def _log(receipt: Receipt, answers: Answers) -> None:
+def _log(receipt: Receipt, answers: ShardResult) -> None:
     for reject in answers.rejects:
         words = {"query": reject.row.query} if logs.is_asked(logs.LOG_QUERIES) else {}
         logs.logger.info(
@@ -189,17 +189,19 @@ def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None
     """Work on rows start..stop of a shard and forget the answers: to see whether the process lives
     on.
     """
-    with fitness():
+    with translate_device_errors():
         rows, _ = read_rows(shard, settings.segment)
         segmenter = resident_segmenter(shard.model_revision, settings.segment)
-        infer(rows[start:stop], shard, settings.segment, segmenter, settings.batch_rows, model_turn)
+        infer(rows[start:stop], shard, settings.segment, segmenter, settings.batch_rows, model_lock)
 
 
-def _known_answers(rows: Sequence[Row], shard: Shard, output: Store, hints: ShardHints) -> Answers:
+def _known_answers(
+    rows: Sequence[Row], shard: Shard, output: Store, hints: ShardHints
+) -> ShardResult:
     """Of the rows that need not be asked about: those that kill, and where some are tried again,
     all others.
     """
-    answers = Answers(
+    answers = ShardResult(
         rejects=[
             Reject(row=rows[at], code=RejectCode.WORKER_KILLED, detail=KILLED)
             for at in hints.poison_rows
@@ -225,7 +227,7 @@ def _known_answers(rows: Sequence[Row], shard: Shard, output: Store, hints: Shar
     return answers
 
 
-def _require_each_once(answers: Answers, rows: Sequence[Row], shard: Shard) -> None:
+def _require_each_once(answers: ShardResult, rows: Sequence[Row], shard: Shard) -> None:
     ended = Counter(
         [mask.row.row for mask in answers.masks] + [reject.row.row for reject in answers.rejects]
     )

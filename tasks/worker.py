@@ -37,7 +37,7 @@ class SegmenterLike(Protocol):
     ) -> Iterable[tuple[int, Future[Segmentation]]]: ...
 
 
-class Turn:
+class ModelLock:
     """One shard at a time has the model, while others read before it and write after it."""
 
     def __init__(self) -> None:
@@ -56,14 +56,14 @@ class Turn:
                 self._free_since = time.perf_counter()
 
 
-model_turn = Turn()  # of this process
+model_lock = ModelLock()  # of this process
 
 
 class NoModelError(RuntimeError):
     """The model that a shard was planned with is not loaded in this worker."""
 
 
-class UnfitWorkerError(RuntimeError):
+class UnhealthyWorkerError(RuntimeError):
     """The worker at an address fails, and would fail any other shard as well."""
 
     def __init__(self, what: str, address: str) -> None:
@@ -77,19 +77,19 @@ class UnfitWorkerError(RuntimeError):
         return f"worker {self.address}: {self.args[0]}"
 
 
-class BrokenDeviceError(UnfitWorkerError):
+class BrokenDeviceError(UnhealthyWorkerError):
     """Its device does not work any more, until the process is started again. What it worked on may
     be to blame.
     """
 
 
 @contextmanager
-def fitness() -> Iterator[None]:
+def translate_device_errors() -> Iterator[None]:
     """Errors that leave it say so if the worker is unfit."""
     try:
         yield
     except NoModelError as error:
-        raise UnfitWorkerError(str(error), worker_address()) from error
+        raise UnhealthyWorkerError(str(error), worker_address()) from error
     except torch.AcceleratorError as error:
         raise BrokenDeviceError(f"{type(error).__name__}: {error}", worker_address()) from error
 

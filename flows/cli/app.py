@@ -34,9 +34,9 @@ from wordmask.tasks.telemetry.logs import (
     LOG_JSON,
     LOG_QUERIES,
     METRICS_DIR,
-    discreet,
     is_asked,
     logger,
+    redacted_errors,
     without_credentials,
 )
 
@@ -1270,7 +1270,7 @@ def main() -> None:
     1: the run.
     """
     try:
-        with discreet():
+        with redacted_errors():
             app()
     except Exception as error:
         sys.exit(_explain(error))

@@ -78,8 +78,8 @@ def open_cluster(
 
 def shard_resources(client: Client) -> dict[str, float]:
     """What one shard occupies of a worker: half a GPU where every worker offers one, so that each
-    has two at a time: one that has the model (`tasks.worker.Turn`), and one that reads before it or
-    writes after it."""
+    has two at a time: one that has the model (`tasks.worker.ModelLock`), and one that reads before
+    it or writes after it."""
     workers = workers_of(client)
     return (
         {"GPU": 1 / SHARDS_PER_WORKER}

@@ -19,7 +19,7 @@ from wordmask.flows.execution.cluster import (
     workers_of,
 )
 from wordmask.tasks.telemetry.logs import logger
-from wordmask.tasks.worker import BrokenDeviceError, UnfitWorkerError
+from wordmask.tasks.worker import BrokenDeviceError, UnhealthyWorkerError
 
 LOOK_EVERY = 5.0  # seconds, at the workers
 NO_WORKER_SECONDS = (
@@ -106,7 +106,7 @@ class InFlight:
                     raise ClusterError(SCHEDULER_GONE) from None
                 result = error
             del self._tasks[future.key]
-            if isinstance(result, UnfitWorkerError) and self._is_tried_elsewhere(task, result):
+            if isinstance(result, UnhealthyWorkerError) and self._is_tried_elsewhere(task, result):
                 continue
             return task.key, result
 
@@ -130,7 +130,7 @@ class InFlight:
         else:  # to Dask no worker would mean any
             task.future = None
 
-    def _is_tried_elsewhere(self, task: _Task, error: UnfitWorkerError) -> bool:
+    def _is_tried_elsewhere(self, task: _Task, error: UnhealthyWorkerError) -> bool:
         """Give its worker nothing more. The task is tried by another, unless it is to blame
         itself.
         """

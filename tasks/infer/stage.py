@@ -34,7 +34,7 @@ from wordmask.tasks.storage import STORE_ERRORS
 from wordmask.tasks.table.read import Row
 from wordmask.tasks.telemetry import metrics
 from wordmask.tasks.telemetry.logs import clean
-from wordmask.tasks.worker import SegmenterLike, Turn
+from wordmask.tasks.worker import ModelLock, SegmenterLike
 
 Still = TypeVar("Still")
 
@@ -66,7 +66,7 @@ class Reject:
 
 
 @dataclass(kw_only=True)
-class Answers:
+class ShardResult:
     """Masks and rejects of a shard, each in row order once `sort` was called. `copied` of the masks
     are an earlier run's. `infer_seconds`: the model worked on them; `idle_seconds`: it stood idle,
     before they came or for want of them."""
@@ -77,7 +77,7 @@ class Answers:
     infer_seconds: float = 0.0
     idle_seconds: float = 0.0
 
-    def __iadd__(self, other: Answers) -> Answers:
+    def __iadd__(self, other: ShardResult) -> ShardResult:
         """The answers of two sets of rows; the times are the other's."""
         masks, rejects = [*self.masks, *other.masks], [*self.rejects, *other.rejects]
         return replace(other, masks=masks, rejects=rejects, copied=self.copied + other.copied)
@@ -88,7 +88,7 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class DecodedImage:
     """A decoded image (height, width, 3) and the rows that ask about it."""
 
     image_id: str
@@ -102,7 +102,7 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Encoded:
+class EncodedImage:
     """An image as it was read, how many pixels it says that it has, and the rows that ask about
     it.
     """
@@ -119,10 +119,10 @@ def infer(
     settings: SegmentSettings,
     segmenter: SegmenterLike,
     batch_rows: int,
-    turn: Turn | None = None,
+    turn: ModelLock | None = None,
     since: float | None = None,
     earlier: Mapping[str, Earlier] = MappingProxyType({}),
-) -> Answers:
+) -> ShardResult:
     """Answer every row, by a mask or by a reject. Images are decoded while another shard still has
     its `turn` with the model.
 
@@ -132,13 +132,13 @@ def infer(
     if it is free.
     """
     wanted = time.perf_counter() if since is None else since
-    answers = Answers()
+    answers = ShardResult()
     sound = [row for row in rows if not _reject_unsound(row, shard, segmenter, answers)]
     pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
     try:
         pictures = _pictures(sound, shard, settings, answers, pool, earlier)
         asking = _Asking(pictures, segmenter, answers, batch_rows)
-        with (turn or Turn()).taken(wanted) as idle:
+        with (turn or ModelLock()).taken(wanted) as idle:
             began = time.perf_counter()
             asking.ask_all()
             answers.infer_seconds = time.perf_counter() - began - asking.waited
@@ -150,7 +150,7 @@ def infer(
     return answers
 
 
-def _reject_unsound(row: Row, shard: Shard, segmenter: SegmenterLike, answers: Answers) -> bool:
+def _reject_unsound(row: Row, shard: Shard, segmenter: SegmenterLike, answers: ShardResult) -> bool:
     """Whether the row can be rejected before its image is touched; if so it is."""
     found = _unsound(row, shard, segmenter)
     if found is not None:
@@ -161,8 +161,11 @@ def _reject_unsound(row: Row, shard: Shard, segmenter: SegmenterLike, answers: A
 def _unsound(row: Row, shard: Shard, segmenter: SegmenterLike) -> tuple[RejectCode, str] | None:
     if row.row in shard.duplicates:
         return RejectCode.DUPLICATE_ROW_ID, f"row_id = {row.row_id!r} stands in an earlier row"
-    if row.garbled:
-        return RejectCode.INVALID_TEXT, f"{', '.join(row.garbled)}: holds bytes that are no UTF-8"
+    if row.invalid_utf8:
+        return (
+            RejectCode.INVALID_TEXT,
+            f"{', '.join(row.invalid_utf8)}: holds bytes that are no UTF-8",
+        )
     if row.mode not in (None, "", "one"):
         return RejectCode.UNSUPPORTED_MODE, f'mode = {row.mode!r}: only "one" is supported'
     if row.query is None or not row.query.strip():
@@ -190,10 +193,10 @@ def _pictures(
     rows: Sequence[Row],
     shard: Shard,
     settings: SegmentSettings,
-    answers: Answers,
+    answers: ShardResult,
     pool: ThreadPoolExecutor,
     earlier: Mapping[str, Earlier],
-) -> Iterator[Picture]:
+) -> Iterator[DecodedImage]:
     """Distinct images in order of their first row, read and decoded in threads a little ahead of
     their use.
     """
@@ -206,7 +209,7 @@ def _pictures(
         )
         groups.setdefault(key, []).append(row)
 
-    def read(group: list[Row]) -> list[_Encoded | Mask | Reject]:
+    def read(group: list[Row]) -> list[EncodedImage | Mask | Reject]:
         try:
             data = bytes_of(group[0], shard, settings)
         except Exception as error:
@@ -223,16 +226,16 @@ def _pictures(
         return [
             *copied,
             *(
-                [_Encoded(image_id=image_id, data=data, n_pixels=pixels_of(data), rows=rest)]
+                [EncodedImage(image_id=image_id, data=data, n_pixels=pixels_of(data), rows=rest)]
                 if rest
                 else []
             ),
         ]
 
-    def decoded(image: _Encoded) -> list[Picture | Mask | Reject]:
+    def decoded(image: EncodedImage) -> list[DecodedImage | Mask | Reject]:
         try:
             return [
-                Picture(
+                DecodedImage(
                     image_id=image.image_id, pixels=decode(image.data, settings), rows=image.rows
                 )
             ]
@@ -263,7 +266,7 @@ def _rejects(error: Exception, rows: Sequence[Row]) -> list[Reject]:
     return [Reject(row=row, code=code, detail=detail) for row in rows]
 
 
-def _noting(answers: Answers, found: Iterable[list[Still | Mask | Reject]]) -> Iterator[Still]:
+def _noting(answers: ShardResult, found: Iterable[list[Still | Mask | Reject]]) -> Iterator[Still]:
     """What is still to be worked on. Masks, which are copied, and rejects are answers."""
     for each in chain.from_iterable(found):
         if isinstance(each, Mask):
@@ -297,9 +300,9 @@ class _Asking:
 
     def __init__(
         self,
-        pictures: Iterator[Picture],
+        pictures: Iterator[DecodedImage],
         segmenter: SegmenterLike,
-        answers: Answers,
+        answers: ShardResult,
         batch_rows: int,
     ) -> None:
         self._pictures, self._segmenter, self._answers, self._batch_rows = (
@@ -308,9 +311,11 @@ class _Asking:
             answers,
             batch_rows,
         )
-        self._waiting: deque[Picture] = deque()  # to be given to the model before what comes next
+        self._waiting: deque[DecodedImage] = (
+            deque()
+        )  # to be given to the model before what comes next
         self._unanswered: dict[
-            int, tuple[Picture, Row]
+            int, tuple[DecodedImage, Row]
         ] = {}  # given to the model; a row leaves when the model has answered it
         self._finishing: deque[tuple[Row, str, tuple[int, int], Future[Segmentation]]] = (
             deque()
@@ -361,7 +366,7 @@ class _Asking:
                     Mask(row=row, image_id=image_id, height=height, width=width, segmentation=found)
                 )
 
-    def _next_pictures(self) -> Iterator[Picture]:
+    def _next_pictures(self) -> Iterator[DecodedImage]:
         """Pictures as long as there is room for them and for the masks of their rows; what there is
         none for is left waiting. A single row has room where there is nothing else."""
         while (picture := self._next_picture()) is not None:
@@ -381,7 +386,7 @@ class _Asking:
         masks += [height * width for _, _, (height, width), _ in self._finishing]
         return sum(picture.pixels.nbytes for picture in pictures.values()) + sum(masks)
 
-    def _next_picture(self) -> Picture | None:
+    def _next_picture(self) -> DecodedImage | None:
         if self._waiting:
             return self._waiting.popleft()
         began = time.perf_counter()
@@ -393,7 +398,7 @@ class _Asking:
         finally:
             self.waited += time.perf_counter() - began
 
-    def _ask(self, pictures: Iterable[Picture], batch_rows: int) -> None:
+    def _ask(self, pictures: Iterable[DecodedImage], batch_rows: int) -> None:
         def asked() -> Iterator[tuple[NDArray[np.uint8], list[tuple[int, Query]]]]:
             for picture in pictures:
                 self._unanswered |= {row.row: (picture, row) for row in picture.rows}
@@ -410,7 +415,7 @@ class _Asking:
             self._finishing.append((row, picture.image_id, picture.pixels.shape[:2], future))
             self.collect(leave=MASKS_BEHIND)
 
-    def _ask_alone(self, picture: Picture, row: Row) -> None:
+    def _ask_alone(self, picture: DecodedImage, row: Row) -> None:
         try:
             self._ask([replace(picture, rows=(row,))], 1)
         except Exception as error:
@@ -426,10 +431,10 @@ class _Asking:
         self._answers.rejects.append(Reject(row=row, code=RejectCode.MODEL_ERROR, detail=detail))
 
 
-def _pictures_of(asked: Iterable[tuple[Picture, Row]]) -> list[Picture]:
+def _pictures_of(asked: Iterable[tuple[DecodedImage, Row]]) -> list[DecodedImage]:
     """The pictures again, each with those of its rows that are given."""
     rows: dict[str, list[Row]] = {}
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, DecodedImage] = {}
     for picture, row in asked:
         pictures[picture.image_id] = picture
         rows.setdefault(picture.image_id, []).append(row)

@@ -22,7 +22,7 @@ from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet
 
 BATCH_ROWS = 64  # rows read at once: their images are in memory together
 REELS = 4  # kept open: a worker reads for two shards at a time
-GARBLED = "\0garbled"  # no column has such a name
+INVALID_UTF8 = "\0garbled"  # no column has such a name
 
 
 class DamagedInputError(RuntimeError):
@@ -36,8 +36,8 @@ class InputChangedError(RuntimeError):
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One input row. `row` is its position in the shard. `image_bytes` or `image_uri` or neither is
-    there. `carried` holds the values of the columns that are copied through. `garbled` names the
-    columns whose text is no UTF-8."""
+    there. `carried` holds the values of the columns that are copied through. `invalid_utf8` names
+    the columns whose text is no UTF-8."""
 
     row: int
     row_id: str
@@ -47,7 +47,7 @@ class Row:
     spatial_refs: tuple[tuple[float | None, ...] | None, ...]
     mode: str | None
     carried: dict[str, Any]
-    garbled: tuple[str, ...] = ()
+    invalid_utf8: tuple[str, ...] = ()
 
 
 def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Schema]:
@@ -150,8 +150,8 @@ def _reel(store: Store, shard: Shard, settings: SegmentSettings, part: RowRange)
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Rows as dicts. Where a text is no UTF-8, the bad bytes are replaced and `GARBLED` names the
-    column.
+    """Rows as dicts. Where a text is no UTF-8, the bad bytes are replaced and `INVALID_UTF8` names
+    the column.
     """
     try:
         yield from batch.to_pylist()
@@ -173,14 +173,14 @@ def values_of(column: pa.Array) -> list[Any]:
 
 def _mended(row: pa.RecordBatch) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    garbled: list[str] = []
+    invalid_utf8: list[str] = []
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
             values[name] = column[0].as_py()
         except UnicodeDecodeError:
-            garbled.append(name)
+            invalid_utf8.append(name)
             values[name] = _replaced(column)
-    return values | {GARBLED: tuple(garbled)}
+    return values | {INVALID_UTF8: tuple(invalid_utf8)}
 
 
 def _replaced(column: pa.Array) -> Any:
@@ -218,7 +218,7 @@ def _row(position: int, values: dict[str, Any], shard: Shard, settings: SegmentS
         spatial_refs=refs,
         mode=mode,
         carried={name: values.get(name) for name in settings.carry},
-        garbled=values.get(GARBLED, ()),
+        invalid_utf8=values.get(INVALID_UTF8, ()),
     )
 
 

@@ -15,13 +15,13 @@ from wordmask.schemas.redaction import redacted
 from wordmask.schemas.rejects import REJECTS
 from wordmask.schemas.runs import Part, Shard, part_path
 from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.infer.stage import Answers, Mask, Reject
+from wordmask.tasks.infer.stage import Mask, Reject, ShardResult
 from wordmask.tasks.output.reuse import row_key
 from wordmask.tasks.storage import Store, sha256
 
 
 def write_parts(
-    answers: Answers,
+    answers: ShardResult,
     shard: Shard,
     settings: SegmentSettings,
     input_schema: pa.Schema,

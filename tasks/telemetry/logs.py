@@ -59,7 +59,7 @@ def is_asked(name: str) -> bool:
 
 
 @contextmanager
-def about(**what: str) -> Iterator[None]:
+def log_context(**what: str) -> Iterator[None]:
     """Records made within, of any library, say what they are about: run_id, shard_id."""
     token = _about.set(
         MappingProxyType({**_about.get(), **{name: value for name, value in what.items() if value}})
@@ -71,7 +71,7 @@ def about(**what: str) -> Iterator[None]:
 
 
 @contextmanager
-def discreet(queries: Iterable[str | None] | None = None) -> Iterator[None]:
+def redacted_errors(queries: Iterable[str | None] | None = None) -> Iterator[None]:
     """Errors that leave it quote no credentials, and nothing of rows with these queries: Dask,
     Prefect and the terminal print them.
     """

@@ -63,7 +63,7 @@ def span(
     otherwise the span that it is within.
 
     Of an error that leaves it, it keeps the kind alone: what errors say is only later made fit to
-    be told (`tasks.logs.discreet`).
+    be told (`tasks.logs.redacted_errors`).
     """
     context = propagate.extract(parent) if parent else None
     tracer = trace.get_tracer("wordmask")

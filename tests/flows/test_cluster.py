@@ -37,7 +37,7 @@ from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.output.catalog import status
 from wordmask.tasks.plan import make_plan
 from wordmask.tasks.shard import process_shard
-from wordmask.tasks.worker import BrokenDeviceError, UnfitWorkerError, resident_segmenter
+from wordmask.tasks.worker import BrokenDeviceError, UnhealthyWorkerError, resident_segmenter
 
 FAKE = "tests.support.fakes:FakeSegmenter"
 
@@ -340,7 +340,7 @@ def test_a_cluster_that_stays_without_workers_ends_the_run_rather_than_hangs_it(
 
 def breaking(
     monkeypatch: pytest.MonkeyPatch,
-    error: type[UnfitWorkerError],
+    error: type[UnhealthyWorkerError],
     unfit: Sequence[str],
     at: Sequence[Shard] = (),
 ) -> None:
@@ -379,7 +379,7 @@ def test_a_cluster_without_a_fit_worker_ends_the_run(
 ) -> None:
     asked, plan = nine_shards
     (unfit,) = [worker.address for worker in standing.workers.values()]
-    breaking(monkeypatch, UnfitWorkerError, [unfit])
+    breaking(monkeypatch, UnhealthyWorkerError, [unfit])
     with (
         pytest.raises(
             ClusterError,
@@ -409,7 +409,7 @@ def test_what_waits_for_fit_workers_that_went_away_is_given_to_those_that_came(
 ) -> None:
     asked, plan = nine_shards
     breaking(
-        monkeypatch, UnfitWorkerError, [worker.address for worker in standing.workers.values()]
+        monkeypatch, UnhealthyWorkerError, [worker.address for worker in standing.workers.values()]
     )
     monkeypatch.setattr(in_flight, "LOOK_EVERY", 0.1)
     standing.scale(2)

@@ -17,15 +17,15 @@ from wordmask.schemas.settings import ModelSettings, SegmentSettings
 from wordmask.tasks import worker
 from wordmask.tasks.worker import (
     BrokenDeviceError,
+    ModelLock,
     NoModelError,
     ResidentModel,
-    Turn,
-    UnfitWorkerError,
-    fitness,
+    UnhealthyWorkerError,
     load_segmenter,
     own_device,
     resident_name,
     resident_segmenter,
+    translate_device_errors,
 )
 
 FACTORY = f"{__name__}:Family.make"
@@ -144,15 +144,15 @@ def test_a_model_that_could_not_be_loaded_says_why_to_the_shard() -> None:
 
 def test_an_unfit_worker_says_which_it_is() -> None:
     for error, kind in (
-        (NoModelError("none"), UnfitWorkerError),
+        (NoModelError("none"), UnhealthyWorkerError),
         (torch.AcceleratorError("device lost"), BrokenDeviceError),
     ):
-        with pytest.raises(kind) as caught, fitness():
+        with pytest.raises(kind) as caught, translate_device_errors():
             raise error
         told = pickle.loads(pickle.dumps(caught.value))
         assert (type(told), told.address) == (kind, platform.node())
         assert str(told).startswith(f"worker {platform.node()}: ")
-    with pytest.raises(MemoryError), fitness():
+    with pytest.raises(MemoryError), translate_device_errors():
         raise MemoryError
 
 
@@ -180,7 +180,7 @@ def test_each_worker_takes_the_gpu_of_its_number(
 
 
 def test_one_shard_at_a_time_has_the_model_and_idle_is_what_lies_between() -> None:
-    turn = Turn()
+    turn = ModelLock()
     inside, most = 0, 0
     idle: list[float] = []
 

@@ -75,11 +75,11 @@ def test_errors_lose_credentials_and_queries_with_those_that_led_to_them(
         pytest.raises(
             OSError, match=r"^\[Errno 5\] \*\*\* failed: 's3://\*\*\*@lake/x'$"
         ) as caught,
-        logs.discreet(["the red\ncircle"]),
+        logs.redacted_errors(["the red\ncircle"]),
     ):
         raise OSError(5, "open-sesame failed", "s3://a:b@lake/x") from cause
     assert str(caught.value.__cause__) == "('***', b'bytes stay an argument')"
-    with pytest.raises(OSError, match=r"^no space left$"), logs.discreet():
+    with pytest.raises(OSError, match=r"^no space left$"), logs.redacted_errors():
         raise OSError("no space left")
 
 
@@ -148,7 +148,7 @@ def test_records_of_any_library_hold_no_credentials() -> None:
         logs.set_up()
         botocore = logging.getLogger("botocore")
         botocore.error("cannot reach %s with %s", "http://me:you@host/", "open-sesame")
-        with logs.about(run_id="r"):
+        with logs.log_context(run_id="r"):
             try:
                 raise OSError("https://host/x?sig=sesame")
             except OSError:
