@@ -1,5 +1,7 @@
-"""What a run is told. Frozen, checked when made; what changes the masks is hashed into every
-shard's identity.
+"""Settings of runs: frozen, checked when made, and the one place where an option is declared.
+
+The command line (`wordmask.flows.cli.options`), the flow's parameters, schedules and
+docs/options.md are made from these classes.
 """
 
 from __future__ import annotations
@@ -7,15 +9,34 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wordmask.schemas.redaction import redacted
 
-PILLOW_PIXELS = (
-    178_956_970  # twice Pillow's MAX_IMAGE_PIXELS: it refuses larger images whatever is set here
-)
+# Pillow refuses more than twice its MAX_IMAGE_PIXELS, whatever is set here.
+PILLOW_PIXELS = 178_956_970
+
+# Variables of the environment. Workers that a run starts inherit them.
+LOG_JSON = "WORDMASK_LOG_JSON"
+LOG_QUERIES = "WORDMASK_LOG_QUERIES"
+METRICS_DIR = "WORDMASK_METRICS_DIR"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line shows a field, where that does not follow from the field itself."""
+
+    name: str | None = None  # "--image-column"; from the field's name unless given
+    metavar: str | None = None
+    envvar: str | None = None
+    offered: bool = True
+
+
+# For a field that only code and a flow's parameters set.
+NO_FLAG = Flag(offered=False)
 
 
 class Frozen(BaseModel):
@@ -29,68 +50,66 @@ class Frozen(BaseModel):
 class Columns(Frozen):
     """Names of the input's columns. Only `image` and `query` must exist."""
 
-    image: str = Field("image", description="struct<bytes, path>, binary, or a URI string")
-    query: str = Field("query", description="the referring expression")
-    row_id: str = Field(
-        "row_id",
-        description=(
-            "unique id, string or integer; derived from place and content if absent or null"
-        ),
+    image: Annotated[str, Flag("--image-column")] = Field(
+        "image", description="Column of images: struct<bytes, path>, binary, or URI string."
     )
-    spatial_refs: str = Field(
+    query: Annotated[str, Flag("--query-column")] = Field(
+        "query", description="Column of expressions."
+    )
+    row_id: Annotated[str, Flag("--row-id-column")] = Field(
+        "row_id", description="Column of unique row ids, if there is one."
+    )
+    spatial_refs: Annotated[str, NO_FLAG] = Field(
         "spatial_refs",
-        description="list of points (x, y) and boxes (x_min, y_min, x_max, y_max), unit of image",
+        description="Column of lists of points (x, y) and boxes (x_min, y_min, x_max, y_max) in"
+        " 0..1 of the image.",
     )
-    mode: str = Field("mode", description='"one" or null')
+    mode: Annotated[str, NO_FLAG] = Field("mode", description='Column of "one" or null.')
 
 
 class SegmentSettings(Frozen):
-    """What decides which masks come out."""
+    """Settings that decide which masks come out."""
 
-    columns: Columns = Columns()
-    carry: tuple[str, ...] = Field(
-        (), description="further input columns to copy into the masks table"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Number format of the model."
     )
     refiner_iterations: int | None = Field(
         None,
         ge=0,
         le=100,
-        description="refinement steps; 0 keeps the coarse mask, None the model's own",
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="number format of the model"
-    )
-    grammar: bool = Field(
-        True,
-        description="decode well-formed paths only; false is the published engine's free decoding",
+        description="Refinement steps; 0 keeps the coarse mask. Default: the model's own.",
     )
     early_stop: bool = Field(
-        True, description="leave off refining a mask that has settled; false takes every step"
+        True, description="Leave off refining masks that have settled, or take every step."
+    )
+    grammar: bool = Field(
+        True, description="Decode well-formed paths only, or freely as published."
     )
     deterministic: bool = Field(
         False,
-        description="a row's mask does not depend on its neighbours, to the last digit; slower",
+        description="A row's mask depends on that row alone, to the last digit, whatever is beside"
+        " it. Slower.",
     )
     path_style: Literal["exact", "smooth"] = Field(
-        "exact", description="outlines of masks: pixel for pixel, or curves"
+        "exact",
+        description="Outlines of masks: pixel for pixel, or curves (needs"
+        " `pip install 'wordmask[smooth]'`).",
+    )
+    columns: Columns = Columns()
+    carry: tuple[str, ...] = Field(
+        (), description="Further input column to copy into the masks. May be given again."
     )
     max_image_pixels: int = Field(
-        100_000_000,
-        ge=1,
-        le=PILLOW_PIXELS,
-        description="larger images are rejected before they are decoded",
+        100_000_000, ge=1, le=PILLOW_PIXELS, description="Larger images are rejected."
     )
-    max_image_bytes: int = Field(
-        100_000_000, ge=1, description="larger encoded images are rejected"
-    )
+    max_image_bytes: int = Field(100_000_000, ge=1, description="Larger image files are rejected.")
     allow_https: bool = Field(
-        False, description="fetch https:// images, of public servers; http:// never is"
+        False, description="Fetch images from https:// URIs, of public servers."
     )
-    allow_roots: tuple[str, ...] = Field(
+    allow_roots: Annotated[tuple[str, ...], Flag("--allow-root")] = Field(
         (),
-        description=(
-            "folders and URIs below which images may lie, besides the input's own folder or bucket"
-        ),
+        description="Folder or URI below which images may lie, besides the input's own. May be"
+        " given again.",
     )
 
     @field_validator("allow_roots")
@@ -107,9 +126,7 @@ class SegmentSettings(Frozen):
 
     @property
     def method(self) -> dict[str, Any]:
-        """What a model is told of how to segment: of the settings all that the answer to a row
-        depends on.
-        """
+        """Return the settings of the segmenter: the answer to a row depends on no others."""
         return self.model_dump(
             include={
                 "dtype",
@@ -123,21 +140,25 @@ class SegmentSettings(Frozen):
 
     @property
     def settings_hash(self) -> str:
-        """16 hex digits of everything that can change a row of the output."""
+        """Return 16 hex digits of everything that can change a row of the output."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 class ModelSettings(Frozen):
-    """Which model, where. The revision that a run found goes into its shards' identity."""
+    """The model and where it runs. The revision found is part of the shards' identity."""
 
-    model: str = Field("demo", description="demo, a local folder, or a hub repository")
-    refiner: str | None = Field(
-        None, description="where the refiner's weights are, if not with the model's"
+    model: str = Field(
+        "demo",
+        description="demo, a local folder, or a hub repository such as"
+        " moondream/moondream3-preview.",
     )
-    revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
+    refiner: str | None = Field(
+        None, description="Where the refiner's weights are, if not with the model's."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub repository.")
     device: str | None = Field(
-        None, description="cpu, cuda or cuda:N; None takes a GPU if there is one"
+        None, description="cpu, cuda or cuda:N. Default: a GPU if there is one."
     )
 
 
@@ -150,58 +171,112 @@ def _without_credentials(uri: str) -> str:
     return uri
 
 
+class BudgetSettings(Frozen):
+    """The time or money that a run may take, as the command line has it."""
+
+    budget: Annotated[str | None, Flag(metavar="2h|$40")] = Field(
+        None, description="Begin no shard that would not end within it."
+    )
+    price_per_hour: float | None = Field(
+        None, ge=0.0001, description="What all workers together cost an hour, in dollars."
+    )
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the budget in seconds, None without one. Raises ValueError as below."""
+        if self.budget is None:
+            return None
+        return seconds_of_budget(self.budget, self.price_per_hour)
+
+
 def seconds_of_budget(text: str, price_per_hour: float | None) -> float:
-    """Seconds of a budget such as "90s", "30m", "2h" or, at a price, "$40". Raises ValueError."""
+    """Return the seconds of a budget such as "90s", "30m", "2h" or, at a price, "$40".
+
+    Raises:
+        ValueError: the text is no budget, or names money where there is no price.
+    """
     found = re.fullmatch(r"(\$?)\s*(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if found is None or bool(found[1]) == bool(found[3]) or float(found[2]) == 0:
-        raise ValueError(f"--budget {text}: must be a time such as 30m or 2h, or money such as $40")
-    if not found[1]:
-        return float(found[2]) * {"s": 1, "m": 60, "h": 3600}[found[3]]
+    if found is None:
+        raise _not_a_budget(text)
+    dollar, digits, unit = found.groups()
+    amount = float(digits)
+    is_money = bool(dollar)
+    if is_money == bool(unit) or amount == 0:
+        raise _not_a_budget(text)
+    if not is_money:
+        return amount * {"s": 1, "m": 60, "h": 3600}[unit]
     if price_per_hour is None:
         raise ValueError(f"--budget {text}: needs --price-per-hour, what all workers together cost")
-    return float(found[2]) / price_per_hour * 3600
+    return amount / price_per_hour * 3600
+
+
+def _not_a_budget(text: str) -> ValueError:
+    return ValueError(f"--budget {text}: must be a time such as 30m or 2h, or money such as $40")
+
+
+class TelemetrySettings(Frozen):
+    """Logs and metrics of this process and of the workers that it starts."""
+
+    log_json: Annotated[bool, Flag(envvar=LOG_JSON)] = Field(
+        False, description="Log to the error stream, a JSON document a line."
+    )
+    log_queries: Annotated[bool, Flag(envvar=LOG_QUERIES)] = Field(
+        False, description="Let logs and errors quote the rows' expressions."
+    )
+    metrics_dir: Annotated[str | None, Flag(envvar=METRICS_DIR)] = Field(
+        None, description="Folder for each worker's metrics, as Prometheus text files."
+    )
+
+    def environ(self) -> dict[str, str]:
+        """Return the variables by which worker processes inherit these settings."""
+        return {
+            LOG_JSON: "1" if self.log_json else "",
+            LOG_QUERIES: "1" if self.log_queries else "",
+            METRICS_DIR: self.metrics_dir or "",
+        }
 
 
 class RunSettings(Frozen):
     """One run over one table."""
 
-    input: str = Field(min_length=1, description="Parquet file, folder, glob, or URI of one")
-    output: str = Field(
-        min_length=1,
-        description="folder or URI that masks, rejects, receipts and run summaries go to",
+    input: str = Field(
+        min_length=1, description="Parquet file, folder, glob, or URI of one (s3://...)."
     )
-    segment: SegmentSettings = SegmentSettings()
+    output: str = Field(
+        min_length=1, description="Folder or URI for masks, rejects, receipts and runs."
+    )
     model: ModelSettings = ModelSettings()
-    shard_rows: int = Field(256, ge=1, le=1_000_000, description="most rows of a shard")
+    segment: SegmentSettings = SegmentSettings()
+    shard_rows: int = Field(256, ge=1, le=1_000_000, description="Most rows of a shard.")
     shard_bytes: int = Field(
         256_000_000,
         ge=1,
-        description="most bytes of a shard, compressed; a worker holds two shards",
+        description="Most bytes of a shard's rows in the table, compressed. A worker holds two"
+        " shards.",
     )
-    batch_rows: int = Field(64, ge=1, le=4096, description="most queries decoded together")
+    batch_rows: int = Field(64, ge=1, le=4096, description="Most queries decoded together.")
     workers: int | None = Field(
-        None, ge=1, le=1024, description="worker processes; None: one per GPU, else one per core"
+        None,
+        ge=1,
+        le=1024,
+        description="Worker processes. Default: one per GPU, else one per core.",
     )
-    scheduler: str | None = Field(
-        None, description="address of a standing Dask scheduler, tcp://host:port or tls://host:port"
-    )
-    budget_seconds: float | None = Field(
-        None, gt=0, description="begin no shard after so long; what is left is for the next run"
-    )
-    wait: bool = Field(
-        False, description="wait for another run on this output to end, instead of leaving off"
+    scheduler: Annotated[str | None, Flag(metavar="tcp://HOST:PORT")] = Field(
+        None, description="Use a standing Dask cluster."
     )
     retries: int = Field(
         3,
         ge=0,
         le=100,
-        description=(
-            "how often a shard whose worker died is tried again; 0: rows that kill are not"
-            " looked for"
-        ),
+        description="How often a shard is tried again whose worker died. 0: rows that kill are not"
+        " looked for.",
     )
+    budget_seconds: Annotated[float | None, NO_FLAG] = Field(
+        None, gt=0, description="Begin no shard after so many seconds; --budget in `wordmask run`."
+    )
+    wait: bool = Field(False, description="Wait for another run on this output to end.")
 
     @field_validator("input", "output")
     @classmethod
-    def _places_without_credentials(cls, uri: str) -> str:
+    def _uris_without_credentials(cls, uri: str) -> str:
         return _without_credentials(uri)

@@ -1,0 +1,230 @@
+"""Options of the command line, made from the settings classes in which they are declared.
+
+A command takes settings objects as parameters:
+
+    @settings_options
+    def run(settings: RunSettings, json: Json = False) -> None: ...
+
+Each field of the class becomes a flag of the command: its name, type, range, choices and default
+are the field's, and its help is the field's description. A field without a default becomes a
+positional argument. Fields that are settings classes themselves contribute their own fields.
+`Flag` in a field's annotation gives what does not follow from the field.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich.markup import escape
+
+from wordmask.schemas.settings import Flag
+
+R = TypeVar("R")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")
+]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Choice among the fields of a settings class: `Annotated[RunSettings, Fields(...)]`.
+
+    Args:
+        only: names of options; none means all.
+        without: names of options that the command does not have.
+        help: texts that replace the fields' descriptions in this command.
+        hidden: the command accepts the options and does not list them.
+    """
+
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    help: Mapping[str, str] = field(default_factory=dict)
+    hidden: bool = False
+
+    def choose(self, options: Iterator[SettingOption]) -> Iterator[SettingOption]:
+        for option in options:
+            if option.name in self.without or (self.only and option.name not in self.only):
+                continue
+            text = self.help.get(option.name, option.help)
+            yield replace(option, help=text, hidden=self.hidden)
+
+
+@dataclass(frozen=True)
+class SettingOption:
+    """One option of the command line, made from one field.
+
+    `path` leads to the field from the settings class of the command: ("segment", "dtype").
+    """
+
+    path: tuple[str, ...]
+    info: FieldInfo
+    flag: Flag
+    help: str
+    hidden: bool = False
+
+    @property
+    def flag_name(self) -> str:
+        return self.flag.name or "--" + self.path[-1].replace("_", "-")
+
+    @property
+    def name(self) -> str:
+        """Return the name of the parameter, which no two options of a command share."""
+        return self.flag_name.removeprefix("--").replace("-", "_")
+
+    @property
+    def default(self) -> Any:
+        """Return the field's default; of tuples None, which help does not show."""
+        value = self.info.get_default(call_default_factory=True)
+        return None if value == () else value
+
+    @property
+    def declarations(self) -> tuple[str, ...]:
+        """Return the flag's names: a switch that is on by default has one for off, too."""
+        if self.default is True:
+            return (f"{self.flag_name}/--no-{self.name.replace('_', '-')}",)
+        return (self.flag_name,)
+
+    @property
+    def type(self) -> Any:
+        """Return the type in typer's terms: a tuple of any length is a list there."""
+        annotation = self.info.annotation
+        if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
+            return list[get_args(annotation)[0]] | None  # type: ignore[misc]  # computed type
+        return annotation
+
+    def parameter_info(self) -> Any:
+        """Return what typer is to know of the option beside its type and default."""
+        limits = {"min": self._limit("ge"), "max": self._limit("le")}
+        help = escape(self.help)
+        if self.info.is_required():
+            metavar = self.flag.metavar or self.name.upper()
+            return typer.Argument(metavar=metavar, help=help, show_default=False, **limits)
+        return typer.Option(
+            *self.declarations,
+            metavar=self.flag.metavar,
+            envvar=self.flag.envvar,
+            help=help,
+            hidden=self.hidden,
+            **limits,
+        )
+
+    def parameter(self) -> inspect.Parameter:
+        """Return the parameter that typer finds in the command's signature."""
+        default = inspect.Parameter.empty if self.info.is_required() else self.default
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[self.type, self.parameter_info()],
+        )
+
+    def _limit(self, name: str) -> Any:
+        return next((getattr(m, name) for m in self.info.metadata if hasattr(m, name)), None)
+
+
+def options_of(settings: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[SettingOption]:
+    """Yield the options of a settings class in the order of its fields."""
+    for name, info in settings.model_fields.items():
+        nested = _settings_class(info.annotation)
+        if nested is not None:
+            yield from options_of(nested, (*path, name))
+            continue
+        flag = next((each for each in info.metadata if isinstance(each, Flag)), Flag())
+        if flag.offered:
+            yield SettingOption((*path, name), info, flag, info.description or "")
+
+
+def option_of(settings: type[BaseModel], name: str) -> Any:
+    """Return one option, for a command that takes no other of the class.
+
+    For use in an annotation: `Annotated[str, option_of(RunSettings, "output")]`.
+    """
+    (option,) = Fields(only=(name,)).choose(options_of(settings))
+    return option.parameter_info()
+
+
+def build(
+    settings: type[BaseModel], values: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()
+) -> BaseModel:
+    """Make a settings object of values by the paths of their fields.
+
+    Raises:
+        pydantic.ValidationError: a value does not fit its field.
+    """
+    arguments: dict[str, Any] = {}
+    for name, info in settings.model_fields.items():
+        here = (*path, name)
+        nested = _settings_class(info.annotation)
+        if nested is not None:
+            arguments[name] = build(nested, values, here)
+        elif here in values:
+            arguments[name] = values[here]
+    return settings.model_validate(arguments)
+
+
+def settings_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the options of the settings classes among its parameters."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, _OptionGroup] = {}
+    for parameter in signature.parameters.values():
+        group = _OptionGroup.of(parameter.annotation)
+        if group is None:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        else:
+            groups[parameter.name] = group
+            parameters += [option.parameter() for option in group.options]
+
+    @functools.wraps(command)
+    def with_options(**values: Any) -> R:
+        built = {name: group.take(values) for name, group in groups.items()}
+        return command(**values, **built)
+
+    # Typer reads the signature; functools.wraps has copied that of the command.
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_options
+
+
+@dataclass(frozen=True)
+class _OptionGroup:
+    """The options of one parameter of a command."""
+
+    settings: type[BaseModel]
+    options: tuple[SettingOption, ...]
+
+    @classmethod
+    def of(cls, annotation: Any) -> _OptionGroup | None:
+        """Return the group of a parameter whose annotation is a settings class, else None."""
+        fields = Fields()
+        if get_origin(annotation) is Annotated:
+            annotation, *metadata = get_args(annotation)
+            fields = next((each for each in metadata if isinstance(each, Fields)), fields)
+        settings = _settings_class(annotation)
+        if settings is None:
+            return None
+        return cls(settings, tuple(fields.choose(options_of(settings))))
+
+    def take(self, values: dict[str, Any]) -> BaseModel:
+        """Take the group's values out of all values of a command, and make the settings of them."""
+        by_path: dict[tuple[str, ...], Any] = {}
+        for option in self.options:
+            value = values.pop(option.name)
+            if value is not None:
+                by_path[option.path] = value
+        return build(self.settings, by_path)
+
+
+def _settings_class(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
