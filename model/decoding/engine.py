@@ -26,7 +26,7 @@ from wordmask.model.decoding.path_grammar import START, FreeDecoding, PathGramma
 from wordmask.model.decoding.prompt import Prompt, embed_prompts
 from wordmask.model.decoding.sampler import Sampling
 from wordmask.model.nn.config import BOX_TOKENS, TokenConfig
-from wordmask.model.nn.kv_cache import KVCache, SharedPrefix, power_of_two
+from wordmask.model.nn.kv_cache import KVCache, SharedPrefix, next_power_of_two
 from wordmask.model.nn.moondream import Moondream
 from wordmask.model.nn.region import coord_value, size_value
 from wordmask.model.nn.text import causal_mask
@@ -161,7 +161,7 @@ class Engine:
 
     def slots_for(self, rows: int) -> int:
         """How many slots a batch of so many rows has."""
-        return whole_blocks(power_of_two(rows), self.device)
+        return whole_blocks(next_power_of_two(rows), self.device)
 
     def slots_of(self, query: _Query) -> int:
         """Length of the slot that a query needs."""
@@ -297,7 +297,7 @@ class _Queue:
             part = images[start : start + at_once]
             cache = prefill_prefix(model, tokens, torch.stack([image_PD for image_PD, _ in part]))
             for index, (_, prompts) in enumerate(part):
-                one = _Image(cache.span(index, index + 1), left=len(prompts))
+                one = _Image(cache.slice_rows(index, index + 1), left=len(prompts))
                 self._ready += [_Query(tag, prompt, one) for tag, prompt in prompts]
 
 
@@ -358,7 +358,7 @@ class _Images:
     def cache(self) -> KVCache:
         """Of every place up to the last that was ever in use."""
         assert self._cache is not None
-        return self._cache.span(0, len(self._held))
+        return self._cache.slice_rows(0, len(self._held))
 
     def hold(self, image: _Image) -> None:
         """Give an image its place, unless it has one."""
@@ -382,18 +382,18 @@ class _Images:
         places = max(place + 1, self._at_least)
         self._held += [None] * (places - len(self._held))
         if self._cache is None or place >= self._cache.k.shape[1]:
-            grown = image.grown(power_of_two(places))
+            grown = image.new_zeros(next_power_of_two(places))
             if self._cache is not None:
-                grown.adopt(slice(0, self._cache.k.shape[1]), self._cache)
+                grown.copy_rows(slice(0, self._cache.k.shape[1]), self._cache)
             self._cache = grown
-        self._cache.adopt(slice(place, place + 1), image)
+        self._cache.copy_rows(slice(place, place + 1), image)
 
     def close_up(self) -> None:
         """Leave no place empty, where half the places would do."""
         kept = [image for image in self._held if image]
-        if self._cache is None or not kept or power_of_two(len(kept)) > len(self._held) // 2:
+        if self._cache is None or not kept or next_power_of_two(len(kept)) > len(self._held) // 2:
             return
-        self._cache = self._cache.rows(
+        self._cache = self._cache.select(
             to_device(self._cache.k.device, [image.place for image in kept])
         )
         self._held = list(kept)
@@ -452,8 +452,10 @@ class Batch:
         self.prefix = None
         places = [self._place_of(query) for query in queries]
         distinct = list(dict.fromkeys(places))
-        images = self.images.cache.rows(to_device(self.device, distinct))
-        prefix = SharedPrefix.of(images, [distinct.index(place) for place in places], self.device)
+        images = self.images.cache.select(to_device(self.device, distinct))
+        prefix = SharedPrefix.build(
+            images, [distinct.index(place) for place in places], self.device
+        )
         cache, hidden_ND = prefill_prompts(
             self.engine.model, prefix, [query.prompt for query in queries]
         )
@@ -465,7 +467,7 @@ class Batch:
         self.cache.v.index_fill_(
             1, rows_N, 0.0
         )  # what masked slots hold is multiplied by 0, which mends no NaN of a row before
-        self.cache.adopt(rows_N, cache)
+        self.cache.copy_rows(rows_N, cache)
         self.lengths[rows_N] = to_device(self.device, [query.length for query in queries])
         for tensor, start in (
             (self.steps, 0),
@@ -566,14 +568,14 @@ class Batch:
             seen = min(seen, -(-longest // SEEN_STEP) * SEEN_STEP)
         own, fixed = self.lengths[:, None], self.engine.fixed_shapes
         if self.prefix is None:
-            self.prefix = SharedPrefix.of(
+            self.prefix = SharedPrefix.build(
                 self.images.cache,
                 [query and self._place_of(query) for query in self.queries],
                 self.device,
             )
         positions, mask = self.prefix.length + own, causal_mask(own, seen, 0)
         self.hidden = self.engine.model.text(
-            x_BD[:, None], positions, mask, self.cache, self.prefix, fixed_shapes=fixed
+            x_BD[:, None], positions, mask, self.cache, self.prefix, batch_invariant=fixed
         )[:, 0]
         self.lengths += ~self.done
         for query in self.queries:
@@ -632,7 +634,7 @@ class Batch:
             "ids",
         ):
             setattr(self, name, getattr(self, name)[kept])
-        self.cache, self.prefix = self.cache.rows(kept), None
+        self.cache, self.prefix = self.cache.select(kept), None
         self.images.close_up()
         self.queries = [*running, *[None] * (smaller - len(running))]
         for slot, query in enumerate(running):

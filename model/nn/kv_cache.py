@@ -1,8 +1,7 @@
-"""Keys and values of what was read so far: one static block per layer, written at each row's own
-position; and those of images, which all rows that ask about an image share.
+"""Keys and values of the positions that were read, per row, and of image prefixes that rows share.
 
-Shapes: L layers, B rows, T new positions of each, H heads, S slots, d head width, I images, G
-places for rows at an image, P slots of an image.
+Shapes: L layers, B rows, T new positions of each row, H heads, S positions a row has room for,
+d head width; of a shared prefix: E entries (images), P positions of an entry, G rows per entry.
 """
 
 from __future__ import annotations
@@ -18,133 +17,157 @@ from wordmask.model.runtime.devices import to_device
 
 @dataclass(frozen=True)
 class KVCache:
-    """`k` and `v` are (L, B, H, S, d). A slot is a position of the row's sequence."""
+    """Keys `k` and values `v`, each (L, B, H, S, d): one static block, written in place.
+
+    Index s of a row holds the row's position s. S is the cache's `max_len`.
+    """
 
     k: Tensor
     v: Tensor
 
     @classmethod
-    def empty(
+    def zeros(
         cls,
         *,
         layers: int,
         rows: int,
         heads: int,
-        slots: int,
+        max_len: int,
         head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> KVCache:
-        shape = (layers, rows, heads, slots, head_dim)
-        return cls(
-            torch.zeros(shape, device=device, dtype=dtype),
-            torch.zeros(shape, device=device, dtype=dtype),
-        )
+        """Return a cache of zeros with room for `max_len` positions of each row."""
+        shape = (layers, rows, heads, max_len, head_dim)
+        k = torch.zeros(shape, device=device, dtype=dtype)
+        v = torch.zeros(shape, device=device, dtype=dtype)
+        return cls(k, v)
 
-    def places(self, positions_BT: Tensor) -> Tensor:
-        """Where the keys of these positions stand in a layer's block, as flat indices (B * H * T),
-        the same for every layer.
+    @property
+    def max_len(self) -> int:
+        """Positions that a row has room for."""
+        return self.k.shape[3]
+
+    def flat_indices(self, positions_BT: Tensor) -> Tensor:
+        """Return where positions lie in a layer's block of (B * H * S, d), as (B * H * T) indices.
+
+        They are the same for every layer, so a pass computes them once.
         """
-        _, rows, heads, slots, _ = self.k.shape
-        first_BH = torch.arange(rows * heads, device=self.k.device).view(rows, heads) * slots
+        _, rows, heads, max_len, _ = self.k.shape
+        first_BH = torch.arange(rows * heads, device=self.k.device).view(rows, heads) * max_len
         return (first_BH[:, :, None] + positions_BT[:, None]).flatten()
 
     def extend(
-        self, layer: int, places: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, slots: int
+        self, layer: int, flat_indices: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, length: int
     ) -> tuple[Tensor, Tensor]:
-        """Store keys and values at `places`, in place; the layer's first `slots` keys and values,
-        each (B, H, slots, d).
+        """Store new keys and values of a layer in place, and return its first `length` positions.
+
+        Args:
+            layer: index of the layer.
+            flat_indices: where to store them, from `flat_indices`.
+            k_BHTd: keys of the new positions.
+            v_BHTd: values of the new positions.
+            length: how many positions of each row to return.
+
+        Returns:
+            Views of the keys and of the values, each (B, H, length, d).
         """
         for block, new in ((self.k[layer], k_BHTd), (self.v[layer], v_BHTd)):
-            block.view(-1, block.shape[-1]).index_copy_(0, places, new.flatten(0, 2))
-        return self.k[layer, :, :, :slots], self.v[layer, :, :, :slots]
+            block.view(-1, block.shape[-1]).index_copy_(0, flat_indices, new.flatten(0, 2))
+        return self.k[layer, :, :, :length], self.v[layer, :, :, :length]
 
-    def adopt(self, rows_B: Tensor | slice, other: KVCache) -> None:
-        """Let rows begin as copies of another cache's rows; the slots that the other does not have
-        stay as they are.
+    def copy_rows(self, rows_B: Tensor | slice, source: KVCache) -> None:
+        """Copy all rows of `source` into the rows `rows_B`, in place.
+
+        Positions beyond the source's `max_len` stay as they are.
         """
-        known = other.k.shape[3]
-        self.k[:, rows_B, :, :known] = other.k
-        self.v[:, rows_B, :, :known] = other.v
+        self.k[:, rows_B, :, : source.max_len] = source.k
+        self.v[:, rows_B, :, : source.max_len] = source.v
 
-    def grown(self, rows: int) -> KVCache:
-        """An empty cache like this one, with so many rows."""
+    def new_zeros(self, rows: int) -> KVCache:
+        """Return a cache of zeros like this one, with `rows` rows."""
         layers, _, *rest = self.k.shape
         return KVCache(self.k.new_zeros(layers, rows, *rest), self.v.new_zeros(layers, rows, *rest))
 
-    def span(self, start: int, stop: int) -> KVCache:
-        """Rows start..stop, as a view."""
+    def slice_rows(self, start: int, stop: int) -> KVCache:
+        """Return rows start..stop as a view."""
         return KVCache(self.k[:, start:stop], self.v[:, start:stop])
 
-    def rows(self, rows_B: Tensor) -> KVCache:
-        """The given rows only."""
+    def select(self, rows_B: Tensor) -> KVCache:
+        """Return a copy with the given rows only, in their order."""
         return KVCache(self.k[:, rows_B], self.v[:, rows_B])
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Images that rows go on from, each held once: `images` (L, I, H, P, d). Rows about the same
-    image are brought to its places, so that their queries meet its keys in one product: `row_at` (I
-    * G) is the row at each place, `place_of` (B) each row's place.
+    """Image prefixes that rows continue, each stored once: `entries` (L, E, H, P, d).
+
+    Rows with the same entry are grouped, so that their queries meet its keys in one product.
+    `grouped_rows` (E * G) is the row at each index of the grouped batch; `grouped_index` (B) is
+    the index of each row in it. Groups are filled up with row 0, whose results there are unused.
     """
 
-    images: KVCache
-    row_at: Tensor
-    place_of: Tensor
+    entries: KVCache
+    grouped_rows: Tensor
+    grouped_index: Tensor
 
     @classmethod
-    def of(
-        cls, images: KVCache, image_of: Sequence[int | None], device: torch.device
+    def build(
+        cls, entries: KVCache, entry_of_row: Sequence[int | None], device: torch.device
     ) -> SharedPrefix:
-        """`image_of[b]` is the image that row b goes on from; None if the row is not in use. The
-        number of places at an image is a power of two: few shapes occur."""
-        at: list[list[int]] = [[] for _ in range(images.k.shape[1])]
-        for row, image in enumerate(image_of):
-            if image is not None:
-                at[image].append(row)
-        most = power_of_two(max(map(len, at)))
-        place_of = [0] * len(image_of)
-        for image, rows in enumerate(at):
-            for place, row in enumerate(rows):
-                place_of[row] = image * most + place
-        row_at = [row for rows in at for row in [*rows, *[0] * (most - len(rows))]]
-        return cls(images, to_device(device, row_at), to_device(device, place_of))
+        """Group rows by the entry that each continues.
+
+        Args:
+            entries: keys and values of the prefixes, one row for each.
+            entry_of_row: index of the entry of each row, None for a row that is not in use.
+            device: where the index tensors are put.
+
+        The size of a group is a power of two, so that few shapes occur.
+        """
+        groups: list[list[int]] = [[] for _ in range(entries.k.shape[1])]
+        for row, entry in enumerate(entry_of_row):
+            if entry is not None:
+                groups[entry].append(row)
+        group_size = next_power_of_two(max(map(len, groups)))
+
+        grouped_rows: list[int] = []
+        grouped_index = [0] * len(entry_of_row)
+        for rows in groups:
+            for offset, row in enumerate(rows):
+                grouped_index[row] = len(grouped_rows) + offset
+            filler = [0] * (group_size - len(rows))
+            grouped_rows += rows + filler
+        return cls(entries, to_device(device, grouped_rows), to_device(device, grouped_index))
 
     @property
     def length(self) -> int:
-        return self.images.k.shape[3]
+        """Positions of a prefix."""
+        return self.entries.max_len
 
     def scores(self, layer: int, q_BHTd: Tensor) -> Tensor:
-        """Products of queries with the keys of each row's image, (B, H, T, P)."""
-        return self._leave(
-            self._meet(q_BHTd) @ self.images.k[layer].transpose(2, 3), q_BHTd.shape[2]
-        )
+        """Return the products of queries with the keys of each row's prefix, (B, H, T, P)."""
+        k_EHdP = self.entries.k[layer].transpose(2, 3)
+        return self._ungroup(self._group(q_BHTd) @ k_EHdP, q_BHTd.shape[2])
 
-    def mix(self, layer: int, weights_BHTP: Tensor) -> Tensor:
-        """Values of each row's image, weighted and added up, (B, H, T, d)."""
-        return self._leave(self._meet(weights_BHTP) @ self.images.v[layer], weights_BHTP.shape[2])
+    def weighted_values(self, layer: int, weights_BHTP: Tensor) -> Tensor:
+        """Return the sums of the values of each row's prefix by weight, (B, H, T, d)."""
+        v_EHPd = self.entries.v[layer]
+        return self._ungroup(self._group(weights_BHTP) @ v_EHPd, weights_BHTP.shape[2])
 
-    def _meet(self, x_BHTc: Tensor) -> Tensor:
-        """Rows to their places: (I, H, G * T, c)."""
+    def _group(self, x_BHTc: Tensor) -> Tensor:
+        """Bring rows to their entries: (E, H, G * T, c)."""
         _, heads, steps, width = x_BHTc.shape
-        images = self.images.k.shape[1]
-        return (
-            x_BHTc[self.row_at]
-            .view(images, -1, heads, steps, width)
-            .transpose(1, 2)
-            .reshape(images, heads, -1, width)
-        )
+        entries = self.entries.k.shape[1]
+        x_EGHTc = x_BHTc[self.grouped_rows].view(entries, -1, heads, steps, width)
+        return x_EGHTc.transpose(1, 2).reshape(entries, heads, -1, width)
 
-    def _leave(self, x_IHNc: Tensor, steps: int) -> Tensor:
-        """Back to rows: (B, H, T, c)."""
-        _, heads, _, width = x_IHNc.shape
-        return (
-            x_IHNc.unflatten(2, (-1, steps))
-            .transpose(1, 2)
-            .reshape(-1, heads, steps, width)[self.place_of]
-        )
+    def _ungroup(self, x_EHNc: Tensor, steps: int) -> Tensor:
+        """Bring results back to their rows: (B, H, T, c)."""
+        _, heads, _, width = x_EHNc.shape
+        x_EGHTc = x_EHNc.unflatten(2, (-1, steps)).transpose(1, 2)
+        return x_EGHTc.reshape(-1, heads, steps, width)[self.grouped_index]
 
 
-def power_of_two(count: int) -> int:
-    """The next one, so that few shapes occur."""
+def next_power_of_two(count: int) -> int:
+    """Return the smallest power of two that is at least `count`."""
     return 1 << (max(count, 1) - 1).bit_length()

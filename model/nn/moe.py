@@ -55,7 +55,7 @@ class MixtureOfExperts(nn.Module):
         out_NKD = sorted_out[back].unflatten(0, (-1, self.experts_per_token))
         return (out_NKD * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
 
-    def through_all(self, x_BTD: Tensor) -> Tensor:
+    def forward_all_experts(self, x_BTD: Tensor) -> Tensor:
         """The same by sending every token through every expert: products whose shapes do not depend
         on the routing.
 

@@ -6,7 +6,6 @@ Shapes: N crops, P patches of a crop (grid squared), D encoder width, G grid sid
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wordmask.model.nn.config import VisionConfig
+from wordmask.model.nn.layers import NORM_EPS, Mlp
 
 
 class CropFeatures(NamedTuple):
@@ -23,29 +23,6 @@ class CropFeatures(NamedTuple):
 
     final: Tensor
     early: Tensor
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh form, which equals x * sigmoid(2 z): on a CPU, PyTorch's takes nearly twice
-    as long as these passes.
-    """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
-        return F.gelu(x, approximate="tanh")
-    scale = 2 * math.sqrt(2 / math.pi)
-    gate = torch.addcmul(x.new_full((), scale), x, x, value=scale * 0.044715)
-    return gate.mul_(x).sigmoid_().mul_(x)
-
-
-class Mlp(nn.Module):
-    """Linear, tanh-GELU, linear."""
-
-    def __init__(self, dim: int, inner: int, out: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, inner)
-        self.fc2 = nn.Linear(inner, out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu_tanh(self.fc1(x)))
 
 
 class VisionAttention(nn.Module):
@@ -65,9 +42,9 @@ class VisionAttention(nn.Module):
 class VisionBlock(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.ln1 = nn.LayerNorm(config.enc_dim, eps=1e-5)
+        self.ln1 = nn.LayerNorm(config.enc_dim, eps=NORM_EPS)
         self.attn = VisionAttention(config.enc_dim, config.enc_n_heads)
-        self.ln2 = nn.LayerNorm(config.enc_dim, eps=1e-5)
+        self.ln2 = nn.LayerNorm(config.enc_dim, eps=NORM_EPS)
         self.mlp = Mlp(config.enc_dim, config.enc_ff_dim, config.enc_dim)
 
     def forward(self, x_NPD: Tensor) -> Tensor:
@@ -114,7 +91,7 @@ class VisionEncoder(nn.Module):
         self.patch_emb = nn.Linear(config.in_channels * config.enc_patch_size**2, config.enc_dim)
         self.pos_emb = nn.Parameter(torch.zeros(1, config.n_tokens, config.enc_dim))
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.enc_n_layers))
-        self.post_ln = nn.LayerNorm(config.enc_dim, eps=1e-5)
+        self.post_ln = nn.LayerNorm(config.enc_dim, eps=NORM_EPS)
         self.proj_mlp = Mlp(2 * config.enc_dim, config.proj_inner_dim, config.proj_out_dim)
 
     def forward(self, crops_NCHW: Tensor) -> CropFeatures:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from wordmask.model.nn.layers import Mlp
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.nn.text import TextAttention
-from wordmask.model.nn.vision import Mlp
 
 SCALE = 2.0  # of what is learned; alpha / rank of the paper
 

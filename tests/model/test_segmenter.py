@@ -20,7 +20,7 @@ from wordmask.model.masks import rle
 from wordmask.model.masks.crops import cut, paste
 from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
 from wordmask.model.nn.config import MOST_PROMPT_TOKENS, MoondreamSegmentationConfig
-from wordmask.model.nn.vision import gelu_tanh
+from wordmask.model.nn.layers import gelu_tanh
 from wordmask.model.scenes.compose import TEST_SEEDS
 from wordmask.model.scenes.dataset import Questions
 from wordmask.model.segmenter import Query, Segmenter

@@ -124,7 +124,9 @@ def logits_of(
         model.region.encode_coord(y[None])[None],
     ]
     box_tokens.append(model.region.encode_size(torch.stack([w, h]))[None])
-    prefix = SharedPrefix.of(prefill_prefix(model, tokens, image_PD[None]), [0], segmenter.device)
+    prefix = SharedPrefix.build(
+        prefill_prefix(model, tokens, image_PD[None]), [0], segmenter.device
+    )
     x_TD = torch.cat([prompt, *box_tokens, model.text.embed(torch.tensor(drawn, dtype=torch.long))])
     own = torch.arange(len(x_TD))[None]
     hidden = model.text(

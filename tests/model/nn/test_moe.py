@@ -91,12 +91,12 @@ def test_what_fills_a_block_of_rows_gets_no_gradient():
 def test_through_all_experts_is_the_same_and_no_token_depends_on_the_others_to_the_last_digit():
     layer = make()
     x = torch.randn(8, 1, 16, generator=torch.Generator().manual_seed(8))
-    found = layer.through_all(x)
+    found = layer.forward_all_experts(x)
     torch.testing.assert_close(found, layer(x), rtol=0, atol=1e-6)
     for row in range(8):
         others = torch.randn(8, 1, 16, generator=torch.Generator().manual_seed(100 + row))
         others[(row + 3) % 8] = x[row]
-        assert torch.equal(layer.through_all(others)[(row + 3) % 8], found[row])
+        assert torch.equal(layer.forward_all_experts(others)[(row + 3) % 8], found[row])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.tiny import tiny_model
 from wordmask.model.nn.config import TextConfig
 from wordmask.model.nn.kv_cache import SharedPrefix
-from wordmask.model.nn.text import TextDecoder, causal_mask, tau_of_positions
+from wordmask.model.nn.text import TextDecoder, causal_mask, position_scales
 
 PREFIX = 26  # BOS and 25 image tokens
 WIDTH = 32
@@ -36,7 +36,7 @@ def full_forward(decoder: TextDecoder, x_BTD: Tensor) -> Tensor:
 
 def test_mask_has_a_two_way_prefix_and_is_causal_after_it():
     positions = torch.tensor([[0, 2, 3, 5], [4, 1, 6, 0]])
-    mask = causal_mask(positions, slots=7, prefix=3)
+    mask = causal_mask(positions, key_length=7, prefix_length=3)
     assert mask.shape == (2, 1, 4, 7)
     for row in range(2):
         for step in range(4):
@@ -47,7 +47,7 @@ def test_mask_has_a_two_way_prefix_and_is_causal_after_it():
 
 
 def test_without_a_prefix_the_mask_is_the_usual_triangle():
-    mask = causal_mask(torch.arange(5)[None], slots=5, prefix=0)
+    mask = causal_mask(torch.arange(5)[None], key_length=5, prefix_length=0)
     assert torch.equal(mask[0, 0], torch.ones(5, 5, dtype=torch.bool).tril())
 
 
@@ -71,7 +71,7 @@ def test_decoding_through_the_cache_equals_one_full_pass(decoder):
     expected = full_forward(decoder, x)
     cache = decoder.new_cache(
         2, PREFIX + 12
-    )  # slots to spare: what is not attended to must not matter
+    )  # positions to spare: what is not attended to must not matter
     cache.k.fill_(torch.inf)
     cache.v.fill_(torch.inf)
     found = []
@@ -94,7 +94,7 @@ def test_rows_of_one_batch_may_stand_at_other_positions(decoder):
     lengths = torch.tensor([PREFIX + 5, PREFIX + 2])
     cache = decoder.new_cache(2, PREFIX + 6)
     for row, length in enumerate(lengths.tolist()):
-        part = cache.rows(torch.tensor([row]))
+        part = cache.select(torch.tensor([row]))
         positions = torch.arange(length)[None]
         decoder(x[row : row + 1, :length], positions, causal_mask(positions, length, PREFIX), part)
         cache.k[:, row], cache.v[:, row] = part.k[:, 0], part.v[:, 0]
@@ -117,7 +117,7 @@ def test_a_shared_prefix_equals_reading_it_again(decoder):
     cache = decoder.new_cache(2, PREFIX)
     positions = torch.arange(PREFIX).expand(2, -1)
     decoder(images, positions, causal_mask(positions, PREFIX, PREFIX), cache)
-    prefix = SharedPrefix.of(cache, image_of.tolist(), torch.device("cpu"))
+    prefix = SharedPrefix.build(cache, image_of.tolist(), torch.device("cpu"))
     own = torch.arange(6).expand(5, -1)
     found = decoder(queries, PREFIX + own, causal_mask(own, 6, 0), decoder.new_cache(5, 8), prefix)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -127,7 +127,7 @@ def test_a_shared_prefix_equals_reading_it_again(decoder):
 def test_tau_scales_written_out(decoder):
     tau = decoder.blocks[1].attn.tau
     qkv, positions = embeddings(2, 3).repeat(1, 1, 3), torch.tensor([[0, 7, 26], [100, 3, 1]])
-    scale_q, scale_v = tau(qkv, tau_of_positions(tau.alpha[None], positions, torch.float32)[0])
+    scale_q, scale_v = tau(qkv, position_scales(tau.alpha[None], positions, torch.float32)[0])
     assert scale_q.shape == (2, 2, 3, 1)
     for scale, weight in ((scale_q, tau.wq), (scale_v, tau.wv)):
         for row in range(2):
@@ -142,7 +142,7 @@ def test_at_position_zero_tau_adds_one(decoder):
     tau = decoder.blocks[0].attn.tau
     scale, _ = tau(
         torch.zeros(1, 1, 3 * WIDTH),
-        tau_of_positions(tau.alpha[None], torch.tensor([[0]]), torch.float32)[0],
+        position_scales(tau.alpha[None], torch.tensor([[0]]), torch.float32)[0],
     )
     assert scale.eq(1).all()
 
@@ -153,7 +153,7 @@ def test_a_block_adds_attention_and_mlp_of_one_norm(decoder, index):
     """Parallel residual, in a dense block and in one of experts."""
     block, x = decoder.blocks[index], embeddings(1, 4)
     positions = torch.arange(4)[None]
-    context = decoder.context(x.dtype, positions, causal_mask(positions, 4, 0))
+    context = decoder.forward_context(x.dtype, positions, causal_mask(positions, 4, 0))
     normed = F.layer_norm(x, (WIDTH,), block.ln.weight, block.ln.bias, eps=1e-5)
     expected = x + block.attn(normed, context, index) + block.mlp(normed)
     torch.testing.assert_close(block(x, context, index), expected, rtol=0, atol=1e-6)

@@ -13,7 +13,8 @@ from torch import Tensor
 from tests.support.tiny import tiny_model
 from wordmask.model.nn.config import VisionConfig
 from wordmask.model.nn.image_crops import crop_image, normalise
-from wordmask.model.nn.vision import VisionEncoder, gelu_tanh, patchify, stitch
+from wordmask.model.nn.layers import gelu_tanh
+from wordmask.model.nn.vision import VisionEncoder, patchify, stitch
 
 
 @pytest.fixture(scope="module")

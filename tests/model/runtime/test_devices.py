@@ -123,7 +123,7 @@ def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda)
     cache = text.new_cache(1, length + 1)
     hidden = text(x_BTD, positions, causal_mask(positions, length, prefix), cache)
     shared, own = (
-        SharedPrefix.of(cache, [0] * 3, CUDA),
+        SharedPrefix.build(cache, [0] * 3, CUDA),
         torch.zeros(3, 1, dtype=torch.long, device=CUDA),
     )
     step = text(
