@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.places import SHARED
+from tests.support.folders import SHARED
 from tests.support.servers import serve_s3
 
 pytest_plugins = ["pytester"]

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.places import PACKAGES, ROOT
+from tests.support.folders import PACKAGES, ROOT
 
 MAX_COLUMNS = 100
 MAX_MODULE_LINES = 350

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.places import PACKAGES, ROOT
+from tests.support.folders import PACKAGES, ROOT
 
 BIN = Path(sys.executable).parent
 

@@ -25,7 +25,7 @@ import typer
 import yaml
 from distributed import Client, LocalCluster, Security
 
-from tests.support.places import ROOT
+from tests.support.folders import ROOT
 from wordmask.flows.cli.app import OF_THIS_PROCESS, _run_settings, app
 from wordmask.flows.schedule import deployment_of
 from wordmask.schemas.settings import RunSettings

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from tests.support.places import ROOT
+from tests.support.folders import ROOT
 
 
 def test_mutated_images_and_rows_end_as_masks_or_rejects() -> None:

@@ -25,7 +25,7 @@ import asyncpg
 import psutil
 import pytest
 
-from tests.support.places import ROOT
+from tests.support.folders import ROOT
 from tests.support.tables import png, write_input
 from wordmask.tasks.output.catalog import status
 from wordmask.tasks.output.verify import verify_output

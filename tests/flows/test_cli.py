@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -16,26 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.support.commands import WORDMASK, wordmask
 from tests.support.tables import read_rows
 from wordmask.model.masks import rle
 from wordmask.model.scenes.compose import TEST_SEEDS, TRAIN_SEEDS
 from wordmask.model.scenes.splits import SPLITS
 from wordmask.model.scenes.sprites import fetched_path, load_shipped, save
-
-WORDMASK = Path(sys.executable).parent / "wordmask"
-
-
-def wordmask(
-    *words: object, code: int = 0, cwd: Path | None = None, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    command = [str(WORDMASK), *map(str, words)]
-    env = {**os.environ, "COLUMNS": "160", **environ}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=280, check=False, cwd=cwd, env=env
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.fixture(scope="session")

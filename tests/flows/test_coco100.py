@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from tests.flows.test_cli import wordmask
+from tests.support.commands import wordmask
 from tests.support.tables import read_rows
 from wordmask.model.masks.rasterize import rasterize_pixels
 

@@ -28,7 +28,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.fakes import FakeSegmenter
-from tests.support.places import ROOT
+from tests.support.folders import ROOT
 from tests.support.tables import png, read_rows, write_input
 from wordmask.flows.cli.app import main
 from wordmask.flows.execution.cluster import open_cluster

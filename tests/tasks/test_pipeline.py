@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.fakes import REVISION, FakeSegmenter
-from tests.support.places import ROOT
+from tests.support.folders import ROOT
 from tests.support.tables import part_of, png, read_rows, write_input
 from wordmask.model.masks import rle
 from wordmask.model.masks.rasterize import rasterize_pixels

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.model.runtime.test_devices import CUDA, fake_cuda, put_on_fake_cuda  # noqa: F401
+from tests.support.fake_cuda import CUDA, put_on_fake_cuda
 from tests.support.tiny import tiny_config
 from wordmask.model.costs import flops as costs
 from wordmask.model.costs.flops import GPUS, Gpu, Workload, estimate, stages

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.model.decoding.test_path_tokens import Command, commands, starts, tokens_of
+from tests.support.path_strategies import Command, commands, starts, tokens_of
 from tests.support.tiny import draw_all, tiny_model
 from wordmask.model.decoding.path_grammar import START, FreeDecoding, PathGrammar
 from wordmask.model.decoding.path_tokens import parse_path

@@ -6,25 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wordmask.model.decoding.path_tokens import PATH_SCALE, parse_path
+from tests.support.path_strategies import Command, commands, starts, tokens_of
+from wordmask.model.decoding.path_tokens import parse_path
 
 quick = settings(derandomize=True, deadline=None, max_examples=60)
-Command = tuple[str, list[int]]
-numbers = st.integers(-PATH_SCALE, PATH_SCALE)
-commands = st.one_of(
-    st.tuples(st.sampled_from("Ll"), st.lists(numbers, min_size=2, max_size=2)),
-    st.tuples(st.sampled_from("Cc"), st.lists(numbers, min_size=6, max_size=6)),
-    st.tuples(st.sampled_from("Zz"), st.just([])),
-)
-starts = st.tuples(st.sampled_from("Mm"), st.lists(numbers, min_size=2, max_size=2))
-
-
-def tokens_of(command: Command) -> list[str]:
-    letter, values = command
-    return [
-        letter,
-        *(token for value in values for token in (["-"] if value < 0 else []) + [str(abs(value))]),
-    ]
 
 
 def draws(path: list[Command]) -> bool:

@@ -1,19 +1,12 @@
-"""The same code on CUDA, shown without one: fake tensors know their device, raise on mixing
-devices, and have no data to read back, so a hidden wait for the device is an error too.
-
-In bfloat16 only: PyTorch's shape rule for grouped products knows no other dtype (its CUDA kernels
-do).
-"""
+"""The same code on CUDA, shown without a GPU by fake tensors."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from tests.support.fake_cuda import CUDA, put_on_fake_cuda
 from tests.support.tiny import tiny_config
 from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_grammar import START, PathGrammar
@@ -24,77 +17,11 @@ from wordmask.model.nn.moondream import MoondreamSegmentation, build_on_meta
 from wordmask.model.nn.text import causal_mask
 from wordmask.model.train.small_model import small_tokenizer
 
-CUDA = torch.device("cuda", 0)
-
-
-def apply_key(x: Tensor, key: Any) -> tuple[Tensor, list[Tensor | None]]:
-    """The basic part of a key applied by operators, and what is left for index tensors, by
-    dimension.
-    """
-    dim, indices = 0, []
-    parts = key if isinstance(key, tuple) else (key,)
-    for place, part in enumerate(parts):
-        if part is Ellipsis:
-            dim = x.ndim - sum(other is not None for other in parts[place + 1 :])
-            indices = [None] * dim
-            continue
-        if isinstance(part, int):
-            x = torch.ops.aten.select(x, dim, part)
-            continue
-        if isinstance(part, slice):
-            assert part.step in (None, 1), key
-            x = torch.ops.aten.slice(x, dim, part.start, part.stop)
-        elif part is None:
-            x = torch.ops.aten.unsqueeze(x, dim)
-        else:
-            assert isinstance(part, Tensor), key
-        dim += 1
-        indices.append(part if isinstance(part, Tensor) else None)
-    return x, indices
-
-
-def get_item(x: Tensor, key: Any) -> Tensor:
-    x, indices = apply_key(x, key)
-    return torch.ops.aten.index(x, indices) if any(index is not None for index in indices) else x
-
-
-def set_item(x: Tensor, key: Any, value: Any) -> None:
-    x, indices = apply_key(x, key)
-    if any(index is not None for index in indices):
-        torch.ops.aten.index_put_(x, indices, value)
-    else:
-        torch.ops.aten.copy_(x, value)
-
-
-def copied(x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-    return torch.ops.aten.clone(x, memory_format=memory_format)
-
-
-@pytest.fixture
-def fake_cuda(monkeypatch):
-    """Tensors may be made on CUDA. Indexing and copying go through operators: Python's own ask for
-    a device guard, which a build for the CPU does not have for CUDA."""
-    with FakeTensorMode() as mode:
-        monkeypatch.setattr(Tensor, "__getitem__", get_item)
-        monkeypatch.setattr(Tensor, "__setitem__", set_item)
-        monkeypatch.setattr(Tensor, "contiguous", copied)
-        monkeypatch.setattr(Tensor, "__invert__", lambda x: torch.ops.aten.bitwise_not(x))
-        yield mode
-
 
 @pytest.fixture(params=["tiny", "full"])
 def model(request) -> MoondreamSegmentation:
     config = tiny_config() if request.param == "tiny" else MoondreamSegmentationConfig()
     return build_on_meta(config).to(torch.bfloat16).requires_grad_(False).eval()
-
-
-def put_on_fake_cuda(model: MoondreamSegmentation, mode: FakeTensorMode) -> None:
-    for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(
-                    FakeTensor(mode, parameter, CUDA), requires_grad=False
-                )
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.model.train.test_training import assert_equal, stop_at, weights
+from tests.support.training import assert_equal, stop_at, weights
 from wordmask.model.hub.registry import resolve_model
 from wordmask.model.loading import load_model
 from wordmask.model.scenes.compose import TRAIN_SEEDS

@@ -5,7 +5,6 @@ where they were stopped.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.support.training import assert_equal, stop_at, weights
 from wordmask.model.decoding.path_tokens import parse_path
 from wordmask.model.hub.registry import resolve_model
 from wordmask.model.loading import load_model
@@ -48,35 +48,11 @@ def settings(names: tuple[str, ...] = ("vision", "box", "path"), **options: Any)
     )
 
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, module: Any) -> Callable[[], None]:
-    """Let the stage die before its step number `step`, as by a kill; returns how to heal it."""
-    real, calls = module._step, 0
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > step:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(module, "_step", dying)
-    return lambda: monkeypatch.setattr(module, "_step", real)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sft")
     sft.train(out, settings())
     return out
-
-
-def weights(out: Path, part: str) -> dict[str, torch.Tensor]:
-    return torch.load(out / "last.pt", weights_only=True)[part]
-
-
-def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.fakes import REVISION, Gossip
-from tests.support.places import ROOT
+from tests.support.folders import ROOT
 from tests.support.tables import png, write_input
 from wordmask.schemas.redaction import redacted
 from wordmask.schemas.settings import RunSettings
