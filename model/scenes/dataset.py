@@ -9,7 +9,7 @@ from typing import Any
 
 from wordmask.model.scenes.canvas import Scene
 from wordmask.model.scenes.compose import make_scene
-from wordmask.model.scenes.expressions import ABSENT_SHARE, Expression, refer
+from wordmask.model.scenes.expressions import ABSENT_SHARE, Expression, sample_expressions
 from wordmask.model.scenes.splits import SPLITS
 from wordmask.model.scenes.sprites import SpriteLibrary, load, load_shipped
 
@@ -18,7 +18,7 @@ SOURCES = ("fetched", "shipped")
 
 
 @dataclass(frozen=True)
-class Questions:
+class SceneDataset:
     """Draws scenes and questions. `source`: sprites that were "fetched", or those that are
     "shipped". `side`: the crop size of the model that is asked, which scenes are about as large
     as."""
@@ -46,7 +46,7 @@ class Questions:
             options["height"] = self.side
         return make_scene(seed, sprites=self.sprites, **options)
 
-    def about(
+    def expressions(
         self,
         scene: Scene,
         seed: int,
@@ -61,6 +61,6 @@ class Questions:
         templates = (
             allowed if templates is None else [name for name in templates if name in allowed]
         )
-        return refer(
+        return sample_expressions(
             scene, seed, count, nouns=self.sprites.nouns, templates=templates, absent=absent
         )

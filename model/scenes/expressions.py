@@ -15,7 +15,7 @@ from string import Formatter
 import numpy as np
 
 from wordmask.model.scenes.canvas import Scene
-from wordmask.model.scenes.relations import View
+from wordmask.model.scenes.relations import SceneRelations
 from wordmask.model.scenes.templates import SYNONYMS, TEMPLATES, Found, Template
 
 # How often each kind is asked for, where a scene has something of each to ask.
@@ -41,7 +41,7 @@ class Expression:
     template: str = ""
 
 
-def refer(
+def sample_expressions(
     scene: Scene,
     seed: int,
     count: int,
@@ -58,7 +58,7 @@ def refer(
     nothing else to say. KeyError for a template that there is none of.
     """
     rng = np.random.default_rng((seed, 19))
-    view = View(scene, nouns)
+    view = SceneRelations(scene, nouns)
     left = {
         name: TEMPLATES[name] for name in templates if absent or TEMPLATES[name].kind != "absent"
     }
@@ -85,13 +85,13 @@ def refer(
     return list(said.values())
 
 
-def every_expression(
+def all_expressions(
     scene: Scene, *, nouns: Sequence[str], templates: Iterable[str] = tuple(TEMPLATES)
 ) -> list[Expression]:
     """Every expression of some templates in every wording, with its article; what training the
     tokenizer and the tests are about.
     """
-    view = View(scene, nouns)
+    view = SceneRelations(scene, nouns)
     said: dict[str, Expression] = {}
     for name in templates:
         template = TEMPLATES[name]

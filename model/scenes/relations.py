@@ -1,8 +1,9 @@
 """What can be said about a scene: which objects a phrase fits, and how they lie to one another,
 each beyond doubt or not at all.
 
-Sets of objects are bit masks. A relation is certain, certainly not so, or too close a call; `Doubt`
-keeps the first and the last apart, and an expression is made only where nothing is too close.
+Sets of objects are bit masks. A relation is certain, certainly not so, or too close a call;
+`TriState` keeps the first and the last apart, and an expression is made only where nothing is too
+close.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Group(NamedTuple):
         return self.members.bit_count()
 
 
-class Doubt(NamedTuple):
+class TriState(NamedTuple):
     """Objects of which something is true, and those of which it might be."""
 
     true: int = 0
@@ -76,7 +77,7 @@ def bits(members: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class View:
+class SceneRelations:
     """A scene as it can be talked about. `nouns` are all names that a scene might have had objects
     of.
     """
@@ -101,17 +102,17 @@ class View:
         return found
 
     @cached_property
-    def colours(self) -> dict[str, Doubt]:
+    def colours(self) -> dict[str, TriState]:
         """The objects of each colour that some object has or could be said to have."""
-        found: dict[str, Doubt] = {}
+        found: dict[str, TriState] = {}
         for place, thing in enumerate(self.objects):
             for colour in thing.could_be | ({thing.colour} if thing.colour else set()):
-                true, unsure = found.get(colour, Doubt())
+                true, unsure = found.get(colour, TriState())
                 mine = 1 << place
                 found[colour] = (
-                    Doubt(true | mine, unsure)
+                    TriState(true | mine, unsure)
                     if colour == thing.colour
-                    else Doubt(true, unsure | mine)
+                    else TriState(true, unsure | mine)
                 )
         return found
 
@@ -123,9 +124,9 @@ class View:
     def _groups(self) -> Iterator[Group]:
         for noun, members in (*self.names.items(), ("object", self.everything)):
             yield Group(noun, members, noun, "")
-            for colour, doubt in self.colours.items():
-                if doubt.true & members and not doubt.unsure & members:
-                    yield Group(f"{colour} {noun}", doubt.true & members, noun, colour)
+            for colour, state in self.colours.items():
+                if state.true & members and not state.unsure & members:
+                    yield Group(f"{colour} {noun}", state.true & members, noun, colour)
 
     @cached_property
     def anchors(self) -> tuple[tuple[str, int], ...]:
@@ -201,16 +202,16 @@ class View:
             else None
         )
 
-    def on_side(self, side: str, anchor: int) -> Doubt:
+    def on_side(self, side: str, anchor: int) -> TriState:
         """Objects that lie to the left of (to the right of, above, below) another."""
         return self._on_side[side, anchor]
 
     @cached_property
-    def _on_side(self) -> dict[tuple[str, int], Doubt]:
+    def _on_side(self) -> dict[tuple[str, int], TriState]:
         places = range(len(self.objects))
         return {(side, anchor): self._beside(side, anchor) for side in SIDES for anchor in places}
 
-    def _beside(self, side: str, anchor: int) -> Doubt:
+    def _beside(self, side: str, anchor: int) -> TriState:
         axis, sign = SIDES[side]
         true = unsure = 0
         for place, centre in enumerate(self.places):
@@ -223,9 +224,9 @@ class View:
                 true |= 1 << place
             elif along > -least:
                 unsure |= 1 << place
-        return Doubt(true, unsure)
+        return TriState(true, unsure)
 
-    def sized_against(self, anchor: int, *, larger: bool) -> Doubt:
+    def sized_against(self, anchor: int, *, larger: bool) -> TriState:
         """Objects that are larger (or smaller) than another."""
         true = unsure = 0
         for place in range(len(self.objects)):
@@ -235,16 +236,16 @@ class View:
                 true |= 1 << place
             elif not (self.larger(anchor, place) if larger else self.larger(place, anchor)):
                 unsure |= 1 << place
-        return Doubt(true, unsure)
+        return TriState(true, unsure)
 
-    def between(self, a: int, b: int) -> Doubt:
+    def between(self, a: int, b: int) -> TriState:
         """Objects between two others."""
         (ax, ay), (bx, by) = self.places[a], self.places[b]
         dx, dy = bx - ax, by - ay
         length = dx * dx + dy * dy
         true = unsure = 0
         if length < (2 * MIN_GAP * min(self.extent)) ** 2:
-            return Doubt(0, self.everything)
+            return TriState(0, self.everything)
         for place, (x, y) in enumerate(self.places):
             if place in (a, b):
                 continue
@@ -254,7 +255,7 @@ class View:
                 true |= 1 << place
             elif NOT_BETWEEN[0] < along < NOT_BETWEEN[1] and off < NOT_BETWEEN[2]:
                 unsure |= 1 << place
-        return Doubt(true, unsure)
+        return TriState(true, unsure)
 
 
 def _clear(order: list[int], steps: list[bool]) -> list[int] | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from wordmask.model.scenes.colours import COLOUR_NAMES
 from wordmask.model.scenes.nouns import PLURALS, alike
-from wordmask.model.scenes.relations import NEXT_TO, SIDES, Doubt, Group, View
+from wordmask.model.scenes.relations import NEXT_TO, SIDES, Group, SceneRelations, TriState
 
 ORDINALS = ("first", "second", "third", "fourth")
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -61,16 +61,16 @@ class Template(NamedTuple):
 
     kind: str
     wordings: tuple[str, ...]
-    find: Callable[[View], Iterator[Found]]
+    find: Callable[[SceneRelations], Iterator[Found]]
 
 
-def _plain(view: View, *, noun: bool, colour: bool) -> Iterator[Found]:
+def _plain(view: SceneRelations, *, noun: bool, colour: bool) -> Iterator[Found]:
     for group in view.groups:
         if group.count == 1 and (group.noun != "object") == noun and bool(group.colour) == colour:
             yield Found({"p": group.phrase}, group.members.bit_length() - 1)
 
 
-def _not_colour(view: View) -> Iterator[Found]:
+def _not_colour(view: SceneRelations) -> Iterator[Found]:
     """All others of that name are of the colour, and the one surely is not."""
     for noun, members in view.names.items():
         for colour, doubt in view.colours.items():
@@ -84,34 +84,36 @@ def _not_colour(view: View) -> Iterator[Found]:
                 yield Found({"p": noun, "c": colour}, rest.bit_length() - 1)
 
 
-def _several(view: View, least: int = 2) -> Iterator[Group]:
+def _several(view: SceneRelations, least: int = 2) -> Iterator[Group]:
     return (group for group in view.groups if group.count >= least)
 
 
-def _size(view: View, *, colour: bool) -> Iterator[Found]:
+def _size(view: SceneRelations, *, colour: bool) -> Iterator[Found]:
     for group in _several(view):
         if group.noun != "object" and bool(group.colour) == colour:
             yield from _in_size(view, group, "small", "large", 0)
 
 
-def _superlative(view: View) -> Iterator[Found]:
+def _superlative(view: SceneRelations) -> Iterator[Found]:
     for group in _several(view):
         yield from _in_size(view, group, "smallest", "largest", 0)
 
 
-def _second_size(view: View) -> Iterator[Found]:
+def _second_size(view: SceneRelations) -> Iterator[Found]:
     for group in _several(view, 3):
         yield from _in_size(view, group, "smallest", "largest", 1)
 
 
-def _in_size(view: View, group: Group, small: str, large: str, rank: int) -> Iterator[Found]:
+def _in_size(
+    view: SceneRelations, group: Group, small: str, large: str, rank: int
+) -> Iterator[Found]:
     for word, smallest_first in ((small, True), (large, False)):
         order = view.by_size(group.members, smallest_first=smallest_first)
         if order and rank < len(order):
             yield Found({"p": group.phrase, "z": word}, order[rank])
 
 
-def _extreme(view: View, how: str) -> Iterator[Found]:
+def _extreme(view: SceneRelations, how: str) -> Iterator[Found]:
     for group in _several(view):
         for side in SIDES:
             order = view.by_place(group.members, side)
@@ -119,7 +121,7 @@ def _extreme(view: View, how: str) -> Iterator[Found]:
                 yield Found({"p": group.phrase, "s": f"{how} {side}"}, order[0])
 
 
-def _corner(view: View) -> Iterator[Found]:
+def _corner(view: SceneRelations) -> Iterator[Found]:
     for vertical in ("top", "bottom"):
         for horizontal in ("left", "right"):
             doubt = _in_corner(view, vertical, horizontal)
@@ -129,7 +131,7 @@ def _corner(view: View) -> Iterator[Found]:
                     yield Found({"p": group.phrase, "s": f"corner {vertical} {horizontal}"}, target)
 
 
-def _in_corner(view: View, *sides: str) -> Doubt:
+def _in_corner(view: SceneRelations, *sides: str) -> TriState:
     true = unsure = 0
     for place, centre in enumerate(view.places):
         shares = [centre[axis] / view.extent[axis] for axis in (SIDES[side][0] for side in sides)]
@@ -141,10 +143,10 @@ def _in_corner(view: View, *sides: str) -> Doubt:
             true |= 1 << place
         elif off < CORNER[1]:
             unsure |= 1 << place
-    return Doubt(true, unsure)
+    return TriState(true, unsure)
 
 
-def _middle(view: View) -> Iterator[Found]:
+def _middle(view: SceneRelations) -> Iterator[Found]:
     """Of three in a row or a column."""
     for group in view.groups:
         if group.count == 3:
@@ -154,12 +156,12 @@ def _middle(view: View) -> Iterator[Found]:
                     yield Found({"p": group.phrase}, order[1])
 
 
-def _in_line(view: View, order: list[int], axis: int) -> bool:
+def _in_line(view: SceneRelations, order: list[int], axis: int) -> bool:
     along, across = ([view.places[place][a] for place in order] for a in (axis, 1 - axis))
     return max(along) - min(along) >= SPREAD * (max(across) - min(across))
 
 
-def _ordinal(view: View) -> Iterator[Found]:
+def _ordinal(view: SceneRelations) -> Iterator[Found]:
     for group in _several(view):
         for side in SIDES:
             order = view.by_place(group.members, side) or []
@@ -169,8 +171,8 @@ def _ordinal(view: View) -> Iterator[Found]:
 
 
 def _related(
-    view: View,
-    relation: Callable[[View, int], Doubt],
+    view: SceneRelations,
+    relation: Callable[[SceneRelations, int], TriState],
     anchors: list[tuple[str, int]] | None = None,
     word: str = "",
 ) -> Iterator[Found]:
@@ -185,18 +187,18 @@ def _related(
                 yield Found({"p": group.phrase, "r": word, "a": phrase}, target)
 
 
-def _beside(view: View, side: str) -> Iterator[Found]:
+def _beside(view: SceneRelations, side: str) -> Iterator[Found]:
     return _related(view, lambda v, anchor: v.on_side(side, anchor), word=f"side {side}")
 
 
-def _sized(view: View, word: str) -> Iterator[Found]:
+def _sized(view: SceneRelations, word: str) -> Iterator[Found]:
     return _related(
         view, lambda v, anchor: v.sized_against(anchor, larger=word == "larger"), word=word
     )
 
 
 def _nearest(
-    view: View,
+    view: SceneRelations,
     anchors: list[tuple[str, int]] | None = None,
     *,
     nearest: bool = True,
@@ -211,7 +213,7 @@ def _nearest(
                 yield Found({"p": group.phrase, "a": phrase}, target)
 
 
-def _between(view: View) -> Iterator[Found]:
+def _between(view: SceneRelations) -> Iterator[Found]:
     for (first, a), (second, b) in combinations(view.anchors, 2):
         doubt = view.between(a, b)
         for group in view.groups if a != b and doubt.true else ():
@@ -220,17 +222,17 @@ def _between(view: View) -> Iterator[Found]:
                 yield Found({"p": group.phrase, "a": first, "b": second}, target)
 
 
-def _same_colour(view: View) -> Iterator[Found]:
-    def alike_in_colour(view: View, anchor: int) -> Doubt:
+def _same_colour(view: SceneRelations) -> Iterator[Found]:
+    def alike_in_colour(view: SceneRelations, anchor: int) -> TriState:
         colour = view.objects[anchor].colour
-        return view.colours[colour] if colour else Doubt(0, view.everything)
+        return view.colours[colour] if colour else TriState(0, view.everything)
 
     for found in _related(view, alike_in_colour):
         if view.objects[found.target or 0].colour not in found.slots["p"] + found.slots["a"]:
             yield found
 
 
-def _placed(view: View) -> list[tuple[str, int]]:
+def _placed(view: SceneRelations) -> list[tuple[str, int]]:
     """Anchors that are told from others of their name by their place."""
     named = [
         (group, side, view.by_place(group.members, side))
@@ -244,7 +246,7 @@ def _placed(view: View) -> list[tuple[str, int]]:
     ]
 
 
-def _by_size(view: View) -> list[tuple[str, int]]:
+def _by_size(view: SceneRelations) -> list[tuple[str, int]]:
     """Anchors that are told from others of their name by their size."""
     named = [
         (group, first, view.by_size(group.members, smallest_first=first))
@@ -259,7 +261,9 @@ def _by_size(view: View) -> list[tuple[str, int]]:
     ]
 
 
-def _beside_any(view: View, anchors: Callable[[View], list[tuple[str, int]]]) -> Iterator[Found]:
+def _beside_any(
+    view: SceneRelations, anchors: Callable[[SceneRelations], list[tuple[str, int]]]
+) -> Iterator[Found]:
     for side in SIDES:
         yield from _related(
             view,
@@ -269,7 +273,7 @@ def _beside_any(view: View, anchors: Callable[[View], list[tuple[str, int]]]) ->
         )
 
 
-def _absent_nouns(view: View) -> list[str]:
+def _absent_nouns(view: SceneRelations) -> list[str]:
     return [
         noun
         for noun in view.nouns
@@ -277,19 +281,19 @@ def _absent_nouns(view: View) -> list[str]:
     ]
 
 
-def _absent_noun(view: View) -> Iterator[Found]:
+def _absent_noun(view: SceneRelations) -> Iterator[Found]:
     return (Found({"p": noun}, None) for noun in _absent_nouns(view))
 
 
-def _absent_colour(view: View, *, noun: bool) -> Iterator[Found]:
+def _absent_colour(view: SceneRelations, *, noun: bool) -> Iterator[Found]:
     """Of that name, but none of that colour."""
     for name, members in view.names.items() if noun else (("object", view.everything),):
         for colour in COLOUR_NAMES:
-            if view.colours.get(colour, Doubt()).none(members):
+            if view.colours.get(colour, TriState()).none(members):
                 yield Found({"p": f"{colour} {name}"}, None)
 
 
-def _absent_relation(view: View) -> Iterator[Found]:
+def _absent_relation(view: SceneRelations) -> Iterator[Found]:
     """Both are there, but not so."""
     for phrase, anchor in view.anchors:
         for side in SIDES:
@@ -300,7 +304,7 @@ def _absent_relation(view: View) -> Iterator[Found]:
                     yield Found({"p": group.phrase, "r": f"side {side}", "a": phrase}, None)
 
 
-def _absent_anchor(view: View) -> Iterator[Found]:
+def _absent_anchor(view: SceneRelations) -> Iterator[Found]:
     """Something beside what is not there."""
     groups = [group for group in view.groups if not group.colour]
     sides = tuple(SIDES)
@@ -315,7 +319,7 @@ def _absent_anchor(view: View) -> Iterator[Found]:
         )
 
 
-def _absent_ordinal(view: View) -> Iterator[Found]:
+def _absent_ordinal(view: SceneRelations) -> Iterator[Found]:
     """One more than there are."""
     for group in view.groups:
         if group.count < len(ORDINALS):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from wordmask.model.masks import rle
 from wordmask.model.scenes.canvas import Scene
-from wordmask.model.scenes.dataset import Questions
+from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.scenes.expressions import Expression
 from wordmask.model.scenes.splits import SPLITS
 from wordmask.tasks.table.truth import write_table
@@ -67,9 +67,9 @@ def _described(
     split: str, seed: int, queries: int, sprites: Sprites
 ) -> Iterator[tuple[int, Scene, list[Expression]]]:
     """The scenes of a split from a seed on, each with what is said about it."""
-    questions = Questions(sprites, split)
+    questions = SceneDataset(sprites, split)
     seeds = SPLITS[questions.split].seeds
     first = seeds.start + seed * SCENES_PER_SEED
     for scene_seed in range(first, min(first + SCENES_PER_SEED, seeds.stop)):
         scene = questions.scene(scene_seed)
-        yield scene_seed, scene, questions.about(scene, scene_seed, queries)
+        yield scene_seed, scene, questions.expressions(scene, scene_seed, queries)

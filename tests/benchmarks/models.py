@@ -11,7 +11,7 @@ import torch
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.scenes.compose import TEST_SEEDS
-from wordmask.model.scenes.dataset import Questions
+from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.segmenter import Query, Segmenter
 
 PHOTOGRAPH = (480, 640)  # height, width
@@ -44,7 +44,7 @@ MEDIUM = {
     "refiner": {"enc_dim": 384},
 }
 
-SCENES = Questions("shipped", "test")
+SCENES = SceneDataset("shipped", "test")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def scenes(images: int, queries: int) -> Work:
     """
     drawn = [SCENES.scene(TEST_SEEDS.start + i) for i in range(images)]
     words = [
-        [expression.text for expression in SCENES.about(scene, i, queries)]
+        [expression.text for expression in SCENES.expressions(scene, i, queries)]
         for i, scene in enumerate(drawn)
     ]
     return Work(

@@ -22,7 +22,7 @@ from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
 from wordmask.model.nn.config import MOST_PROMPT_TOKENS, MoondreamSegmentationConfig
 from wordmask.model.nn.layers import gelu_tanh
 from wordmask.model.scenes.compose import TEST_SEEDS
-from wordmask.model.scenes.dataset import Questions
+from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.segmenter import Query, Segmenter
 from wordmask.model.types import QueryError
 
@@ -32,7 +32,7 @@ def segmenter() -> Segmenter:
     return Segmenter.from_pretrained("demo", device="cpu")
 
 
-SCENES = Questions("shipped", "test")
+SCENES = SceneDataset("shipped", "test")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def scene() -> np.ndarray:
 
 def test_result_is_the_moondream_clients(segmenter: Segmenter) -> None:
     drawn = SCENES.scene(TEST_SEEDS.start)
-    scene, (expression,) = drawn.image_HW3, SCENES.about(drawn, 0, 1, templates=("noun",))
+    scene, (expression,) = drawn.image_HW3, SCENES.expressions(drawn, 0, 1, templates=("noun",))
     found = segmenter.segment(Image.fromarray(scene), expression.text, spatial_refs=[(0.5, 0.5)])
     box = found["bbox"]
     assert set(box) == {"x_min", "y_min", "x_max", "y_max"}
@@ -65,7 +65,7 @@ def test_a_batch_answers_in_order_and_encodes_each_image_once(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenes = [SCENES.scene(TEST_SEEDS.start + i) for i in range(3)]
-    asked = [(i, e) for i, s in enumerate(scenes) for e in SCENES.about(s, i, 2)]
+    asked = [(i, e) for i, s in enumerate(scenes) for e in SCENES.expressions(s, i, 2)]
     encoded: list[int] = []
     project = segmenter.model.model.vision.project
     monkeypatch.setattr(
@@ -279,7 +279,7 @@ def test_a_stream_gives_each_tag_one_answer_and_takes_images_as_it_goes(
 ) -> None:
     scenes = [SCENES.scene(TEST_SEEDS.start + i) for i in range(5)]
     queries = [
-        [((i, e.text), Query(object=e.text)) for e in SCENES.about(s, i, 2)]
+        [((i, e.text), Query(object=e.text)) for e in SCENES.expressions(s, i, 2)]
         for i, s in enumerate(scenes)
     ]
     found = dict(

@@ -44,7 +44,7 @@ from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.nn.refiner import Candidates
 from wordmask.model.scenes.canvas import Scene, unit_box
 from wordmask.model.scenes.compose import TRAIN_SEEDS
-from wordmask.model.scenes.dataset import SOURCES, Questions
+from wordmask.model.scenes.dataset import SOURCES, SceneDataset
 from wordmask.model.train.loop import Tell, falling_rate, save_checkpoint, tell_nobody
 from wordmask.model.train.rl.rewards import filled
 from wordmask.model.train.rl.rollouts import Policy, ask, roll_out
@@ -63,7 +63,7 @@ class RefinerSettings:
     ground truth."""
 
     seed: int = 1
-    scenes: str = "fetched"  # a source of `Questions`
+    scenes: str = "fetched"  # a source of `SceneDataset`
     steps: int = 4000
     batch: int = 24
     learning_rate: float = 1e-3
@@ -85,7 +85,7 @@ class RefinerSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __init__(self, settings: RefinerSettings, steps: range, size: int) -> None:
         self.settings, self.steps, self.size = settings, steps, size
         self.count = settings.batch - settings.drawn
-        self.questions = Questions(settings.scenes, side=size)
+        self.questions = SceneDataset(settings.scenes, side=size)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -162,7 +162,7 @@ def rollout_pool(
     """
     policy, asks = (
         Policy.of(model, tokenizer, RlSettings.temperature),
-        Questions(settings.scenes, side=model.config.vision.crop_size),
+        SceneDataset(settings.scenes, side=model.config.vision.crop_size),
     )
     rng = np.random.default_rng((settings.seed, 11))
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

@@ -29,7 +29,7 @@ from wordmask.model.nn.config import BOX_TOKENS, MoondreamSegmentationConfig, To
 from wordmask.model.nn.image_crops import crop_image, normalise
 from wordmask.model.nn.moondream import Moondream, MoondreamSegmentation
 from wordmask.model.nn.region import coord_bin, size_bin
-from wordmask.model.scenes.dataset import Questions
+from wordmask.model.scenes.dataset import SceneDataset
 
 PREFIX, PADDING = -1, -2  # owners of a packed row's positions that belong to no rollout
 
@@ -71,12 +71,12 @@ class Policy:
 
 
 @torch.no_grad()
-def ask(policy: Policy, source: Questions, seeds: Sequence[int]) -> list[Question]:
+def ask(policy: Policy, source: SceneDataset, seeds: Sequence[int]) -> list[Question]:
     """One question about the scene of each seed; a seed whose scene has no expression is left
     out.
     """
     config = policy.config
-    scenes = [(scene := source.scene(seed), source.about(scene, seed, 1)) for seed in seeds]
+    scenes = [(scene := source.scene(seed), source.expressions(scene, seed, 1)) for seed in seeds]
     asked = [(scene, picked[0]) for scene, picked in scenes if picked]
     crops = [crop_image(scene.image_HW3, config.vision) for scene, _ in asked]
     pixels = normalise(

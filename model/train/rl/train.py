@@ -50,7 +50,7 @@ from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.runtime.devices import keep_freed_memory
 from wordmask.model.scenes.compose import TRAIN_SEEDS, VAL_SEEDS
-from wordmask.model.scenes.dataset import Questions
+from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.train.loop import (
     Tell,
     average_gradients,
@@ -74,7 +74,7 @@ class RlSettings:
     than in use, for the few that would not end."""
 
     seed: int = 0
-    scenes: str = "fetched"  # a source of `Questions`
+    scenes: str = "fetched"  # a source of `SceneDataset`
     steps: int = 200
     questions: int = 8
     rollouts: int = 16
@@ -123,7 +123,7 @@ class State:
     optimizer: torch.optim.Optimizer
     policy: Policy
     reference: Policy
-    asks: Questions
+    asks: SceneDataset
     adapted: str | None = None  # name of the model, where it is adapted
     lora_rank: int = 0
 
@@ -168,7 +168,7 @@ def new_state(settings: RlSettings, init: str, device: torch.device | str = "cpu
     tokenizer = load_tokenizer(source)
     model.config.tokens = replace(model.config.tokens, max_new_tokens=settings.max_tokens)
     policy = Policy.of(model, tokenizer, settings.temperature)
-    asks = Questions(settings.scenes, side=model.config.vision.crop_size)
+    asks = SceneDataset(settings.scenes, side=model.config.vision.crop_size)
     if settings.lora_rank:
         return State(
             0, source.revision, model, optimizer, policy, policy, asks, init, settings.lora_rank

@@ -25,7 +25,7 @@ from wordmask.model.nn.region import coord_bin, size_bin
 from wordmask.model.scenes.canvas import Scene, unit_box
 from wordmask.model.scenes.colours import COLOUR_NAMES
 from wordmask.model.scenes.compose import SIZE_NAMES, TRAIN_SEEDS
-from wordmask.model.scenes.dataset import Questions
+from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.scenes.expressions import Expression
 from wordmask.model.scenes.nouns import NOUNS
 from wordmask.model.scenes.shapes import SHAPES
@@ -91,7 +91,7 @@ class SceneBatches(Dataset[Batch]):
         *,
         config: MoondreamSegmentationConfig,
         tokenizer: PathTokenizer,
-        questions: Questions,
+        questions: SceneDataset,
         seed: int,
         steps: range,
         images: int,
@@ -148,11 +148,11 @@ class SceneBatches(Dataset[Batch]):
                 return self._encode(scene, expressions, paths)
 
     def _expressions(self, scene: Scene, seed: int) -> list[Expression]:
-        by_distance = self.questions.about(
+        by_distance = self.questions.expressions(
             scene, seed, int(TAUGHT_DISTANCE * self.queries), absent=0, templates=BY_DISTANCE
         )
         said = {expression.text for expression in by_distance}
-        others = self.questions.about(scene, seed, self.queries, absent=TAUGHT_ABSENT)
+        others = self.questions.expressions(scene, seed, self.queries, absent=TAUGHT_ABSENT)
         return [*by_distance, *(other for other in others if other.text not in said)][
             : self.queries
         ]

@@ -58,7 +58,7 @@ from wordmask.model.nn.moondream import Moondream, MoondreamSegmentation, parame
 from wordmask.model.nn.region import SIZE_OCTAVES, Region
 from wordmask.model.nn.vision import CropFeatures
 from wordmask.model.runtime.devices import keep_freed_memory
-from wordmask.model.scenes.dataset import SOURCES, Questions
+from wordmask.model.scenes.dataset import SOURCES, SceneDataset
 from wordmask.model.train.loop import (
     Tell,
     average_gradients,
@@ -138,7 +138,7 @@ class SftSettings:
     checkpoint_every: int = 250
     workers: int = 1
     dtype: str = "float32"
-    scenes: str = "fetched"  # a source of `Questions`
+    scenes: str = "fetched"  # a source of `SceneDataset`
     freeze_vision: bool = False  # a refiner head trained on the encoder stays valid then
     model: str | None = None  # to adapt, instead of the small one
     lora_rank: int = 16  # of a model that is adapted
@@ -709,7 +709,7 @@ def _train_phase(
     dataset = SceneBatches(
         config=config,
         tokenizer=tokenizer,
-        questions=Questions(settings.scenes, side=config.vision.crop_size),
+        questions=SceneDataset(settings.scenes, side=config.vision.crop_size),
         seed=settings.seed,
         steps=steps,
         images=phase.images,

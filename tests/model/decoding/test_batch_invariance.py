@@ -22,12 +22,12 @@ from wordmask.model.decoding.prompt import build_prompt, embed_prompts
 from wordmask.model.nn.kv_cache import SharedPrefix
 from wordmask.model.nn.text import causal_mask
 from wordmask.model.scenes.compose import TEST_SEEDS
-from wordmask.model.scenes.dataset import Questions
+from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.segmenter import Query, Segmentation, Segmenter
 
 SCENES, BATCHES, ALIKE = 250, (1, 7, 32), 0.998
 TIE = 1e-4  # logits are some 10 large, and their last float32 digit is 1e-6
-QUESTIONS = Questions("shipped", "test")
+QUESTIONS = SceneDataset("shipped", "test")
 Row = tuple[np.ndarray, str]
 
 
@@ -35,7 +35,7 @@ def scenes(start: int, stop: int) -> list[Row]:
     made = []
     for number in range(start, stop):
         scene = QUESTIONS.scene(TEST_SEEDS.start + 5_000 + number)
-        (expression,) = QUESTIONS.about(scene, number, 1)
+        (expression,) = QUESTIONS.expressions(scene, number, 1)
         made.append((scene.image_HW3, expression.text))
     return made
 

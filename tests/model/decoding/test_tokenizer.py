@@ -16,7 +16,7 @@ from wordmask.model.decoding.tokenizer import (
 )
 from wordmask.model.scenes.compose import make_scene
 from wordmask.model.scenes.corpus import grammar_lines
-from wordmask.model.scenes.expressions import every_expression
+from wordmask.model.scenes.expressions import all_expressions
 from wordmask.model.scenes.nouns import NOUNS
 from wordmask.model.scenes.sprites import load_shipped
 
@@ -103,7 +103,7 @@ def test_expressions_are_short_and_made_of_learned_pieces():
     texts = [
         e.text
         for seed in range(10)
-        for e in every_expression(make_scene(seed, sprites=sprites), nouns=sprites.nouns)
+        for e in all_expressions(make_scene(seed, sprites=sprites), nouns=sprites.nouns)
     ]
     assert sum(len(TOKENIZER.encode(text)) for text in texts) < 1.35 * sum(
         len(text.split()) for text in texts

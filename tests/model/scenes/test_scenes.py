@@ -20,8 +20,8 @@ from wordmask.model.scenes.expressions import (
     ABSENT_SHARE,
     KIND_SHARES,
     Expression,
-    every_expression,
-    refer,
+    all_expressions,
+    sample_expressions,
 )
 from wordmask.model.scenes.nouns import alike
 from wordmask.model.scenes.shapes import COLOURS, OUTLINES, SHAPES, cut_shape, shape_rgb
@@ -41,7 +41,7 @@ def drawn() -> list[Scene]:
 
 @pytest.fixture(scope="module")
 def said(drawn: list[Scene]) -> list[list[Expression]]:
-    return [every_expression(scene, nouns=NOUNS) for scene in drawn]
+    return [all_expressions(scene, nouns=NOUNS) for scene in drawn]
 
 
 def test_everything_is_a_function_of_the_seed(drawn: list[Scene]) -> None:
@@ -49,7 +49,9 @@ def test_everything_is_a_function_of_the_seed(drawn: list[Scene]) -> None:
         again = make_scene(seed, sprites=SPRITES)
         assert np.array_equal(scene.image_HW3, again.image_HW3)
         assert np.array_equal(scene.instance_HW, again.instance_HW)
-        assert refer(scene, seed, 5, nouns=NOUNS) == refer(again, seed, 5, nouns=NOUNS)
+        assert sample_expressions(scene, seed, 5, nouns=NOUNS) == sample_expressions(
+            again, seed, 5, nouns=NOUNS
+        )
     assert len({scene.image_HW3.tobytes() for scene in drawn}) == len(drawn)
 
 
@@ -196,8 +198,8 @@ def test_coverage_of_a_shape_is_the_area_of_its_outline(shape: str, radius: floa
 def test_an_empty_scene_has_only_what_is_absent() -> None:
     scene = make_scene(0, sprites=SPRITES, n_objects=(0, 0))
     assert scene.objects == ()
-    assert {e.kind for e in every_expression(scene, nouns=NOUNS)} == {"absent"}
-    assert refer(scene, 0, 3, nouns=NOUNS, absent=0.0) == []
+    assert {e.kind for e in all_expressions(scene, nouns=NOUNS)} == {"absent"}
+    assert sample_expressions(scene, 0, 3, nouns=NOUNS, absent=0.0) == []
 
 
 def test_every_expression_means_its_target_and_nothing_else(
@@ -240,7 +242,7 @@ def test_picked_expressions_are_among_all_and_balanced(
 ) -> None:
     kinds: Counter[str] = Counter()
     for seed, (scene, found) in enumerate(zip(drawn, said, strict=True)):
-        picked = refer(scene, seed, 3, nouns=NOUNS)
+        picked = sample_expressions(scene, seed, 3, nouns=NOUNS)
         texts = {e.text: e.target for e in found}
         assert len({e.text for e in picked}) == len(picked) == 3
         for e in picked:
@@ -255,10 +257,14 @@ def test_picked_expressions_are_among_all_and_balanced(
 def test_what_is_absent_can_be_left_out_or_asked_for(drawn: list[Scene]) -> None:
     full = [scene for scene in drawn if len(scene.objects) > 3]
     none = [
-        e for seed, scene in enumerate(full) for e in refer(scene, seed, 3, nouns=NOUNS, absent=0.0)
+        e
+        for seed, scene in enumerate(full)
+        for e in sample_expressions(scene, seed, 3, nouns=NOUNS, absent=0.0)
     ]
     every = [
-        e for seed, scene in enumerate(full) for e in refer(scene, seed, 3, nouns=NOUNS, absent=1.0)
+        e
+        for seed, scene in enumerate(full)
+        for e in sample_expressions(scene, seed, 3, nouns=NOUNS, absent=1.0)
     ]
     assert none
     assert all(e.target is not None for e in none)

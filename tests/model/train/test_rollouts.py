@@ -20,7 +20,7 @@ from wordmask.model.hub.registry import resolve_model
 from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.region import coord_bin, size_bin
 from wordmask.model.scenes.compose import VAL_SEEDS
-from wordmask.model.scenes.dataset import Questions
+from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.train.rl.rollouts import Policy, Question, ask, choices, pack, roll_out
 
 LIMIT = 30  # tokens of a path: some are cut short
@@ -44,7 +44,7 @@ def policy() -> Policy:
 
 @pytest.fixture(scope="module")
 def questions(policy: Policy) -> list[Question]:
-    return ask(policy, Questions("shipped"), range(VAL_SEEDS.start, VAL_SEEDS.start + 3))
+    return ask(policy, SceneDataset("shipped"), range(VAL_SEEDS.start, VAL_SEEDS.start + 3))
 
 
 class Recording(Sampling):

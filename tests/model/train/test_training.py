@@ -19,7 +19,7 @@ from wordmask.model.hub.registry import resolve_model
 from wordmask.model.loading import load_model
 from wordmask.model.masks.rasterize import rasterize
 from wordmask.model.scenes.colours import COLOUR_NAMES
-from wordmask.model.scenes.dataset import Questions
+from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.train.export import package
 from wordmask.model.train.loop import average_gradients
 from wordmask.model.train.refiner import train as refiner
@@ -188,7 +188,7 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     options = {
         "config": small_config(tokenizer),
         "tokenizer": tokenizer,
-        "questions": Questions("shipped"),
+        "questions": SceneDataset("shipped"),
     }
     options |= {"images": 2, "queries": 3, "path_every": 1, "n_objects": (2, 5)}
     whole = SceneBatches(seed=3, steps=range(4), **options)
@@ -228,7 +228,7 @@ def test_what_is_absent_is_answered_by_the_end_token_and_has_no_place() -> None:
     batches = SceneBatches(
         config=config,
         tokenizer=tokenizer,
-        questions=Questions("shipped"),
+        questions=SceneDataset("shipped"),
         seed=0,
         steps=range(8),
         images=2,
@@ -255,7 +255,7 @@ def test_a_name_has_the_box_of_what_it_fits_where_that_is_one_object() -> None:
     batch = SceneBatches(
         config=small_config(tokenizer),
         tokenizer=tokenizer,
-        questions=Questions("shipped"),
+        questions=SceneDataset("shipped"),
         seed=0,
         steps=range(1),
         images=6,
@@ -291,7 +291,7 @@ def test_a_name_has_the_box_of_what_it_fits_where_that_is_one_object() -> None:
 
 def test_some_expressions_are_by_distance_and_none_is_said_twice() -> None:
     tokenizer = small_tokenizer()
-    questions = Questions("shipped")
+    questions = SceneDataset("shipped")
     batches = SceneBatches(
         config=small_config(tokenizer),
         tokenizer=tokenizer,
@@ -316,7 +316,7 @@ def test_targets_of_the_decoder_draw_the_mask() -> None:
     """Well-formed paths, within 16 vertices, that fill to nearly the mask."""
     overlaps = []
     for seed in range(40):
-        scene = Questions("shipped").scene(seed)
+        scene = SceneDataset("shipped").scene(seed)
         for thing in scene.objects:
             tokens = path_target(thing.mask_HW, thing.box)
             path = parse_path(tokens)
