@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from wordmask.flows.reporting import OnProgress
     from wordmask.schemas.runs import Plan, Receipt, RunSummary
     from wordmask.schemas.settings import RunSettings
 
@@ -486,10 +487,10 @@ def run(
     _check_local_input(settings)
     _watch(log_json, log_queries, metrics_dir)
 
-    def work() -> RunSummary:
-        from wordmask.flows.segment import segment as segment_flow
+    def work(on_progress: OnProgress) -> RunSummary:
+        from wordmask.flows.segment import segment_flow
 
-        return segment_flow(settings)
+        return segment_flow(on_progress)(settings)
 
     _show_run(_run_flow(work, json, verbose), json)
 
@@ -517,19 +518,15 @@ def _watch(log_json: bool, log_queries: bool, metrics_dir: str | None) -> None:
     os.environ.update(told)
 
 
-def _run_flow(work: Callable[[], RunSummary], json: bool, verbose: bool) -> RunSummary:
+def _run_flow(work: Callable[[OnProgress], RunSummary], json: bool, verbose: bool) -> RunSummary:
     """What a flow gives back, with its progress shown."""
     configure(verbose)
-    from wordmask.flows.segment import watcher
+    import wordmask.flows.segment  # noqa: F401 (all must be imported before the API starts)
 
     start_own_api(verbose)
     try:
-        with progress(json) as watch:
-            token = watcher.set(watch)
-            try:
-                return work()
-            finally:
-                watcher.reset(token)
+        with progress(json) as on_progress:
+            return work(on_progress)
     except KeyboardInterrupt:
         _complain("stopped", RESUME)
         raise SystemExit(130) from None
@@ -576,11 +573,13 @@ def retry(
         raise ValueError(f"--code {unknown[0]}: must be one of {', '.join(sorted(known))}")
     _watch(log_json, log_queries, metrics_dir)
 
-    def work() -> RunSummary:
-        from wordmask.flows.segment import retry as retry_flow
+    def work(on_progress: OnProgress) -> RunSummary:
+        from wordmask.flows.segment import retry_flow
 
         codes = tuple(RejectCode(each) for each in code)
-        return retry_flow(output, codes, workers=workers, scheduler=scheduler, wait=wait)
+        return retry_flow(on_progress)(
+            output, codes, workers=workers, scheduler=scheduler, wait=wait
+        )
 
     _show_run(_run_flow(work, json, verbose), json)
 

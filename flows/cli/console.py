@@ -17,13 +17,12 @@ from rich.text import Text
 from wordmask.tasks.telemetry.logs import LOG_JSON, is_asked
 
 if TYPE_CHECKING:
-    from wordmask.flows.segment import Tally
+    from wordmask.flows.reporting import OnProgress
+    from wordmask.flows.reporting import Progress as RunProgress
     from wordmask.model.costs.flops import Costs
     from wordmask.schemas.runs import RunSummary
     from wordmask.tasks.output.results import Rejected
     from wordmask.tasks.review.estimate import Rate, TimeEstimate
-
-    Watch = Callable[[Tally], None]
 
 LOG_EVERY = 30.0  # seconds
 
@@ -183,16 +182,17 @@ def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
 
 
 @contextmanager
-def progress(json: bool) -> Iterator[Watch | None]:
+def progress(json: bool) -> Iterator[OnProgress]:
     """Yields what a run tells its progress to, on the error stream so that output can be piped: a
     bar on a terminal, a line now and then in a log, nothing beside JSON of either kind."""
-    if is_asked(LOG_JSON):
-        yield None
-    elif err.is_terminal:
-        with _bar() as watch:
-            yield watch
+    is_json_log = is_asked(LOG_JSON)
+    if err.is_terminal and not is_json_log:
+        with _bar() as on_progress:
+            yield on_progress
+    elif json or is_json_log:
+        yield lambda _: None
     else:
-        yield None if json else _log_lines()
+        yield _log_lines()
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def steps(verb: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def _bar() -> Iterator[Watch]:
+def _bar() -> Iterator[OnProgress]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -237,28 +237,28 @@ def _bar() -> Iterator[Watch]:
     with Progress(*columns, console=err, transient=True) as bars:
         bar = bars.add_task("planning", total=None, note="")
 
-        def watch(tally: Tally) -> None:
+        def on_progress(run: RunProgress) -> None:
             bars.update(
                 bar,
                 description="segmenting",
-                total=tally.rows,
-                completed=tally.done,
-                note=str(tally),
+                total=run.rows,
+                completed=run.done,
+                note=str(run),
             )
 
-        yield watch
+        yield on_progress
 
 
-def _log_lines() -> Watch:
+def _log_lines() -> OnProgress:
     last = -LOG_EVERY
 
-    def watch(tally: Tally) -> None:
+    def on_progress(run: RunProgress) -> None:
         nonlocal last
-        if time.monotonic() - last >= LOG_EVERY or tally.done == tally.rows:
+        if time.monotonic() - last >= LOG_EVERY or run.done == run.rows:
             last = time.monotonic()
-            err.print(str(tally))
+            err.print(str(run))
 
-    return watch
+    return on_progress
 
 
 def training_table(rows: list[dict[str, Any]]) -> Table:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,8 +17,10 @@ from distributed import LocalCluster
 from prefect.artifacts import Artifact
 
 from tests.support.tables import png, read_rows, write_input
-from wordmask.flows import segment as flow
-from wordmask.flows.segment import ShardsFailedError, retry, segment, watcher
+from wordmask.flows import reporting
+from wordmask.flows import segment as segment_module
+from wordmask.flows.reporting import OnProgress, Progress, ProgressReporter, ignore_progress
+from wordmask.flows.segment import ShardsFailedError, retry, segment_flow
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Lease, RunSummary
 from wordmask.schemas.settings import RunSettings
@@ -46,8 +49,8 @@ def settings_for(tmp_path: Path, queries: list[str], **options: Any) -> RunSetti
     return RunSettings.model_validate(base | options)
 
 
-def run(settings: RunSettings) -> RunSummary:
-    return segment(settings, factory=FAKE)
+def run(settings: RunSettings, on_progress: OnProgress = ignore_progress) -> RunSummary:
+    return segment_flow(on_progress)(settings, factory=FAKE)
 
 
 def counted(output: str) -> Counter[str]:
@@ -134,14 +137,10 @@ def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path
 
 def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
     settings, first, _ = killed
-    told: list[int] = []
-    token = watcher.set(lambda tally: told.append(tally.done))
-    try:
-        second = run(settings)
-    finally:
-        watcher.reset(token)
+    reported: list[int] = []
+    second = run(settings, lambda progress: reported.append(progress.done))
     assert (first.shards_computed, second.shards_computed) == (5, 0)
-    assert told == [], "nothing was dispatched"
+    assert reported == [], "nothing was dispatched"
     assert (second.rows, second.rejects, second.shard_ids) == (
         first.rows,
         first.rejects,
@@ -166,17 +165,17 @@ def test_a_run_that_waited_for_another_plans_only_then(
 
     @contextmanager
     def waiting(output: str, **options: Any) -> Iterator[LeaseHandle]:
-        monkeypatch.setattr(flow, "acquire_lease", acquire_lease)
+        monkeypatch.setattr(segment_module, "acquire_lease", acquire_lease)
         others.append(run(settings))
-        with acquire_lease(output, **options) as hold:
-            yield hold
+        with acquire_lease(output, **options) as lease:
+            yield lease
 
-    monkeypatch.setattr(flow, "acquire_lease", waiting)
+    monkeypatch.setattr(segment_module, "acquire_lease", waiting)
     summary = run(settings)
     assert (others[0].shards_computed, summary.shards_computed) == (2, 0), (
         "the other had done it all"
     )
-    monkeypatch.setattr(flow, "acquire_lease", waiting)
+    monkeypatch.setattr(segment_module, "acquire_lease", waiting)
     again = retry(
         settings.output, (RejectCode.MODEL_ERROR,), scheduler=standing, wait=True, factory=FAKE
     )
@@ -189,20 +188,17 @@ def test_a_run_that_waited_for_another_plans_only_then(
 def test_a_run_that_lost_the_output_publishes_nothing(tmp_path: Path, standing: str) -> None:
     settings = settings_for(tmp_path, ["a"], scheduler=standing)
     other = Lease(token="t", run_id="other", host="elsewhere", pid=7, since="s", renewed="r")
-    token = watcher.set(
-        lambda _: Store.open(settings.output).write_bytes(
-            LEASE_PATH, other.model_dump_json().encode()
-        )
-    )
-    try:
-        with pytest.raises(LeaseLostError, match=r"lost it to run other .*Nothing was published"):
-            run(settings)
-    finally:
-        watcher.reset(token)
+
+    def take_the_lease(_: Progress) -> None:
+        data = other.model_dump_json().encode()
+        Store.open(settings.output).write_bytes(LEASE_PATH, data)
+
+    with pytest.raises(LeaseLostError, match=r"lost it to run other .*Nothing was published"):
+        run(settings, take_the_lease)
     assert (status(settings.output).runs, status(settings.output).shards) == ((), 1)
 
 
-def test_an_output_that_cannot_be_written_is_told_before_the_work(
+def test_an_output_that_cannot_be_written_is_reported_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(*_: Any) -> None:
@@ -274,19 +270,18 @@ def test_a_run_goes_on_without_prefect(
     def away(*_: Any, **__: Any) -> None:
         raise ConnectionError("Prefect is away")
 
-    monkeypatch.setattr(flow, "ARTIFACT_EVERY", -1.0)
-    monkeypatch.setattr(flow, "OUTAGE_SECONDS", -1.0)
+    monkeypatch.setattr(reporting, "ARTIFACT_SECONDS", -1.0)
+    monkeypatch.setattr(reporting, "OUTAGE_SECONDS", -1.0)
     for name in ("create_progress_artifact", "update_progress_artifact"):
-        monkeypatch.setattr(flow, name, away if name == part else lambda *_, **__: "id")
-    told: list[int] = []
-    token = watcher.set(lambda tally: told.append(tally.done))
-    try:
-        tell = flow._announce(flow.Tally(rows=3))
-        for done in (1, 2, 3):
-            tell(flow.Tally(rows=3, done=done))
-    finally:
-        watcher.reset(token)
-    assert told == [0, 1, 2, 3]
+        function = away if name == part else lambda *_, **__: "id"
+        monkeypatch.setattr(reporting, name, function)
+    reported: list[int] = []
+    receipt = SimpleNamespace(rows=1, rejected=0)
+    reporter = ProgressReporter(Progress(rows=3), lambda progress: reported.append(progress.done))
+    reporter.open()
+    for _ in range(3):
+        reporter.add(receipt)
+    assert reported == [0, 1, 2, 3]
     assert [record.message for record in caplog.records if record.name == "wordmask"] == [
         "Prefect cannot be told"
     ]

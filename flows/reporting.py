@@ -1,0 +1,164 @@
+"""Progress of a run, for the terminal and for Prefect, and a run's results as Prefect artifacts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from wordmask.schemas.runs import Receipt, RunSummary
+from wordmask.tasks.telemetry.logs import logger
+
+ARTIFACT_SECONDS = 2.0  # between two updates of the progress artifact
+# Between two attempts while Prefect is away: each takes time in which no shard is submitted.
+OUTAGE_SECONDS = 60.0
+
+
+@dataclass
+class Progress:
+    """Rows of a run that are done, and their speed.
+
+    `done` counts rows of earlier runs too; `computed` counts those of this run since its workers
+    are ready, and `started` is when they were (`time.monotonic`).
+    """
+
+    rows: int
+    done: int = 0
+    rejected: int = 0
+    computed: int = 0
+    started: float | None = None
+
+    def start(self) -> None:
+        """Start the clock: the seconds in which workers start say nothing of the rows to come."""
+        self.started = time.monotonic()
+
+    def add(self, receipt: Receipt) -> None:
+        """Count the rows of a shard that is done."""
+        self.done += receipt.rows
+        self.computed += receipt.rows
+        self.rejected += receipt.rejected
+
+    @property
+    def rows_per_second(self) -> float:
+        if self.started is None:
+            return 0.0
+        return self.computed / max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def percent(self) -> float:
+        if not self.rows:
+            return 100.0
+        return 100.0 * self.done / self.rows
+
+    def __str__(self) -> str:
+        """Rows done, speed, rejects, time left."""
+        done = f"{self.done:,}/{self.rows:,} rows"
+        if self.started is None:
+            return f"{done}, starting workers"
+        if not self.computed:
+            return done
+        speed = self.rows_per_second
+        left = (self.rows - self.done) / speed
+        return f"{done}, {speed:.1f} rows/s, {self.rejected:,} rejected, {left:,.0f} s left"
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def ignore_progress(_: Progress) -> None:
+    """Report to nobody."""
+
+
+class ArtifactApi:
+    """Prefect's artifact functions for a run that goes on without Prefect.
+
+    An error is logged, the first one only, and never raised.
+    """
+
+    def __init__(self) -> None:
+        self._has_failed = False
+
+    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Return what an artifact function returns, the artifact's id, or None if it failed."""
+        try:
+            return function(*args, **options)
+        except Exception as error:
+            if not self._has_failed:
+                reason = f"{type(error).__name__}: {error}"
+                logger.warning("Prefect cannot be told", extra={"reason": reason})
+            self._has_failed = True
+            return None
+
+
+class ProgressReporter:
+    """Reports to a callback at every shard, and to a Prefect artifact every few seconds."""
+
+    def __init__(self, progress: Progress, on_progress: OnProgress) -> None:
+        self._progress = progress
+        self._on_progress = on_progress
+        self._prefect = ArtifactApi()
+        self._artifact: Any = None
+        self._due = 0.0  # the next update of the artifact, by `time.monotonic`
+
+    def open(self) -> None:
+        """Create the artifact and make the first report, before there are workers."""
+        self._artifact = self._prefect.call(
+            create_progress_artifact,
+            progress=self._progress.percent,
+            key="wordmask-progress",
+            description=str(self._progress),
+        )
+        self._due = time.monotonic() + ARTIFACT_SECONDS
+        self._on_progress(self._progress)
+
+    def start(self) -> None:
+        """Report that the workers are ready."""
+        self._progress.start()
+        self._report()
+
+    def add(self, receipt: Receipt) -> None:
+        """Report that a shard is done."""
+        self._progress.add(receipt)
+        self._report()
+
+    def _report(self) -> None:
+        self._on_progress(self._progress)
+        if self._artifact is None:
+            return
+        is_complete = self._progress.done == self._progress.rows
+        if is_complete or time.monotonic() > self._due:
+            self._update_artifact()
+
+    def _update_artifact(self) -> None:
+        updated = self._prefect.call(
+            update_progress_artifact,
+            self._artifact,
+            progress=self._progress.percent,
+            description=str(self._progress),
+        )
+        pause = OUTAGE_SECONDS if updated is None else ARTIFACT_SECONDS
+        self._due = time.monotonic() + pause
+
+
+def publish_artifacts(summary: RunSummary) -> None:
+    """Publish a run's counts as a table, and what it was as a line of Markdown."""
+    prefect = ArtifactApi()
+    counts = {"rows": summary.rows, "masks": summary.masks, "absent": summary.absent}
+    counts |= {f"rejected: {code}": rows for code, rows in summary.rejects.items()}
+    table = [{"what": name, "rows": rows} for name, rows in counts.items()]
+    prefect.call(create_table_artifact, table=table, key="wordmask-rows")
+    settings = summary.settings
+    text = (
+        f"Run `{summary.run_id}` of `{settings.input}` with `{settings.model.model}`"
+        f" ({summary.model_revision}): {summary.rows} rows in {summary.shards} shards,"
+        f" {summary.seconds} s."
+    )
+    prefect.call(create_markdown_artifact, markdown=text, key="wordmask-run")
