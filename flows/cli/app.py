@@ -964,7 +964,8 @@ def models(
     from wordmask.model.hub.registry import PUBLISHED_MODEL, list_models
 
     if costs:
-        from wordmask.model.costs.flops import Workload, all_costs
+        from wordmask.model.costs.roofline import all_costs
+        from wordmask.model.costs.stages import Workload
         from wordmask.model.nn.config import MoondreamSegmentationConfig
 
         found = all_costs(MoondreamSegmentationConfig(), Workload())

@@ -19,7 +19,7 @@ from wordmask.tasks.telemetry.logs import LOG_JSON, is_asked
 if TYPE_CHECKING:
     from wordmask.flows.reporting import OnProgress
     from wordmask.flows.reporting import Progress as RunProgress
-    from wordmask.model.costs.flops import Costs
+    from wordmask.model.costs.roofline import Costs
     from wordmask.schemas.runs import RunSummary
     from wordmask.tasks.output.results import Rejected
     from wordmask.tasks.review.estimate import Rate, TimeEstimate

@@ -186,13 +186,10 @@ def _from_receipts(
 
 
 def _by_arithmetic(rows: int, settings: RunSettings, source: ModelSource) -> TimeEstimate:
-    from wordmask.model.costs.flops import (  # takes seconds to import, by way of torch
-        EFFICIENCY,
-        SMALLEST,
-        Workload,
-        all_parameters,
-        estimates,
-    )
+    # These take seconds to import, by way of torch.
+    from wordmask.model.costs.flops import all_parameters
+    from wordmask.model.costs.roofline import EFFICIENCY, SMALLEST, estimates
+    from wordmask.model.costs.stages import Workload
     from wordmask.model.nn.moondream import read_config
 
     config = read_config(source.model.config_folder())

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from tests.benchmarks.harness import Report, Target, main, paired
 from tests.benchmarks.models import Work, medium_model, photographs
-from wordmask.model.costs import flops as costs
+from wordmask.model.costs import flops
+from wordmask.model.costs.stages import Workload
+from wordmask.model.costs.stages import stages as stages_of
 from wordmask.model.decoding.engine import Engine, prefill_prefix
 from wordmask.model.segmenter import Segmenter
 
@@ -126,7 +128,7 @@ def _vision(segmenter: Segmenter, images: int) -> Stage:
     encoder = segmenter.model.model.vision
     return Stage(
         "vision",
-        costs.encoder(v, crops).flops,
+        flops.encoder(v, crops).flops,
         lambda: encoder(pixels),
         _encoder_shapes(segmenter, crops),
     )
@@ -137,7 +139,7 @@ def _prefill(segmenter: Segmenter, images: int) -> Stage:
     image_IPD, prefix = torch.randn(images, t.prefix_attn - 1, t.dim), t.prefix_attn
     return Stage(
         "prefill",
-        costs.decoder(t, images * prefix, prefix).flops,
+        flops.decoder(t, images * prefix, prefix).flops,
         lambda: prefill_prefix(segmenter.model.model, segmenter.config.tokens, image_IPD),
         _decoder_shapes(segmenter, images * prefix),
     )
@@ -153,9 +155,9 @@ def _decode(segmenter: Segmenter, rows: int) -> Stage:
     for _ in range(6):
         batch.step()
     seen = t.prefix_attn + len(prompt.ids) + 8
-    flops = (costs.decoder(t, rows, seen) + costs.vocabulary(t, rows)).flops
+    decode = flops.decoder(t, rows, seen) + flops.vocabulary(t, rows)
     shapes = [(t.n_layers // 2 * count, shape) for count, shape in _decoder_shapes(segmenter, rows)]
-    return Stage("decode", flops, batch.step, [*shapes, (1, (rows, t.dim, t.vocab_size))])
+    return Stage("decode", decode.flops, batch.step, [*shapes, (1, (rows, t.dim, t.vocab_size))])
 
 
 def _refine(segmenter: Segmenter, rows: int) -> Stage:
@@ -169,11 +171,9 @@ def _refine(segmenter: Segmenter, rows: int) -> Stage:
         final, early = segmenter._encode_crops(pixels)
         head.iterate(head.fuse(final, early), masks, segmenter.iterations)
 
-    flops = (
-        costs.encoder(v, rows)
-        + (costs.fusion(r, v.grid) + costs.refiner_pass(r, v) * segmenter.iterations) * rows
-    ).flops
-    return Stage("refine", flops, refine, _encoder_shapes(segmenter, rows))
+    passes = flops.fusion(r, v.grid) + flops.refiner_pass(r, v) * segmenter.iterations
+    work = flops.encoder(v, rows) + passes * rows
+    return Stage("refine", work.flops, refine, _encoder_shapes(segmenter, rows))
 
 
 def _whole(
@@ -182,7 +182,7 @@ def _whole(
     """All of a job, files and threads aside: what its stages' FLOPs need at the speed of plain
     products, over what it takes.
     """
-    load = costs.Workload(
+    load = Workload(
         queries_per_image=work.rows // len(work.images),
         path_tokens=tokens - 1,
         batch_rows=work.rows,
@@ -198,7 +198,7 @@ def _whole(
     }
     needed = [
         (stage.per_row * stage.flops * work.rows, speed[names[stage.name]] * 1e9)
-        for stage in costs.stages(segmenter.config, load)
+        for stage in stages_of(segmenter.config, load)
     ]
     times = paired(
         {"job": lambda: [answer.result() for _, answer in segmenter.stream(work.asked())]},

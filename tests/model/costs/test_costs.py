@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.fake_cuda import CUDA, put_on_fake_cuda
 from tests.support.tiny import tiny_config
-from wordmask.model.costs import flops as costs
-from wordmask.model.costs.flops import GPUS, Gpu, Workload, estimate, stages
+from wordmask.model.costs import flops, roofline
+from wordmask.model.costs.roofline import GPUS, Gpu, estimate
+from wordmask.model.costs.stages import Workload, stages
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation, build_on_meta, parameter_count
 from wordmask.model.nn.text import causal_mask
@@ -117,24 +118,24 @@ def test_flops_of_every_part_are_those_of_the_run(model: MoondreamSegmentation) 
     v, t, prefix = model.config.vision, model.config.text, model.config.text.prefix_attn
     with counting() as counted:
         features = model.model.vision(zeros(7, 3, v.crop_size, v.crop_size))
-    assert counted.flops == costs.encoder(v, 7).flops
+    assert counted.flops == flops.encoder(v, 7).flops
     with counting() as counted:
         model.model.vision.project(features.final, [(2, 3)])
-    assert counted.flops == costs.projection(v, 1).flops
+    assert counted.flops == flops.projection(v, 1).flops
     for rows, tokens, seen in ((2, prefix, prefix), (3, 5, prefix + 5), (4, 1, prefix + 9)):
         with counting() as counted:
             read(model, rows, tokens, seen)
-        assert counted.flops == costs.decoder(t, rows * tokens, seen).flops
+        assert counted.flops == flops.decoder(t, rows * tokens, seen).flops
     with counting() as counted:
         model.model.text.logits(zeros(4, t.dim))
-    assert counted.flops == costs.vocabulary(t, 4).flops
+    assert counted.flops == flops.vocabulary(t, 4).flops
     with counting() as counted:
         fused = model.head.fuse(features.final[:2], features.early[:2])
-    assert counted.flops == 2 * costs.fusion(model.config.refiner, v.grid).flops
+    assert counted.flops == 2 * flops.fusion(model.config.refiner, v.grid).flops
     with counting() as counted:
         model.head.iterate(fused, zeros(2, v.crop_size, v.crop_size), 3)
     # The same products in another order are fewer: the formula is the paper's order.
-    assert 0.75 < counted.flops / (2 * 3 * costs.refiner_pass(model.config.refiner, v).flops) <= 1
+    assert 0.75 < counted.flops / (2 * 3 * flops.refiner_pass(model.config.refiner, v).flops) <= 1
 
 
 def test_the_grouped_product_is_counted(model: MoondreamSegmentation) -> None:
@@ -147,15 +148,15 @@ def test_the_grouped_product_is_counted(model: MoondreamSegmentation) -> None:
 
 def test_weights_and_caches_are_those_of_the_run(model: MoondreamSegmentation) -> None:
     config = model.config
-    assert costs.all_parameters(config) == parameter_count(model)
-    assert costs.encoder(config.vision, 1).parameters + costs.projection(
+    assert flops.all_parameters(config) == parameter_count(model)
+    assert flops.encoder(config.vision, 1).parameters + flops.projection(
         config.vision, 1
     ).parameters == parameter_count(model.model.vision)
-    every = costs.decoder(config.text, 1, 1, config.text.moe.num_experts).parameters
+    every = flops.decoder(config.text, 1, 1, config.text.moe.num_experts).parameters
     assert every == parameter_count(model.model.text.blocks)
     cache = model.model.text.new_cache(3, 11)
     assert isinstance(cache.k, FakeTensor)
-    assert 3 * 11 * costs.slot_bytes(config.text, "bfloat16") == sum(
+    assert 3 * 11 * flops.position_bytes(config.text, "bfloat16") == sum(
         x.numel() * x.element_size() for x in (cache.k, cache.v)
     )
 
@@ -192,13 +193,13 @@ def test_experts_hit_are_those_of_drawing_lots() -> None:
             .indices
         )
         distinct = torch.tensor([len(draw.unique()) for draw in chosen]).double().mean()
-        assert costs.expected_experts(t, tokens) == pytest.approx(float(distinct), rel=0.01)
+        assert flops.expected_experts(t, tokens) == pytest.approx(float(distinct), rel=0.01)
 
 
 def test_a_decoding_step_of_one_row_reads_the_active_parameters_and_its_cache() -> None:
     decode = stages(FULL, Workload(batch_rows=1, path_tokens=0, prompt_tokens=0))[3]
     cache = (730 + 5 / 2 + 1) * 24 * 2 * 2048 * 2
-    active = (decode.bytes - cache) / 2 + costs.encoder(FULL.vision, 1).parameters
+    active = (decode.bytes - cache) / 2 + flops.encoder(FULL.vision, 1).parameters
     assert 2e9 < active < 2.2e9, "the model card says 2 B active parameters"
     wide = stages(FULL, Workload(batch_rows=64, path_tokens=0, prompt_tokens=0))[3]
     assert wide.bytes < 64 * decode.bytes / 3, "rows of a batch share the weights"
@@ -223,8 +224,8 @@ def test_an_estimate_is_the_slower_of_products_and_memory_stage_by_stage() -> No
 def test_rows_at_once_are_what_fits_beside_the_weights() -> None:
     for gpu in GPUS:
         rows = estimate(FULL, Workload(batch_rows=400), gpu).rows_at_once
-        one_more = (costs.memory(FULL, Workload(batch_rows=count)) for count in (rows, rows + 1))
-        assert [size + costs.RESERVED <= gpu.memory for size in one_more] == [True, False]
+        one_more = (roofline.memory(FULL, Workload(batch_rows=count)) for count in (rows, rows + 1))
+        assert [size + roofline.RESERVED <= gpu.memory for size in one_more] == [True, False]
     assert estimate(FULL, Workload(batch_rows=3), GPUS[0]).rows_at_once == 3
     small = estimate(FULL, Workload(dtype="float32"), GPUS[-1])
     assert (small.gpu, small.rows_at_once, small.rows_per_second) == ("L4", 0, 0.0), (
@@ -234,7 +235,8 @@ def test_rows_at_once_are_what_fits_beside_the_weights() -> None:
 
 def test_estimates_keep_the_order_of_the_hardware_and_of_sharing_images() -> None:
     found = {
-        (e.gpu, e.queries_per_image): e.rows_per_second for e in costs.estimates(FULL, Workload())
+        (e.gpu, e.queries_per_image): e.rows_per_second
+        for e in roofline.estimates(FULL, Workload())
     }
     assert found["H100 SXM", 1] > found["A100 SXM 80 GB", 1] > found["L4", 1] > 0
     for gpu in GPUS:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests.support.tiny import tiny_config
-from wordmask.model.costs.flops import Workload, estimates
+from wordmask.model.costs.roofline import estimates
+from wordmask.model.costs.stages import Workload
 from wordmask.model.hub.registry import Location, ModelError, ModelSource, resolve_model
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.schemas.runs import Part, Plan, Receipt, RowRange, Shard, Timings, receipt_path
