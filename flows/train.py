@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from wordmask.flows.segment import segment
 from wordmask.model.hub.registry import CARD_FILE
 from wordmask.model.scenes.splits import SPLITS
-from wordmask.model.train.export import package
-from wordmask.model.train.loop import Tell
+from wordmask.model.train.export import export_model
+from wordmask.model.train.loop import OnProgress
 from wordmask.model.train.refiner import train as refiner
 from wordmask.model.train.rl import train as rl
 from wordmask.model.train.sft import train as sft
@@ -92,7 +92,7 @@ def train(settings: TrainSettings) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def reported(stage: str) -> Iterator[Tell]:
+def reported(stage: str) -> Iterator[OnProgress]:
     """Who to tell of a stage's course, so that Prefect shows how far it is, and its log as a table
     when it ends or is stopped.
     """
@@ -148,7 +148,7 @@ def supervised(settings: TrainSettings) -> None:
             settings.device,
             tell,
         )
-    package(settings.out / "sft", None, settings.out / "sft-model")
+    export_model(settings.out / "sft", None, settings.out / "sft-model")
 
 
 @task(name="rl", cache_policy=NO_CACHE)
@@ -176,7 +176,7 @@ def refined(settings: TrainSettings) -> None:
     options = replace(full, steps=_steps(full.steps, settings.share), pool_rows=rows)
     with reported("refiner") as tell:
         refiner.train(settings.out / "rl", settings.out / "refiner", options, tell)
-    package(settings.out / "rl", settings.out / "refiner", settings.out / "model")
+    export_model(settings.out / "rl", settings.out / "refiner", settings.out / "model")
 
 
 @task(name="test", cache_policy=NO_CACHE)

@@ -20,7 +20,7 @@ from wordmask.model.train.sft.train import SftSettings
 from wordmask.model.train.small_model import trained_model
 
 
-def package(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentation:
+def export_model(sft: Path, refiner: Path | None, dest: Path) -> MoondreamSegmentation:
     """Write the folder; the card keeps its results if there is one, and gets the rest anew. `sft`
     is the folder of either stage that trains the decoder."""
     decoder = trained_model(sft)
@@ -66,7 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--dest", type=Path, required=True, help="model folder to write")
     args = parser.parse_args()
-    model = package(args.sft, args.refiner, args.dest)
+    model = export_model(args.sft, args.refiner, args.dest)
     print(f"{parameter_count(model) / 1e6:.2f} M parameters in {args.dest}")
 
 

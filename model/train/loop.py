@@ -18,13 +18,13 @@ from torch import Tensor
 
 # Who is told of a run's course: the part of it, steps done of how many, and the means of what was
 # measured since last told.
-Tell = Callable[[str, int, int, Mapping[str, float]], object]
+OnProgress = Callable[[str, int, int, Mapping[str, float]], object]
 
 
-def tell_nobody(part: str, done: int, steps: int, means: Mapping[str, float]) -> None: ...
+def ignore_progress(part: str, done: int, steps: int, means: Mapping[str, float]) -> None: ...
 
 
-def falling_rate(step: int, *, peak: float, steps: int, warmup: int, floor: float) -> float:
+def warmup_cosine(step: int, *, peak: float, steps: int, warmup: int, floor: float) -> float:
     """Learning rate of a step: linear warm-up, then a cosine from `peak` to `floor` of it after
     `steps`.
     """
@@ -67,7 +67,7 @@ def join_processes(device: str) -> torch.device:
     return own
 
 
-def process_number() -> int:
+def process_rank() -> int:
     """Which of the processes that train together (`torchrun`) this is; 0 where it trains alone. The
     first one logs and saves.
     """

@@ -21,7 +21,7 @@ from wordmask.model.nn.text import TextAttention
 SCALE = 2.0  # of what is learned; alpha / rank of the paper
 
 
-class LowRank(nn.Module):
+class LoRALinear(nn.Module):
     """y = base(x) + SCALE * up(down(x)): the base frozen, `up` 0 at first. x (..., in), y (...,
     out).
     """
@@ -49,9 +49,11 @@ class LowRank(nn.Module):
         return self.base
 
 
-def adapt(model: MoondreamSegmentation, rank: int) -> None:
-    """Freeze the model and put `LowRank` layers of `rank` into its decoder. ValueError unless 1 <=
-    rank <= the decoder's width.
+def add_lora(model: MoondreamSegmentation, rank: int) -> None:
+    """Freeze a model and put `LoRALinear` layers into its decoder.
+
+    Raises:
+        ValueError: unless 1 <= rank <= the decoder's width.
     """
     width = model.config.text.dim
     if not 1 <= rank <= width:
@@ -62,23 +64,25 @@ def adapt(model: MoondreamSegmentation, rank: int) -> None:
     ]:
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear):
-                setattr(parent, name, LowRank(layer, rank))
+                setattr(parent, name, LoRALinear(layer, rank))
 
 
-def merge(model: MoondreamSegmentation) -> None:
-    """Take the `LowRank` layers out again; what they learned stays in the weights."""
+def merge_lora(model: MoondreamSegmentation) -> None:
+    """Take the `LoRALinear` layers out again; what they learned stays in the weights."""
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, LowRank):
+            if isinstance(layer, LoRALinear):
                 setattr(parent, name, layer.merged())
 
 
-def adapters(model: nn.Module) -> dict[str, LowRank]:
-    """The `LowRank` layers in a model by their names, none where it learns whole."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
+def adapters(model: nn.Module) -> dict[str, LoRALinear]:
+    """The `LoRALinear` layers in a model by their names, none where it learns whole."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
+    }
 
 
-def learned_state(model: nn.Module) -> dict[str, Tensor]:
+def trainable_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """What a checkpoint must hold: the small matrices of an adapted model, all of any other."""
     small = tuple(f"{name}.{part}." for name in adapters(model) for part in ("down", "up"))
     return {
@@ -88,10 +92,10 @@ def learned_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def load_learned(model: nn.Module, state: dict[str, Tensor]) -> None:
+def load_trainable_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put it back. RuntimeError if it is not what this model learns."""
     missing, unexpected = model.load_state_dict(state, strict=False)
-    lost = sorted({*missing} & learned_state(model).keys())
+    lost = sorted({*missing} & trainable_state_dict(model).keys())
     if lost or unexpected:
         raise RuntimeError(
             f"the checkpoint is of a model that learns otherwise: without {lost[:3]}, with"
@@ -100,7 +104,7 @@ def load_learned(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def as_it_was(model: nn.Module) -> Iterator[None]:
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
     """Within, the model computes what it did before it was adapted: a reference that takes no
     memory of its own.
     """

@@ -18,7 +18,7 @@ from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.scenes.corpus import grammar_lines
-from wordmask.model.train.lora import adapt, load_learned, merge
+from wordmask.model.train.lora import add_lora, load_trainable_state_dict, merge_lora
 
 SMALL_VISION = {
     "enc_dim": 192,
@@ -134,11 +134,11 @@ def trained_model(run: Path) -> Trained:
     tokenizer = PathTokenizer.from_file(run / TOKENIZER_FILE)
     if adapted := saved.get("adapted"):
         model = load_model(resolve_model(adapted))
-        adapt(model, saved["lora_rank"])
+        add_lora(model, saved["lora_rank"])
     else:
         model = small_model(tokenizer, seed=0)
-    load_learned(model, saved["model"])
-    merge(model)
+    load_trainable_state_dict(model, saved["model"])
+    merge_lora(model)
     return Trained(
         model=model, tokenizer=tokenizer, stage=saved.get("stage", "sft"), step=saved["step"]
     )

@@ -45,9 +45,9 @@ from wordmask.model.nn.refiner import Candidates
 from wordmask.model.scenes.canvas import Scene, unit_box
 from wordmask.model.scenes.compose import TRAIN_SEEDS
 from wordmask.model.scenes.dataset import SOURCES, SceneDataset
-from wordmask.model.train.loop import Tell, falling_rate, save_checkpoint, tell_nobody
+from wordmask.model.train.loop import OnProgress, ignore_progress, save_checkpoint, warmup_cosine
 from wordmask.model.train.rl.rewards import filled
-from wordmask.model.train.rl.rollouts import Policy, ask, roll_out
+from wordmask.model.train.rl.rollouts import Policy, generate_rollouts, make_prompts
 from wordmask.model.train.rl.train import RlSettings
 from wordmask.model.train.sft.train import LOG_EVERY
 from wordmask.model.train.small_model import trained_model
@@ -175,12 +175,12 @@ def rollout_pool(
             )
         questions = [
             q
-            for q in ask(
+            for q in make_prompts(
                 policy, asks, rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, 16).tolist()
             )
             if q.truth_HW.any()
         ]
-        drawn = roll_out(policy, questions, settings.rollouts, int(rng.integers(2**62)))
+        drawn = generate_rollouts(policy, questions, settings.rollouts, int(rng.integers(2**62)))
         tried += len(questions) * settings.rollouts
         for question, group in zip(questions, drawn, strict=True):
             for rollout in group:
@@ -247,12 +247,14 @@ def _step(
 
 def learning_rate(step: int, settings: RefinerSettings) -> float:
     """Linear warm-up, then a cosine to a fiftieth."""
-    return falling_rate(
+    return warmup_cosine(
         step, peak=settings.learning_rate, steps=settings.steps, warmup=settings.warmup, floor=0.02
     )
 
 
-def train(sft: Path, out: Path, settings: RefinerSettings, tell: Tell = tell_nobody) -> None:
+def train(
+    sft: Path, out: Path, settings: RefinerSettings, tell: OnProgress = ignore_progress
+) -> None:
     """Train the head on top of the checkpoint `sft/last.pt`, from the checkpoint in `out` if there
     is one. `sft` is the folder of either stage that trains the decoder."""
     out.mkdir(parents=True, exist_ok=True)

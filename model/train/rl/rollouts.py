@@ -71,7 +71,7 @@ class Policy:
 
 
 @torch.no_grad()
-def ask(policy: Policy, source: SceneDataset, seeds: Sequence[int]) -> list[Question]:
+def make_prompts(policy: Policy, source: SceneDataset, seeds: Sequence[int]) -> list[Question]:
     """One question about the scene of each seed; a seed whose scene has no expression is left
     out.
     """
@@ -98,7 +98,7 @@ def ask(policy: Policy, source: SceneDataset, seeds: Sequence[int]) -> list[Ques
     ]
 
 
-def roll_out(
+def generate_rollouts(
     policy: Policy, questions: Sequence[Question], count: int, seed: int
 ) -> list[list[Decoded]]:
     """`count` rollouts of each question, (I, G). With a temperature of 0 they are the greedy
@@ -262,7 +262,7 @@ class Choices:
     entropy: Tensor
 
 
-def choices(policy: Policy, packed: Packed) -> Choices:
+def action_log_probs(policy: Policy, packed: Packed) -> Choices:
     """What the policy thinks of the choices made in the rollouts."""
     model, tokens, scale = policy.model, policy.config.tokens, 1 / policy.temperature
     hidden_ISD = _stream(model, tokens, packed)

@@ -52,18 +52,31 @@ from wordmask.model.runtime.devices import keep_freed_memory
 from wordmask.model.scenes.compose import TRAIN_SEEDS, VAL_SEEDS
 from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.train.loop import (
-    Tell,
+    OnProgress,
     average_gradients,
-    falling_rate,
+    ignore_progress,
     join_processes,
-    process_number,
+    process_rank,
     progress_bar,
     save_checkpoint,
-    tell_nobody,
+    warmup_cosine,
 )
-from wordmask.model.train.lora import adapt, as_it_was, learned_state, load_learned
+from wordmask.model.train.lora import (
+    adapters_disabled,
+    add_lora,
+    load_trainable_state_dict,
+    trainable_state_dict,
+)
 from wordmask.model.train.rl.rewards import Reward, mean_pairwise_iou, reward
-from wordmask.model.train.rl.rollouts import Packed, Policy, Question, ask, choices, pack, roll_out
+from wordmask.model.train.rl.rollouts import (
+    Packed,
+    Policy,
+    Question,
+    action_log_probs,
+    generate_rollouts,
+    make_prompts,
+    pack,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +141,10 @@ class State:
     lora_rank: int = 0
 
     def save(self, path: Path) -> None:
-        parts = {"model": learned_state(self.model), "optimizer": self.optimizer.state_dict()}
+        parts = {
+            "model": trainable_state_dict(self.model),
+            "optimizer": self.optimizer.state_dict(),
+        }
         save_checkpoint(
             path,
             stage="rl",
@@ -147,7 +163,7 @@ class State:
                 " --init the same model"
             )
         self.step = saved["step"]
-        load_learned(self.model, saved["model"])
+        load_trainable_state_dict(self.model, saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
 
 
@@ -157,7 +173,7 @@ def new_state(settings: RlSettings, init: str, device: torch.device | str = "cpu
     model = load_model(source, device=device)
     model.requires_grad_(False)
     if settings.lora_rank:
-        adapt(model, settings.lora_rank)
+        add_lora(model, settings.lora_rank)
     else:
         model.model.text.requires_grad_()
         model.model.region.requires_grad_()
@@ -193,21 +209,21 @@ class _Part:
 
     packed: Packed
     advantage: Tensor
-    drawn_log_p: Tensor | None
-    reference_log_p: Tensor
+    old_log_probs: Tensor | None
+    ref_log_probs: Tensor
 
 
 def _objective(
     policy: Policy, part: _Part, settings: RlSettings
 ) -> tuple[Tensor, dict[str, float]]:
     """What is to be minimised, and what to log."""
-    found = choices(policy, part.packed)
+    found = action_log_probs(policy, part.packed)
     ratio = (
-        found.log_p - (found.log_p.detach() if part.drawn_log_p is None else part.drawn_log_p)
+        found.log_p - (found.log_p.detach() if part.old_log_probs is None else part.old_log_probs)
     ).exp()
     clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
     gain = torch.minimum(ratio * part.advantage, clipped * part.advantage)
-    away = part.reference_log_p - found.log_p
+    away = part.ref_log_probs - found.log_p
     kl = away.exp() - away - 1
     held = (clipped * part.advantage < ratio * part.advantage).float().mean()
     log = {"kl": kl.mean().item(), "clipped": held.item(), "entropy": found.entropy.mean().item()}
@@ -233,14 +249,14 @@ def _parts(
     for start in range(0, len(questions), settings.part):
         span = slice(start, start + settings.part)
         packed = pack(state.policy, questions[span], learned[span])
-        with as_it_was(state.model):
-            reference_log_p = choices(state.reference, packed).log_p
+        with adapters_disabled(state.model):
+            ref_log_probs = action_log_probs(state.reference, packed).log_p
         parts.append(
             _Part(
                 packed=packed,
                 advantage=most_value_IL[span].flatten()[packed.rollout_A],
-                drawn_log_p=None if once else choices(state.policy, packed).log_p,
-                reference_log_p=reference_log_p,
+                old_log_probs=None if once else action_log_probs(state.policy, packed).log_p,
+                ref_log_probs=ref_log_probs,
             )
         )
     return parts
@@ -250,8 +266,8 @@ def _step(state: State, settings: RlSettings) -> dict[str, float]:
     """One step: a function of the weights, the seed, the number of the step and that of the process
     alone.
     """
-    rng = np.random.default_rng((settings.seed, state.step, 17, process_number()))
-    questions = ask(
+    rng = np.random.default_rng((settings.seed, state.step, 17, process_rank()))
+    questions = make_prompts(
         state.policy,
         state.asks,
         rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, settings.questions).tolist(),
@@ -263,7 +279,7 @@ def learn(
     state: State, questions: Sequence[Question], settings: RlSettings, rng: np.random.Generator
 ) -> dict[str, float]:
     """Answer, reward and learn; what to log."""
-    drawn = roll_out(state.policy, questions, settings.rollouts, int(rng.integers(2**62)))
+    drawn = generate_rollouts(state.policy, questions, settings.rollouts, int(rng.integers(2**62)))
     rewards = [
         [reward(row, question.truth_HW, state.policy.tokenizer) for row in group]
         for question, group in zip(questions, drawn, strict=True)
@@ -311,7 +327,7 @@ NOT_EVALUATED = {"eval_reward": math.nan, "eval_iou": math.nan}
 
 def evaluate(policy: Policy, questions: Sequence[Question]) -> dict[str, float]:
     """Of greedy answers: mean reward and mean IoU of what the path alone fills."""
-    drawn = roll_out(replace(policy, temperature=0.0), questions, 1, 0)
+    drawn = generate_rollouts(replace(policy, temperature=0.0), questions, 1, 0)
     found = [
         reward(row, question.truth_HW, policy.tokenizer)
         for question, (row,) in zip(questions, drawn, strict=True)
@@ -326,7 +342,7 @@ def learning_rate(step: int, settings: RlSettings) -> float:
     """Linear warm-up, then a cosine to a fiftieth: what the noise of the gradients has added up is
     forgotten again.
     """
-    return falling_rate(
+    return warmup_cosine(
         step, peak=settings.learning_rate, steps=settings.steps, warmup=settings.warmup, floor=0.02
     )
 
@@ -364,7 +380,7 @@ def train(
     settings: RlSettings,
     init: str,
     device: torch.device | str = "cpu",
-    tell: Tell = tell_nobody,
+    tell: OnProgress = ignore_progress,
 ) -> State:
     """Train the model `init` (a name that `resolve_model` knows) to the last step, from the
     checkpoint in `out` if there is one.
@@ -375,12 +391,12 @@ def train(
     if (out / "last.pt").exists():
         state.load(out / "last.pt")
     state.policy.tokenizer.save(out / TOKENIZER_FILE)
-    unseen = ask(
+    unseen = make_prompts(
         state.policy,
         replace(state.asks, split="val"),
         range(VAL_SEEDS.start, VAL_SEEDS.start + settings.eval_scenes),
     )
-    first = process_number() == 0
+    first = process_rank() == 0
     log = Log(out / "log.csv" if first else Path(os.devnull), state.step)
     for step in _tracked(state.step, settings.steps):
         began = time.perf_counter()
@@ -401,7 +417,7 @@ def train(
 
 
 def _tracked(first: int, steps: int) -> Iterator[int]:
-    with progress_bar(Console(stderr=True, quiet=process_number() > 0)) as progress:
+    with progress_bar(Console(stderr=True, quiet=process_rank() > 0)) as progress:
         task = progress.add_task("rl", total=steps, completed=first)
         for step in range(first, steps):
             yield step

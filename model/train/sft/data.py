@@ -83,7 +83,7 @@ class SceneBatches(Dataset[Batch]):
     """Batch number `step` is a function of (seed, step, process) alone, so a resumed run sees what
     the first would have seen.
 
-    `process`: which of those that train together it is for (`process_number`).
+    `process`: which of those that train together it is for (`process_rank`).
     """
 
     def __init__(

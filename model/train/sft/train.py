@@ -60,16 +60,16 @@ from wordmask.model.nn.vision import CropFeatures
 from wordmask.model.runtime.devices import keep_freed_memory
 from wordmask.model.scenes.dataset import SOURCES, SceneDataset
 from wordmask.model.train.loop import (
-    Tell,
+    OnProgress,
     average_gradients,
-    falling_rate,
+    ignore_progress,
     join_processes,
-    process_number,
+    process_rank,
     progress_bar,
     save_checkpoint,
-    tell_nobody,
+    warmup_cosine,
 )
-from wordmask.model.train.lora import adapt, learned_state, load_learned
+from wordmask.model.train.lora import add_lora, load_trainable_state_dict, trainable_state_dict
 from wordmask.model.train.sft.data import (
     IGNORE,
     N_CLASSES,
@@ -140,7 +140,7 @@ class SftSettings:
     dtype: str = "float32"
     scenes: str = "fetched"  # a source of `SceneDataset`
     freeze_vision: bool = False  # a refiner head trained on the encoder stays valid then
-    model: str | None = None  # to adapt, instead of the small one
+    model: str | None = None  # to add_lora, instead of the small one
     lora_rank: int = 16  # of a model that is adapted
 
     def __post_init__(self) -> None:
@@ -572,7 +572,9 @@ class State:
 
     def begin_mean(self) -> None:
         """From the weights as they are."""
-        self.mean = {name: value.clone() for name, value in learned_state(self.model).items()}
+        self.mean = {
+            name: value.clone() for name, value in trainable_state_dict(self.model).items()
+        }
         self.mean_steps = 0
 
     @torch.no_grad()
@@ -580,7 +582,7 @@ class State:
         """`decay` of what was, less in the first steps, where what was says little."""
         self.mean_steps += 1
         decay = min(decay, self.mean_steps / (self.mean_steps + 9))
-        learned = learned_state(self.model)
+        learned = trainable_state_dict(self.model)
         get_ema_multi_avg_fn(decay)(
             [self.mean[name] for name in learned], [*learned.values()], None
         )
@@ -588,7 +590,7 @@ class State:
     def save(self, path: Path) -> None:
         parts = {
             "model": self.mean,
-            "weights": learned_state(self.model),
+            "weights": trainable_state_dict(self.model),
             "optimizer": self.optimizer.state_dict(),
         }
         if self.auxiliary is not None:
@@ -605,7 +607,7 @@ class State:
     def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
         self.step, self.mean_steps = saved["step"], saved["mean_steps"]
-        load_learned(self.model, saved["weights"])
+        load_trainable_state_dict(self.model, saved["weights"])
         self.mean = {name: value.to(self.model.device) for name, value in saved["model"].items()}
         if self.auxiliary is not None:
             self.auxiliary.load_state_dict(saved["auxiliary"])
@@ -621,7 +623,7 @@ def learning_rate(step: int, settings: SftSettings) -> float:
         if step < start + phase.steps or phase is settings.phases[-1]:
             floor = 0.01 if phase is settings.phases[-1] else 0.3
             peak = settings.rate * phase.learning_rate
-            return falling_rate(
+            return warmup_cosine(
                 step - start, peak=peak, steps=phase.steps, warmup=settings.warmup, floor=floor
             )
         start += phase.steps
@@ -634,7 +636,7 @@ def new_state(settings: SftSettings, tokenizer: PathTokenizer, device: torch.dev
         adapted = load_model(
             resolve_model(settings.model), device=device, dtype=getattr(torch, settings.dtype)
         )
-        adapt(adapted, settings.lora_rank)
+        add_lora(adapted, settings.lora_rank)
         learned = [p for p in adapted.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             learned, lr=1e-3, betas=(0.9, 0.98), weight_decay=settings.weight_decay
@@ -657,7 +659,7 @@ def train(
     settings: SftSettings,
     init: Path | None = None,
     device: torch.device | str = "cpu",
-    tell: Tell = tell_nobody,
+    tell: OnProgress = ignore_progress,
 ) -> State:
     """Train to the last step of the last phase: from the checkpoint in `out` if there is one, else
     from the weights in the model folder `init` if it is given, else afresh."""
@@ -677,7 +679,7 @@ def train(
         state.begin_mean()
     if settings.model is None:
         state.model.model.vision.requires_grad_(not settings.freeze_vision)
-    first = process_number() == 0
+    first = process_rank() == 0
     console = Console(stderr=True, quiet=not first)
     console.print(f"{parameter_count(state.model) / 1e6:.2f} M parameters, from step {state.step}")
     start = 0
@@ -701,7 +703,7 @@ def _train_phase(
     out: Path,
     progress: Progress,
     log,
-    tell: Tell,
+    tell: OnProgress,
 ) -> None:
     soft = SoftTargets(number_ids(tokenizer)).to(state.model.device)
     steps = range(state.step, start + phase.steps)
@@ -717,7 +719,7 @@ def _train_phase(
         path_every=phase.path_every,
         n_objects=phase.n_objects,
         large_share=phase.large_share,
-        process=process_number(),
+        process=process_rank(),
     )
     task = progress.add_task(phase.name, total=phase.steps, completed=state.step - start)
     writer, sums, began = csv.writer(log), {}, time.perf_counter()
@@ -742,7 +744,7 @@ def _train_phase(
             log.flush()
             tell(phase.name, state.step - start, phase.steps, means)
             sums, began = {}, time.perf_counter()
-        if process_number() == 0 and (
+        if process_rank() == 0 and (
             state.step % settings.checkpoint_every == 0 or state.step == start + phase.steps
         ):
             state.save(out / "last.pt")

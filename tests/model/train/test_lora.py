@@ -15,15 +15,15 @@ from tests.support.tiny import outputs, tiny_model
 from wordmask.model.hub.registry import TOKENIZER_FILE
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
-from wordmask.model.train.export import package
+from wordmask.model.train.export import export_model
 from wordmask.model.train.lora import (
-    LowRank,
-    adapt,
+    LoRALinear,
     adapters,
-    as_it_was,
-    learned_state,
-    load_learned,
-    merge,
+    adapters_disabled,
+    add_lora,
+    load_trainable_state_dict,
+    merge_lora,
+    trainable_state_dict,
 )
 from wordmask.model.train.refiner import train as refiner
 from wordmask.model.train.refiner.train import RefinerSettings
@@ -37,7 +37,7 @@ RANK = 4
 
 
 def learned_something(model: MoondreamSegmentation) -> MoondreamSegmentation:
-    adapt(model, RANK)
+    add_lora(model, RANK)
     for layer in adapters(model).values():
         torch.nn.init.normal_(layer.up.weight, std=0.1)
     return model
@@ -50,7 +50,7 @@ def all_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 def test_an_adapted_model_starts_as_it_was_and_can_be_so_again() -> None:
     before = outputs(tiny_model())
     model = tiny_model()
-    adapt(model, RANK)
+    add_lora(model, RANK)
     assert {name.split(".", 3)[-1] for name in adapters(model)} == {
         "0.attn.qkv",
         "0.attn.proj",
@@ -63,17 +63,17 @@ def test_an_adapted_model_starts_as_it_was_and_can_be_so_again() -> None:
     for layer in adapters(model).values():
         torch.nn.init.normal_(layer.up.weight, std=0.1)
     assert not all_close(outputs(model), before)
-    with as_it_was(model):
+    with adapters_disabled(model):
         assert all_close(outputs(model), before)
     assert not all_close(outputs(model), before)
 
 
 def test_what_was_learned_stays_in_the_weights() -> None:
     adapted, merged = learned_something(tiny_model()), tiny_model()
-    adapt(merged, RANK)
-    load_learned(merged, learned_state(adapted))
-    merge(merged)
-    assert not any(isinstance(module, LowRank) for module in merged.modules())
+    add_lora(merged, RANK)
+    load_trainable_state_dict(merged, trainable_state_dict(adapted))
+    merge_lora(merged)
+    assert not any(isinstance(module, LoRALinear) for module in merged.modules())
     assert merged.state_dict().keys() == tiny_model().state_dict().keys()
     assert all_close(outputs(merged), outputs(adapted))
 
@@ -81,11 +81,11 @@ def test_what_was_learned_stays_in_the_weights() -> None:
 def test_only_the_small_matrices_learn_and_are_kept() -> None:
     model = learned_something(tiny_model())
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trainable == learned_state(model).keys()
+    assert trainable == trainable_state_dict(model).keys()
     with pytest.raises(RuntimeError, match="learns otherwise"):
-        load_learned(model, {"model.text.wte": model.model.text.wte})
+        load_trainable_state_dict(model, {"model.text.wte": model.model.text.wte})
     with pytest.raises(ValueError, match=r"lora_rank = 0: must be 1\.\.32"):
-        adapt(tiny_model(), 0)
+        add_lora(tiny_model(), 0)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_all_three_stages_run_at_the_real_widths(
     ups = [layer.up.weight for layer in adapters(state.model).values()]
     assert all(up.any() for up in ups), "every adapted layer has learned"
     assert state.model.config.text.dim == 2048
-    package(tmp_path / "sft", None, tmp_path / "sft-model")
+    export_model(tmp_path / "sft", None, tmp_path / "sft-model")
 
     once = {"scenes": "shipped", "steps": 1, "warmup": 1}
     few = RlSettings(
@@ -146,7 +146,7 @@ def test_all_three_stages_run_at_the_real_widths(
         "a second copy would not fit where LoRA is wanted"
     )
     saved = torch.load(tmp_path / "rl" / "last.pt", weights_only=True)
-    assert saved["model"].keys() == learned_state(reinforced.model).keys()
+    assert saved["model"].keys() == trainable_state_dict(reinforced.model).keys()
 
     # Untrained, it draws nothing that meets its target, so it would be asked for ever.
     image, mask = torch.zeros(1, 378, 378, 3, dtype=torch.uint8), torch.zeros(1, 378, 378)

@@ -16,9 +16,15 @@ from tests.support.training import assert_equal, stop_at, weights
 from wordmask.model.hub.registry import resolve_model
 from wordmask.model.loading import load_model
 from wordmask.model.scenes.compose import TRAIN_SEEDS
-from wordmask.model.train.export import package
+from wordmask.model.train.export import export_model
 from wordmask.model.train.rl import train as rl
-from wordmask.model.train.rl.rollouts import Question, ask, choices, pack, roll_out
+from wordmask.model.train.rl.rollouts import (
+    Question,
+    action_log_probs,
+    generate_rollouts,
+    make_prompts,
+    pack,
+)
 from wordmask.model.train.rl.train import Log, RlSettings, advantages, learn, new_state
 
 SMALL = RlSettings(
@@ -77,7 +83,7 @@ def test_processes_that_train_together_share_weights_and_not_questions(tmp_path:
 
 
 def test_another_model_to_stay_near_is_refused(trained: Path, tmp_path: Path) -> None:
-    package(trained, None, tmp_path)
+    export_model(trained, None, tmp_path)
     with pytest.raises(ValueError, match="give --init the same model"):
         rl.train(trained, SMALL, str(tmp_path))
 
@@ -113,7 +119,7 @@ def test_a_log_forgets_what_comes_after_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_run_becomes_a_model_folder(trained: Path, tmp_path: Path) -> None:
-    package(trained, None, tmp_path / "model")
+    export_model(trained, None, tmp_path / "model")
     found, expected = (
         load_model(resolve_model(str(tmp_path / "model"))).state_dict(),
         weights(trained, "model"),
@@ -134,9 +140,13 @@ def test_advantages_compare_within_a_question() -> None:
 
 def absence(state: rl.State, question: Question) -> float:
     """Probability of "absent"."""
-    drawn = replace(roll_out(state.policy, [question], 1, 0)[0][0], absent=True, ids=())
+    drawn = replace(generate_rollouts(state.policy, [question], 1, 0)[0][0], absent=True, ids=())
     with torch.no_grad():
-        return choices(state.policy, pack(state.policy, [question], [[drawn]])).log_p.exp().item()
+        return (
+            action_log_probs(state.policy, pack(state.policy, [question], [[drawn]]))
+            .log_p.exp()
+            .item()
+        )
 
 
 def test_each_step_makes_the_better_of_two_answers_likelier() -> None:
@@ -154,7 +164,7 @@ def test_each_step_makes_the_better_of_two_answers_likelier() -> None:
     )
     state = new_state(settings, "demo")
     question = replace(
-        ask(state.policy, state.asks, [TRAIN_SEEDS.start])[0],
+        make_prompts(state.policy, state.asks, [TRAIN_SEEDS.start])[0],
         truth_HW=np.zeros((112, 112), np.uint8),
     )
     tokens = state.policy.config.tokens
@@ -176,7 +186,9 @@ def test_ratios_are_one_before_the_first_update_and_clipped_later() -> None:
     """With two parts the second is learned from with weights that no longer drew it."""
     settings = replace(SMALL, learning_rate=2e-4, clip=0.01, epochs=2)
     state = new_state(settings, "demo")
-    questions = ask(state.policy, state.asks, [TRAIN_SEEDS.start + 1, TRAIN_SEEDS.start + 2])
+    questions = make_prompts(
+        state.policy, state.asks, [TRAIN_SEEDS.start + 1, TRAIN_SEEDS.start + 2]
+    )
     assert (
         learn(state, questions, replace(settings, epochs=1, part=2), np.random.default_rng(0))[
             "clipped"

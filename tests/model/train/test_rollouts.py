@@ -21,7 +21,14 @@ from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.region import coord_bin, size_bin
 from wordmask.model.scenes.compose import VAL_SEEDS
 from wordmask.model.scenes.dataset import SceneDataset
-from wordmask.model.train.rl.rollouts import Policy, Question, ask, choices, pack, roll_out
+from wordmask.model.train.rl.rollouts import (
+    Policy,
+    Question,
+    action_log_probs,
+    generate_rollouts,
+    make_prompts,
+    pack,
+)
 
 LIMIT = 30  # tokens of a path: some are cut short
 TEMPERATURE = 0.8
@@ -44,7 +51,9 @@ def policy() -> Policy:
 
 @pytest.fixture(scope="module")
 def questions(policy: Policy) -> list[Question]:
-    return ask(policy, SceneDataset("shipped"), range(VAL_SEEDS.start, VAL_SEEDS.start + 3))
+    return make_prompts(
+        policy, SceneDataset("shipped"), range(VAL_SEEDS.start, VAL_SEEDS.start + 3)
+    )
 
 
 class Recording(Sampling):
@@ -59,7 +68,7 @@ class Recording(Sampling):
         return super().__call__(scores)
 
 
-def drawn_log_p(policy: Policy, seen: Sequence[Tensor], slot: int, row: Decoded) -> list[float]:
+def old_log_probs(policy: Policy, seen: Sequence[Tensor], slot: int, row: Decoded) -> list[float]:
     """Log-probabilities of a row's choices from the scores that the engine itself drew from, one
     row of slots after another.
     """
@@ -101,29 +110,29 @@ def test_recomputed_log_probabilities_are_those_drawn_from(
     engine = Engine(
         policy.model, policy.config.tokens, policy.grammar, rows=8, sampling=engine_sampling
     )
-    before = zip(questions, roll_out(policy, questions, 5, seed=3), strict=True)
+    before = zip(questions, generate_rollouts(policy, questions, 5, seed=3), strict=True)
     question = next(
         question for question, rows in before if not any(row.absent for row in rows)
     )  # absent is one choice alone
     rows = dict(engine.draw([(question.image_PD, [(g, question.prompt) for g in range(5)])]))
     packed = pack(policy, [question], [[rows[g] for g in range(5)]])
     with torch.no_grad():
-        found = choices(policy, packed)
+        found = action_log_probs(policy, packed)
     for g, row in rows.items():
-        expected = drawn_log_p(policy, engine_sampling.seen, g, row)
+        expected = old_log_probs(policy, engine_sampling.seen, g, row)
         assert found.log_p[packed.rollout_A == g].tolist() == pytest.approx(expected, abs=2e-4)
     assert len({len(row.ids) for row in rows.values()}) > 1
     assert (found.entropy >= 0).all()
 
 
 def test_packed_rollouts_do_not_see_each_other(policy: Policy, questions: list[Question]) -> None:
-    drawn = roll_out(policy, questions, 4, seed=3)
+    drawn = generate_rollouts(policy, questions, 4, seed=3)
     together = pack(policy, questions, drawn)
     with torch.no_grad():
-        all_log_p = choices(policy, together).log_p
+        all_log_p = action_log_probs(policy, together).log_p
         for i, question in enumerate(questions):
             for g in range(4):
-                alone = choices(policy, pack(policy, [question], [[drawn[i][g]]])).log_p
+                alone = action_log_probs(policy, pack(policy, [question], [[drawn[i][g]]])).log_p
                 assert all_log_p[together.rollout_A == i * 4 + g].tolist() == pytest.approx(
                     alone.tolist(), abs=1e-4
                 )
@@ -136,10 +145,10 @@ def test_some_rollouts_are_absent_and_have_one_choice(
     with torch.no_grad():
         bias[policy.config.tokens.eos_id] += 100
     try:
-        drawn = roll_out(policy, questions[:1], 2, seed=0)
+        drawn = generate_rollouts(policy, questions[:1], 2, seed=0)
         assert [row.absent for row in drawn[0]] == [True, True]
         with torch.no_grad():
-            found = choices(policy, pack(policy, questions[:1], drawn))
+            found = action_log_probs(policy, pack(policy, questions[:1], drawn))
         assert found.log_p.tolist() == pytest.approx([0.0, 0.0])
     finally:
         with torch.no_grad():
@@ -150,7 +159,7 @@ def test_without_temperature_rollouts_are_greedy(policy: Policy, questions: list
     greedy = Engine(policy.model, policy.config.tokens, policy.grammar)
     expected = dict(greedy.draw((q.image_PD, [(i, q.prompt)]) for i, q in enumerate(questions)))
     for temperature in (0.0, 1e-5):
-        found = roll_out(replace(policy, temperature=temperature), questions, 2, seed=0)
+        found = generate_rollouts(replace(policy, temperature=temperature), questions, 2, seed=0)
         for i in range(len(questions)):
             for row in found[i]:
                 assert (row.ids, row.absent) == (expected[i].ids, expected[i].absent)
@@ -162,7 +171,7 @@ def test_without_temperature_rollouts_are_greedy(policy: Policy, questions: list
 def test_rollouts_are_a_function_of_the_seed_and_well_formed(
     policy: Policy, questions: list[Question]
 ) -> None:
-    first, again, other = (roll_out(policy, questions, 4, seed=seed) for seed in (5, 5, 6))
+    first, again, other = (generate_rollouts(policy, questions, 4, seed=seed) for seed in (5, 5, 6))
     assert first == again
     assert first != other
     for group in first:

@@ -20,7 +20,7 @@ from wordmask.model.loading import load_model
 from wordmask.model.masks.rasterize import rasterize
 from wordmask.model.scenes.colours import COLOUR_NAMES
 from wordmask.model.scenes.dataset import SceneDataset
-from wordmask.model.train.export import package
+from wordmask.model.train.export import export_model
 from wordmask.model.train.loop import average_gradients
 from wordmask.model.train.refiner import train as refiner
 from wordmask.model.train.refiner.train import RefinerSettings
@@ -133,7 +133,7 @@ def test_a_frozen_encoder_keeps_its_weights_and_the_decoder_learns(
     trained: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
-    package(trained, None, folder)
+    export_model(trained, None, folder)
     sft.train(tmp_path / "run", settings(("box", "path"), freeze_vision=True), init=folder)
     before = load_model(resolve_model(str(folder))).state_dict()
     after = weights(tmp_path / "run", "model")
