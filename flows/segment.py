@@ -57,10 +57,12 @@ def segment_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSumm
         results of the run before.
         """
 
-        def plan_it() -> tuple[Plan, RunSettings]:
-            return plan_run(settings), settings
+        output = Store.open(settings.output)
 
-        return _run(plan_it, settings.output, settings.wait, factory, on_progress)
+        def plan_it() -> tuple[Plan, RunSettings]:
+            return plan_run(settings, output), settings
+
+        return _run(plan_it, output, settings.wait, factory, on_progress)
 
     return segment
 
@@ -82,8 +84,10 @@ def retry_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSummar
         The settings are those of that run. All other rows stay what they are, and the result is
         published as a run of its own.
         """
-        newest_run(Store.open(output))  # its absence is an error before anything is written there
+        store = Store.open(output)
+        newest_run(store)  # its absence is an error before anything is written there
         execution = {
+            "output": output,
             "workers": workers,
             "scheduler": scheduler,
             "wait": wait,
@@ -91,10 +95,10 @@ def retry_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSummar
         }
 
         def plan_it() -> tuple[Plan, RunSettings]:
-            plan, settings = retry_plan(output, codes)
+            plan, settings = retry_plan(store, codes)
             return plan, settings.model_copy(update=execution)
 
-        return _run(plan_it, output, wait, factory, on_progress)
+        return _run(plan_it, store, wait, factory, on_progress)
 
     return retry
 
@@ -105,7 +109,7 @@ retry = retry_flow()
 
 def _run(
     plan_it: Callable[[], tuple[Plan, RunSettings]],
-    output: str,
+    output: Store,
     wait: bool,
     factory: str,
     on_progress: OnProgress,
@@ -117,7 +121,7 @@ def _run(
     """
     logs.set_up()
     traces.set_up()
-    Store.open(output).check_writable()
+    output.check_writable()
     with (
         acquire_lease(output, wait=wait) as lease,
         traces.span("run", run_id=lease.run_id) as span,
@@ -133,7 +137,7 @@ def _run(
             reached = dispatch(plan, settings, factory, on_progress)
         with _store_errors_explained():
             lease.require()
-            report = verify_run(reached, settings)
+            report = verify_run(reached, output)
             summary = summarize(
                 reached,
                 settings,
@@ -144,7 +148,7 @@ def _run(
             )
             if not summary.rows_left:
                 lease.require()
-                publish(summary, settings)
+                publish(output, summary)
         _log_finished(summary)
     publish_artifacts(summary)
     return summary
@@ -188,11 +192,11 @@ def _store_errors_explained() -> Iterator[None]:
 
 @task(name="plan", cache_policy=NO_CACHE)
 @logs.redacted_errors()
-def plan_run(settings: RunSettings) -> Plan:
+def plan_run(settings: RunSettings, output: Store) -> Plan:
     """Return the plan of a run, made with the model's present revision."""
     model = settings.model
     found = resolve_model(model.model, refiner=model.refiner, revision=model.revision)
-    return make_plan(settings, found.revision)
+    return make_plan(settings, found.revision, output)
 
 
 @task(name="dispatch", cache_policy=NO_CACHE)
@@ -233,12 +237,12 @@ def _failed_shards(failures: Sequence[tuple[Shard, str]], pending: int) -> str:
 
 @task(name="verify", cache_policy=NO_CACHE)
 @logs.redacted_errors()
-def verify_run(plan: Plan, settings: RunSettings) -> VerifyReport:
+def verify_run(plan: Plan, output: Store) -> VerifyReport:
     """Return the report of what was verified, with the receipts.
 
     Raises:
         AccountingError: a row was lost or doubled.
     """
-    report = verify(plan, settings)
+    report = verify(plan, output)
     require(report)
     return report

@@ -35,6 +35,7 @@ from wordmask.model.train.sft import train as sft
 from wordmask.schemas.settings import ModelSettings, RunSettings, SegmentSettings
 from wordmask.tasks.convert.scenes import SCENES_PER_SEED, export_scenes
 from wordmask.tasks.output.results import evaluate
+from wordmask.tasks.storage import Store
 
 TESTS = tuple(name for name in SPLITS if name.startswith("test"))
 MEASURES = ("rows", "miou", "ciou", "boundary_iou", "absent_f1")
@@ -198,7 +199,7 @@ def test(settings: TrainSettings, model: Path, split: str, iterations: int) -> d
             segment=method,
         )
     )
-    scores = evaluate(str(masks), str(truth))
+    scores = evaluate(Store.open(str(masks)), Store.open(str(truth)))
     return {name: getattr(scores, name) for name in MEASURES}
 
 

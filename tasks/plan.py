@@ -33,7 +33,9 @@ from wordmask.tasks.table.footers import (
 from wordmask.tasks.table.read import values_of
 
 
-def make_plan(settings: RunSettings, model_revision: str, *, refuse: bool = True) -> Plan:
+def make_plan(
+    settings: RunSettings, model_revision: str, output: Store, *, refuse: bool = True
+) -> Plan:
     """Shards of the whole input in a fixed order. Unless told to `refuse` them, files of no use to
     a run are left out and named.
 
@@ -41,7 +43,8 @@ def make_plan(settings: RunSettings, model_revision: str, *, refuse: bool = True
         InputError: there is no Parquet file, or one is unreadable, or its row ids are, or a column
         is missing or of the wrong type.
     """
-    found = input_files(settings, refuse=refuse)
+    source = Store.open(settings.input)
+    found = input_files(source, output, settings.segment, refuse=refuse)
     files = [file for file in found if not file.problem]
     duplicates = duplicate_rows(files, settings)
     shards = tuple(
@@ -49,7 +52,6 @@ def make_plan(settings: RunSettings, model_revision: str, *, refuse: bool = True
         for file in files
         for shard in _shards(file, settings, model_revision, duplicates.get(file.name, ()))
     )
-    output = Store.open(settings.output)
     receipts = output.names("receipts", ".json")
     done = frozenset(shard.shard_id for shard in shards) & receipts
     pending = [shard for shard in shards if shard.shard_id not in done]
@@ -63,7 +65,9 @@ def make_plan(settings: RunSettings, model_revision: str, *, refuse: bool = True
         run_id=new_run_id(),
         shards=shards,
         done=done,
-        hints=earlier_answers(newest, pending, shards, settings, receipts) if newest else {},
+        hints=earlier_answers(newest, pending, shards, settings, output, receipts)
+        if newest
+        else {},
         changed=changed_shards(newest, pending) if newest else frozenset(),
         files=len(found),
         input_bytes=sum(file.size for file in found),

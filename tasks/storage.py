@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
 import random
 import time
@@ -143,6 +142,7 @@ class Store:
 
     fs: AbstractFileSystem
     root: str
+    uri: str  # as it was given, for messages
 
     @classmethod
     def open(cls, uri: str) -> Store:
@@ -150,7 +150,11 @@ class Store:
         fs, root = fsspec.core.url_to_fs(uri, **options)
         if options:
             fs.retries = BODY_ATTEMPTS
-        return cls(fs, root.rstrip("/"))
+        return cls(fs, root.rstrip("/"), uri)
+
+    def at(self, path: str) -> Store:
+        """Return a store of the same file system whose root is `path`."""
+        return Store(self.fs, path, self.fs.unstrip_protocol(path))
 
     @property
     def is_local(self) -> bool:
@@ -185,9 +189,6 @@ class Store:
     def read_bytes(self, path: str) -> bytes:
         data: bytes = steadily(lambda: self.fs.cat_file(self.full(path)))
         return data
-
-    def read_json(self, path: str) -> Any:
-        return json.loads(self.read_bytes(path))
 
     @contextmanager
     def reading(self, path: str) -> Iterator[BinaryIO]:

@@ -45,14 +45,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of, require_every_row_once
 from tests.support.tables import IMAGE, png
 from wordmask.flows.execution.cluster import worker_environ
 from wordmask.model.segmenter import Segmenter
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.infer import stage as infer
-from wordmask.tasks.output.verify import require, verify
-from wordmask.tasks.plan import make_plan
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.telemetry.metrics import peak_memory
 
@@ -553,9 +552,9 @@ def run_table(
     found.rows += table.num_rows
     faulthandler.dump_traceback_later(MOST_SECONDS * table.num_rows, exit=True)
     try:
-        plan = make_plan(settings, REVISION)
+        plan = plan_of(settings, REVISION)
         receipts = [process_shard(shard, settings, segmenter) for shard in plan.shards]
-        require(verify(plan, settings))
+        require_every_row_once(plan, settings)
     except InputError:
         found.refused += table.num_rows
     except Exception as error:

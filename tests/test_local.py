@@ -207,14 +207,14 @@ def test_a_night_that_its_schedule_started_and_all_that_it_needed(
         True,
     ), night.logs()
     assert run["created_by"]["type"] == "SCHEDULE"
-    (summary, *_) = reversed(status("s3://lake/masks").runs)
+    (summary, *_) = reversed(status(Store.open("s3://lake/masks")).runs)
     assert (summary.rows, summary.masks, summary.rejects, summary.shards) == (
         9,
         8,
         {"empty_query": 1},
         5,
     )
-    found = verify_output("s3://lake/masks")
+    found = verify_output(Store.open("s3://lake/masks"))
     assert (found.holds, found.rows) == (True, 9)
     if night.postgres:
         assert asyncio.run(kept_by_postgres(night)) == run["name"]

@@ -502,8 +502,9 @@ def _check_local_input(settings: RunSettings) -> None:
     from wordmask.tasks.storage import Store
     from wordmask.tasks.table.footers import input_files
 
-    if Store.open(settings.input).is_local:
-        input_files(settings)
+    source = Store.open(settings.input)
+    if source.is_local:
+        input_files(source, Store.open(settings.output), settings.segment)
 
 
 def _watch(log_json: bool, log_queries: bool, metrics_dir: str | None) -> None:
@@ -651,8 +652,9 @@ def verify(output: Output, json: Json = False) -> None:
     Example: [bold]wordmask verify masks/[/bold]
     """
     from wordmask.tasks.output.verify import verify_output
+    from wordmask.tasks.storage import Store
 
-    found = verify_output(output)
+    found = verify_output(Store.open(output))
     if json:
         print_json(found.model_dump(mode="json") | {"holds": found.holds})
     else:
@@ -679,8 +681,9 @@ def rejects(
     Example: [bold]wordmask rejects masks/[/bold]
     """
     from wordmask.tasks.output.results import rejected
+    from wordmask.tasks.storage import Store
 
-    found = rejected(output, examples)
+    found = rejected(Store.open(output), examples)
     if json:
         print_json([dataclasses.asdict(each) | {"remedy": each.code.remedy} for each in found])
     elif found:
@@ -708,15 +711,16 @@ def gc(
     """
     from wordmask.tasks.output.garbage import find_garbage, remove_garbage
     from wordmask.tasks.output.lease import acquire_lease
+    from wordmask.tasks.storage import Store
 
+    store = Store.open(output)
     if delete:
-        with acquire_lease(
-            output, "gc"
-        ):  # parts of a run that is at work are in no published run yet
-            found = find_garbage(output, keep_runs)
-            remove_garbage(output, found)
+        # Parts of a run that is at work are in no published run yet.
+        with acquire_lease(store, "gc"):
+            found = find_garbage(store, keep_runs)
+            remove_garbage(store, found)
     else:
-        found = find_garbage(output, keep_runs)
+        found = find_garbage(store, keep_runs)
     if json:
         print_json(found.model_dump(mode="json") | {"deleted": delete})
         return
@@ -807,6 +811,7 @@ def plan(
     from wordmask.model.hub.registry import resolve_model
     from wordmask.tasks.plan import make_plan
     from wordmask.tasks.review.estimate import estimate_time
+    from wordmask.tasks.storage import Store
 
     settings = _run_settings(
         input,
@@ -836,7 +841,8 @@ def plan(
         scheduler=scheduler,
     )
     source = resolve_model(model, refiner=refiner, revision=revision)
-    made = make_plan(settings, source.revision, refuse=False)
+    store = Store.open(settings.output)
+    made = make_plan(settings, source.revision, store, refuse=False)
     timed: list[Receipt] = []
     if calibrate and made.pending:
         timed, used = _calibrated(made, settings)
@@ -845,7 +851,9 @@ def plan(
             update={"done": made.done | {receipt.shard.shard_id for receipt in timed}}
         )
     estimate = (
-        estimate_time(made, settings, source, calibrated=timed, price_per_hour=price_per_hour)
+        estimate_time(
+            made, settings, source, store, calibrated=timed, price_per_hour=price_per_hour
+        )
         if made.pending
         else None
     )
@@ -921,8 +929,9 @@ def status(output: Output, json: Json = False) -> None:
     Example: [bold]wordmask status masks/[/bold]
     """
     from wordmask.tasks.output.catalog import status as read_status
+    from wordmask.tasks.storage import Store
 
-    found = read_status(output)
+    found = read_status(Store.open(output))
     if json:
         print_json(found.model_dump(mode="json"))
         return
@@ -1018,8 +1027,9 @@ def evaluate(
     Example: [bold]wordmask evaluate masks/ scenes.parquet --json[/bold]
     """
     from wordmask.tasks.output.results import evaluate as score
+    from wordmask.tasks.storage import Store
 
-    scores = dataclasses.asdict(score(output, truth))
+    scores = dataclasses.asdict(score(Store.open(output), Store.open(truth)))
     if json:
         print_json(scores)
         return
@@ -1255,8 +1265,9 @@ def sheet(
     """
     from wordmask.tasks.review.overlay import png_bytes
     from wordmask.tasks.review.overlay import sheet as draw_sheet
+    from wordmask.tasks.storage import Store
 
-    page = draw_sheet(output, count)
+    page = draw_sheet(Store.open(output), count)
     png.parent.mkdir(parents=True, exist_ok=True)
     png.write_bytes(png_bytes(page))
     if json:

@@ -30,8 +30,9 @@ def calibrate(
         RuntimeError: a shard failed. The message says which and why.
     """
     receipts: list[Receipt] = []
-    with acquire_lease(settings.output, plan.run_id):
-        Store.open(settings.output).check_writable()
+    output = Store.open(settings.output)
+    with acquire_lease(output, plan.run_id):
+        output.check_writable()
         with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
             workers = len(workers_of(client))
             shards = random.Random(0).sample(

@@ -33,19 +33,14 @@ def new_run_id() -> str:
 def summarize(
     plan: Plan,
     settings: RunSettings,
-    receipts: Sequence[Receipt] | None = None,
+    receipts: Sequence[Receipt],
     *,
     rows_left: int = 0,
     started_at: datetime,
     finished_at: datetime,
 ) -> RunSummary:
-    """Add up the receipts of every shard of the plan, those of earlier runs too; they are read
-    unless they are given, as they were verified. `rows_left`: of shards that the budget did not
-    reach."""
-    if receipts is None:
-        receipts = read_receipts(
-            Store.open(settings.output), (shard.shard_id for shard in plan.shards)
-        )
+    """Add up the receipts of every shard of the plan, those of earlier runs too. `rows_left`: of
+    shards that the budget did not reach."""
     seconds = (finished_at - started_at).total_seconds()
     computed = sum(shard.rows for shard in plan.pending)
     rejects = sum((Counter(receipt.rejects) for receipt in receipts), Counter())
@@ -83,11 +78,9 @@ def _busy(receipts: list[Receipt]) -> float:
     return infer / (infer + idle) if infer else 0.0
 
 
-def publish(summary: RunSummary, settings: RunSettings) -> None:
+def publish(output: Store, summary: RunSummary) -> None:
     """Make the run's shards visible to readers."""
-    Store.open(settings.output).write_bytes(
-        f"runs/{summary.run_id}.json", summary.model_dump_json(indent=1).encode()
-    )
+    output.write_bytes(f"runs/{summary.run_id}.json", summary.model_dump_json(indent=1).encode())
 
 
 def read_receipts(output: Store, shard_ids: Iterable[str]) -> list[Receipt]:
@@ -111,9 +104,8 @@ def published_runs(output: Store) -> tuple[RunSummary, ...]:
     )
 
 
-def status(output_uri: str) -> OutputStatus:
+def status(output: Store) -> OutputStatus:
     """What an output holds. An empty or absent folder holds nothing."""
-    output = Store.open(output_uri)
     runs = published_runs(output)
     receipts = output.names("receipts", ".json")
     named = {shard_id for run in runs for shard_id in run.shard_ids}

@@ -23,7 +23,7 @@ class Garbage(Frozen):
     bytes: int
 
 
-def find_garbage(output_uri: str, keep_runs: int | None = None) -> Garbage:
+def find_garbage(output: Store, keep_runs: int | None = None) -> Garbage:
     """What can be removed. `keep_runs`: of the published runs the newest so many are kept, with
     what they name; None keeps all.
 
@@ -33,7 +33,6 @@ def find_garbage(output_uri: str, keep_runs: int | None = None) -> Garbage:
     Raises:
         FileNotFoundError: nothing was published: all there is would go.
     """
-    output = Store.open(output_uri)
     runs = published_runs(output)
     if not runs:
         raise FileNotFoundError(
@@ -64,8 +63,7 @@ def find_garbage(output_uri: str, keep_runs: int | None = None) -> Garbage:
     )
 
 
-def remove_garbage(output_uri: str, found: Garbage) -> None:
+def remove_garbage(output: Store, found: Garbage) -> None:
     """Remove it."""
-    output = Store.open(output_uri)
     for path in found.paths:
         output.remove(path)

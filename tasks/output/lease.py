@@ -81,7 +81,7 @@ class LeaseHandle:
 
 @contextmanager
 def acquire_lease(
-    output_uri: str, run_id: str | None = None, *, wait: bool = False
+    output: Store, run_id: str | None = None, *, wait: bool = False
 ) -> Iterator[LeaseHandle]:
     """Within, this run is the only one on the output, unless the machine stands still for so long
     that another takes it for dead: what is given tells. Unless one is told it has a new `run_id`,
@@ -90,7 +90,6 @@ def acquire_lease(
     Raises:
         OutputInUseError: another one is, and `wait` is false.
     """
-    output = Store.open(output_uri)
     mine = _take(output, run_id, wait)
     hold, done = LeaseHandle(output, mine), threading.Event()
     keeper = threading.Thread(target=_keep, args=(hold, done), name="lease", daemon=True)

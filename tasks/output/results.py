@@ -24,7 +24,7 @@ def read_masks(output: Store, part: Part, columns: list[str]) -> Iterator[dict[s
     yield from _rows(output, part.path, columns)
 
 
-def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
+def evaluate(output: Store, truth: Store) -> ReferringScores:
     """Score the newest published run of an output against a table with `row_id` and `mask` (COCO
     RLE), joined on row_id.
 
@@ -32,7 +32,6 @@ def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
         InputError: the truth lacks a column, or repeats a row_id.
         FileNotFoundError: nothing was published, or there is no such table.
     """
-    output = Store.open(output_uri)
     answers: dict[str, Answer] = {}
     run = newest_run(output)
     for masks, rejects in zip(run.masks_parts, run.rejects_parts, strict=True):
@@ -42,7 +41,7 @@ def evaluate(output_uri: str, truth_uri: str) -> ReferringScores:
             answers.setdefault(row["row_id"], Answer("rejected"))
         for row in _rows(output, masks.path, ["row_id", "status", "mask"]):
             answers[row["row_id"]] = Answer(row["status"], row["mask"])
-    return score(_truth(truth_uri), answers)
+    return score(_truth(truth), answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +53,13 @@ class Rejected:
     examples: tuple[tuple[str, str], ...]
 
 
-def rejected(output_uri: str, examples: int) -> list[Rejected]:
+def rejected(output: Store, examples: int) -> list[Rejected]:
     """What the newest published run rejected, most frequent first, with up to so many examples of
     each reason.
 
     Raises:
         FileNotFoundError: nothing was published.
     """
-    output = Store.open(output_uri)
     run = newest_run(output)
     shown: dict[str, list[tuple[str, str]]] = {code: [] for code in run.rejects}
     for part in run.rejects_parts if examples else ():
@@ -83,30 +81,31 @@ def _rows(store: Store, path: str, columns: list[str]) -> Iterator[dict[str, Any
             yield from batch.to_pylist()
 
 
-def _truth(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    store = Store.open(uri)
+def _truth(store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with store.reading("") as handle:
             schema = pq.read_schema(handle)
     except pa.ArrowInvalid as error:
-        raise InputError(f"truth {uri}: not a readable Parquet file ({error})") from None
+        raise InputError(f"truth {store.uri}: not a readable Parquet file ({error})") from None
     if missing := {"row_id", "mask"} - set(schema.names):
         raise InputError(
-            f"truth {uri}: no column {', '.join(sorted(missing))}; needs {TRUTH_COLUMNS}, and has"
-            f" {', '.join(schema.names)}"
+            f"truth {store.uri}: no column {', '.join(sorted(missing))}; needs"
+            f" {TRUTH_COLUMNS}, and has {', '.join(schema.names)}"
         )
     kind = schema.field("mask").type
     if not pa.types.is_struct(kind) or not {"size", "counts"} <= {field.name for field in kind}:
-        raise InputError(f"truth {uri}: column 'mask' is {kind}; needs {TRUTH_COLUMNS}")
+        raise InputError(f"truth {store.uri}: column 'mask' is {kind}; needs {TRUTH_COLUMNS}")
     seen: set[str] = set()
     for row in _rows(store, "", ["row_id", "mask"]):
         row_id = str(row["row_id"])
         if row_id in seen:
-            raise InputError(f"truth {uri}: row_id = {row_id!r} occurs twice; each must be unique")
+            raise InputError(
+                f"truth {store.uri}: row_id = {row_id!r} occurs twice; each must be unique"
+            )
         seen.add(row_id)
         if row["mask"] is None:
             raise InputError(
-                f"truth {uri}: mask of row_id = {row_id!r} is null; leave the row out or give an"
-                " empty mask"
+                f"truth {store.uri}: mask of row_id = {row_id!r} is null; leave the row out or"
+                " give an empty mask"
             )
         yield row_id, row["mask"]

@@ -82,6 +82,7 @@ def earlier_answers(
     pending: Sequence[Shard],
     shards: Sequence[Shard],
     settings: RunSettings,
+    output: Store,
     receipts: Collection[str],
 ) -> dict[str, ShardHints]:
     """By pending shard, of which there is one at least, the shards of the newest published run with
@@ -96,7 +97,7 @@ def earlier_answers(
     superseded = sorted({*newest.shard_ids} - {shard.shard_id for shard in shards} & {*receipts})
     names = {shard.name for shard in pending}
     old: dict[str, list[Shard]] = {name: [] for name in names}
-    for receipt in read_receipts(Store.open(settings.output), superseded):
+    for receipt in read_receipts(output, superseded):
         if receipt.shard.name in names:
             old[receipt.shard.name].append(receipt.shard)
     found = {}
@@ -118,14 +119,15 @@ def changed_shards(newest: RunSummary, pending: Sequence[Shard]) -> frozenset[st
     return frozenset(shard.shard_id for shard in pending if shard.name in newest.files)
 
 
-def retry_plan(output_uri: str, codes: Collection[RejectCode]) -> tuple[Plan, RunSettings]:
-    """The shards of an output's newest published run, and its settings. Those in which no row was
-    rejected for one of `codes` are done.
+def retry_plan(output: Store, codes: Collection[RejectCode]) -> tuple[Plan, RunSettings]:
+    """The shards of an output's newest published run, and the settings of that run.
+
+    Shards in which no row was rejected for one of `codes` count as done. The settings name the
+    output as it was called then: it may have moved since.
 
     Raises:
         FileNotFoundError: nothing was published.
     """
-    output = Store.open(output_uri)
     run = newest_run(output)
     receipts = read_receipts(output, run.shard_ids)
     shards = tuple(receipt.shard for receipt in receipts)
@@ -145,4 +147,4 @@ def retry_plan(output_uri: str, codes: Collection[RejectCode]) -> tuple[Plan, Ru
         files=len({shard.file for shard in shards}),
         input_bytes=0,
     )
-    return plan, run.settings.model_copy(update={"output": output_uri})
+    return plan, run.settings

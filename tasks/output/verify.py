@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from wordmask.schemas.runs import Part, Plan, Receipt, Shard
-from wordmask.schemas.settings import Frozen, RunSettings
+from wordmask.schemas.settings import Frozen
 from wordmask.tasks.output.catalog import newest_run, read_receipts
 from wordmask.tasks.storage import Store, is_damaged_parquet, sha256
 
@@ -43,9 +43,8 @@ class AccountingError(RuntimeError):
     """A row was lost or doubled. The message names the rows."""
 
 
-def verify(plan: Plan, settings: RunSettings) -> VerifyReport:
+def verify(plan: Plan, output: Store) -> VerifyReport:
     """Compare the plan with what lies in the output."""
-    output = Store.open(settings.output)
     receipts: dict[str, Receipt] = {}
 
     def check(shard: Shard) -> list[str]:
@@ -64,13 +63,12 @@ def verify(plan: Plan, settings: RunSettings) -> VerifyReport:
     )
 
 
-def verify_output(output_uri: str) -> VerifyReport:
+def verify_output(output: Store) -> VerifyReport:
     """Compare the newest published run with what lies in the output, to the last byte.
 
     Raises:
         FileNotFoundError: nothing was published.
     """
-    output = Store.open(output_uri)
     run = newest_run(output)
 
     def check(named: tuple[str, Part, Part]) -> list[str]:

@@ -78,6 +78,7 @@ def estimate_time(
     plan: Plan,
     settings: RunSettings,
     source: ModelSource,
+    output: Store,
     *,
     calibrated: Sequence[Receipt] = (),
     price_per_hour: float | None = None,
@@ -91,7 +92,7 @@ def estimate_time(
         with.
     """
     workers = settings.workers or 1
-    found = _of_one_worker(plan, settings, source, calibrated)
+    found = _of_one_worker(plan, settings, source, output, calibrated)
     rates = tuple(rate.shared(workers, price_per_hour) for rate in found.rates)
     note = (
         f"{found.note}; rows that are copied from earlier answers take less"
@@ -108,7 +109,11 @@ def estimate_time(
 
 
 def _of_one_worker(
-    plan: Plan, settings: RunSettings, source: ModelSource, calibrated: Sequence[Receipt]
+    plan: Plan,
+    settings: RunSettings,
+    source: ModelSource,
+    output: Store,
+    calibrated: Sequence[Receipt],
 ) -> TimeEstimate:
     rows = sum(shard.rows for shard in plan.pending)
     if measured := _rates(calibrated):
@@ -118,7 +123,7 @@ def _of_one_worker(
             "calibration",
             "in the shards just timed, which are done now; workers that had just begun",
         )
-    if measured := _rates(_alike(plan, settings, source.revision)):
+    if measured := _rates(_alike(plan, settings, source.revision, output)):
         return _from_receipts(
             measured,
             rows,
@@ -140,11 +145,10 @@ def _rates(receipts: Iterable[Receipt]) -> list[float]:
     return [receipt.rows / taken for receipt, taken in seconds if receipt.rows and taken > 0]
 
 
-def _alike(plan: Plan, settings: RunSettings, model_revision: str) -> list[Receipt]:
+def _alike(plan: Plan, settings: RunSettings, model_revision: str, output: Store) -> list[Receipt]:
     """Receipts of the same model and settings; those of this input before others, new before
     old.
     """
-    output = Store.open(settings.output)
     names = sorted(output.newest("receipts", ".json"), key=lambda name: name not in plan.done)[
         :NEWEST
     ]

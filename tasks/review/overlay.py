@@ -176,7 +176,7 @@ def note_of(row: Mapping[str, Any]) -> str:
     return "  ·  ".join(parts)
 
 
-def sheet(output_uri: str, count: int) -> Image.Image:
+def sheet(output: Store, count: int) -> Image.Image:
     """Contact sheet of `count` mask rows of the newest published run, spread evenly over it.
 
     Raises:
@@ -184,11 +184,10 @@ def sheet(output_uri: str, count: int) -> Image.Image:
         InputError: the run has no masks.
         InputChangedError: an input file was replaced since it was segmented.
     """
-    output = Store.open(output_uri)
     run = newest_run(output)
     if run.masks == 0:
         raise InputError(
-            f"output {output_uri}: run {run.run_id} has no masks, only {run.rows} rejects; see the"
+            f"output {output.uri}: run {run.run_id} has no masks, only {run.rows} rejects; see the"
             " rejects table for the reasons"
         )
     return contact_sheet(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wordmask.schemas.queries import InputError, check_columns, columns_read
-from wordmask.schemas.settings import RunSettings, SegmentSettings
+from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet, steadily
 
 FOOTERS_AT_ONCE = 16
@@ -54,28 +54,27 @@ class InputFile:
         return sum(group.rows for group in self.row_groups)
 
 
-def input_files(settings: RunSettings, *, refuse: bool = True) -> list[InputFile]:
+def input_files(
+    store: Store, output: Store, settings: SegmentSettings, *, refuse: bool = True
+) -> list[InputFile]:
     """Every Parquet file of the input, sorted by name. What runs wrote to the output is not part of
     it.
 
     Raises:
         InputError: there is none, or `refuse` and one is of no use to a run, or all are.
     """
-    store, output = Store.open(settings.input), Store.open(settings.output)
     base, found = steadily(lambda: _find(store))
     if output.fs == store.fs:
         ours = re.compile(re.escape(f"{output.root}/") + OUR_PARTS)
         found = [(path, info) for path, info in found if not ours.fullmatch(path)]
     if not found:
         raise InputError(
-            f"input {settings.input}: no Parquet file there"
+            f"input {store.uri}: no Parquet file there"
             f" ({', '.join('*' + s for s in PARQUET_SUFFIXES)}). Check the path"
         )
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         files = list(
-            pool.map(
-                lambda item: _input_file(store, *item, base=base, settings=settings.segment), found
-            )
+            pool.map(lambda item: _input_file(store, *item, base=base, settings=settings), found)
         )
     problems = [file.problem for file in files if file.problem]
     if problems and (refuse or len(problems) == len(files)):
@@ -126,7 +125,7 @@ def _input_file(
         "size": int(info["size"]),
     }
     try:
-        with Store(store.fs, path).reading("") as handle:
+        with store.at(path).reading("") as handle:
             file = pq.ParquetFile(handle, pre_buffer=False)
             # Not `footer.schema`: the two would hold each other, and ten thousand footers would
             # wait for the garbage collector.

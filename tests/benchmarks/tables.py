@@ -16,6 +16,7 @@ from wordmask.schemas.settings import ModelSettings, RunSettings
 from wordmask.tasks.convert.scenes import export_scenes
 from wordmask.tasks.plan import make_plan
 from wordmask.tasks.shard import process_shard
+from wordmask.tasks.storage import Store
 
 
 def scene_table(folder: Path, rows: int, *, distinct: int, shard_rows: int) -> RunSettings:
@@ -41,7 +42,7 @@ def scene_table(folder: Path, rows: int, *, distinct: int, shard_rows: int) -> R
 
 
 def plan_of(settings: RunSettings, segmenter: Segmenter) -> Plan:
-    return make_plan(settings, segmenter.revision)
+    return make_plan(settings, segmenter.revision, Store.open(settings.output))
 
 
 def work_through(plan: Plan, settings: RunSettings, segmenter: Segmenter) -> Iterator[Receipt]:

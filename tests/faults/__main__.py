@@ -29,6 +29,7 @@ from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.support.servers import free_port, serve_s3, wait_for
 from wordmask.flows.prefect_api import configure
 from wordmask.tasks.output.verify import verify_output
+from wordmask.tasks.storage import Store
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def try_fault(scenario: Scenario, place: Lake, calm: Calm) -> Result:
             " shards computed"
         )
         with _storage(place):
-            report = verify_output(place.output)
+            report = verify_output(Store.open(place.output))
         assert report.holds, report.violations
         want, found = calm.parts(place), place.parts(place.output)
         assert {name: found.get(name) for name in want} == want, (

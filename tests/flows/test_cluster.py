@@ -18,6 +18,7 @@ import torch
 from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
 
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of
 from tests.support.tables import png, write_input
 from wordmask.flows.execution import cluster
 from wordmask.flows.execution import dispatcher as dispatch
@@ -35,8 +36,8 @@ from wordmask.flows.execution.futures import InFlight
 from wordmask.schemas.runs import Plan, Receipt, RowRange, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.output.catalog import status
-from wordmask.tasks.plan import make_plan
 from wordmask.tasks.shard import process_shard
+from wordmask.tasks.storage import Store
 from wordmask.tasks.worker import BrokenDeviceError, UnhealthyWorkerError, resident_segmenter
 
 FAKE = "tests.support.fakes:FakeSegmenter"
@@ -199,7 +200,7 @@ def nine_shards(tmp_path: Path, standing: LocalCluster) -> tuple[RunSettings, Pl
         shard_rows=1,
         scheduler=standing.scheduler_address,
     )
-    return asked, make_plan(asked, FakeSegmenter("demo").revision)
+    return asked, plan_of(asked, FakeSegmenter("demo").revision)
 
 
 def failing(
@@ -508,10 +509,10 @@ def test_calibrating_does_a_few_shards_and_publishes_nothing(
         scheduler=standing.scheduler_address,
     )
     revision = FakeSegmenter("demo").revision
-    receipts, workers = calibrate(make_plan(asked, revision), asked, FAKE)
+    receipts, workers = calibrate(plan_of(asked, revision), asked, FAKE)
     assert (len(receipts), workers) == (3, len(standing.workers))
-    assert make_plan(asked, revision).done == {receipt.shard.shard_id for receipt in receipts}
-    found = status(asked.output)
+    assert plan_of(asked, revision).done == {receipt.shard.shard_id for receipt in receipts}
+    found = status(Store.open(asked.output))
     assert (found.runs, found.unpublished) == ((), 3)
     assert not (tmp_path / "out/lease.json").exists(), "a run may begin"
 
@@ -527,4 +528,4 @@ def test_calibrating_says_which_shard_failed(tmp_path: Path, standing: LocalClus
     with pytest.raises(
         RuntimeError, match=r"--calibrate: in\.parquet rows 0-0 failed: MemoryError"
     ):
-        calibrate(make_plan(asked, FakeSegmenter("demo").revision), asked, FAKE)
+        calibrate(plan_of(asked, FakeSegmenter("demo").revision), asked, FAKE)

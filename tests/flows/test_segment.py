@@ -129,7 +129,7 @@ def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path
         ShardsFailedError, match=r"of 2 shards failed(.|\n)*in\.parquet rows 3-5: KilledWorker"
     ):
         run(settings)
-    assert status(settings.output).runs == (), "a failed run publishes nothing"
+    assert status(Store.open(settings.output)).runs == (), "a failed run publishes nothing"
     summary = run(settings)
     assert (summary.rows, summary.masks) == (6, 6)
     assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(6)})
@@ -164,7 +164,7 @@ def test_a_run_that_waited_for_another_plans_only_then(
     others: list[RunSummary] = []
 
     @contextmanager
-    def waiting(output: str, **options: Any) -> Iterator[LeaseHandle]:
+    def waiting(output: Store, **options: Any) -> Iterator[LeaseHandle]:
         monkeypatch.setattr(segment_module, "acquire_lease", acquire_lease)
         others.append(run(settings))
         with acquire_lease(output, **options) as lease:
@@ -179,7 +179,7 @@ def test_a_run_that_waited_for_another_plans_only_then(
     again = retry(
         settings.output, (RejectCode.MODEL_ERROR,), scheduler=standing, wait=True, factory=FAKE
     )
-    found = [each.run_id for each in status(settings.output).runs]
+    found = [each.run_id for each in status(Store.open(settings.output)).runs]
     assert found == [again.run_id, others[1].run_id, summary.run_id, others[0].run_id], (
         "the newest is the one that was published last"
     )
@@ -195,7 +195,8 @@ def test_a_run_that_lost_the_output_publishes_nothing(tmp_path: Path, standing: 
 
     with pytest.raises(LeaseLostError, match=r"lost it to run other .*Nothing was published"):
         run(settings, take_the_lease)
-    assert (status(settings.output).runs, status(settings.output).shards) == ((), 1)
+    found = status(Store.open(settings.output))
+    assert (found.runs, found.shards) == ((), 1)
 
 
 def test_an_output_that_cannot_be_written_is_reported_before_the_work(
@@ -229,7 +230,9 @@ def test_a_budget_ends_a_run_between_shards_and_the_next_one_goes_on(tmp_path: P
     first = run(settings.model_copy(update={"budget_seconds": 2.0}))
     assert 0 < first.rows < 8
     assert first.rows + first.rows_left == 8
-    assert status(settings.output).runs == (), "readers keep the results of the last whole run"
+    assert status(Store.open(settings.output)).runs == (), (
+        "readers keep the results of the last whole run"
+    )
     second = run(settings)
     assert (second.rows, second.rows_left) == (8, 0)
     assert second.shards_computed == 4 - first.shards_computed

@@ -29,13 +29,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.fakes import FakeSegmenter
 from tests.support.folders import ROOT
+from tests.support.runs import plan_of
 from tests.support.tables import png, read_rows, write_input
 from wordmask.flows.cli.app import main
 from wordmask.flows.execution.cluster import open_cluster
 from wordmask.flows.execution.dispatcher import run_shards
 from wordmask.schemas.runs import Receipt
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.plan import make_plan
 from wordmask.tasks.telemetry import metrics
 
 FAKE = "tests.support.fakes:FakeSegmenter"
@@ -331,7 +331,7 @@ def test_dask_serves_the_numbers_of_a_run(tmp_path: Path) -> None:
     settings = RunSettings(
         input=write_input(tmp_path / "in.parquet", rows), output=str(tmp_path / "out"), shard_rows=2
     )
-    plan = make_plan(settings, FakeSegmenter("demo").revision)
+    plan = plan_of(settings, FakeSegmenter("demo").revision)
     receipts: list[Receipt] = []
     with LocalCluster(
         n_workers=1,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,12 +13,12 @@ import pytest
 
 from tests.faults.proxy import Fault, FaultProxy
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of, publish_run, require_every_row_once
 from tests.support.tables import png, write_input
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks import storage
-from wordmask.tasks.output.catalog import newest_run, publish, read_receipts, status, summarize
-from wordmask.tasks.output.verify import require, verify
-from wordmask.tasks.plan import make_plan
+from wordmask.tasks.output.catalog import newest_run, read_receipts, status
+from wordmask.tasks.output.verify import verify
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.storage import READ_ATTEMPTS, STORE_ERRORS, Store
 from wordmask.tasks.table.read import InputChangedError
@@ -53,24 +52,23 @@ def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) 
     )
     lake.write_bytes("in/deep/c.png", png(9))
     settings = settings_of(lake)
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     assert [(shard.name, shard.rows) for shard in plan.shards] == [("a.parquet", 2)] * 2 + [
         ("a.parquet", 1),
         ("deep/b.parquet", 2),
     ]
     for shard in plan.pending:
         process_shard(shard, settings, FakeSegmenter())
-    require(verify(plan, settings))
-    now = datetime.now(UTC)
-    publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+    require_every_row_once(plan, settings)
+    publish_run(plan, settings)
     output = Store.open(settings.output)
     assert (newest_run(output).masks, newest_run(output).rejects) == (6, {"image_not_found": 1})
-    assert status(settings.output).unpublished == 0
+    assert status(Store.open(settings.output)).unpublished == 0
 
     written = [
         receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)
     ]
-    assert make_plan(settings, REVISION).pending == ()
+    assert plan_of(settings, REVISION).pending == ()
     for shard in plan.shards:
         process_shard(shard, settings, FakeSegmenter())
     assert written == [
@@ -103,13 +101,13 @@ def test_replies_that_break_off_are_asked_for_anew(
     put_table(lake, "in/a.parquet", ROWS, tmp_path)
     settings = settings_of(lake)
     proxy.faults = [Fault(request=request_line, kind=kind, times=3)]
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     assert proxy.faults[0].happened == 3
     proxy.faults = [Fault(request=r"GET .*", kind=kind, times=3)]
     receipts = [process_shard(shard, settings, FakeSegmenter()) for shard in plan.pending]
     assert proxy.faults[0].happened == 3
     assert sum(receipt.masks for receipt in receipts) == len(ROWS)
-    require(verify(plan, settings))
+    require_every_row_once(plan, settings)
 
 
 def test_a_store_whose_replies_all_break_off_is_at_fault(lake: Store, proxy: FaultProxy) -> None:
@@ -123,21 +121,21 @@ def test_a_store_whose_replies_all_break_off_is_at_fault(lake: Store, proxy: Fau
 def test_patterns(lake: Store, tmp_path: Path) -> None:
     for name in ("a", "b", "_c"):
         put_table(lake, f"in/{name}.parquet", ROWS[:1], tmp_path)
-    whole = make_plan(settings_of(lake), REVISION)
+    whole = plan_of(settings_of(lake), REVISION)
     for pattern in ("in/*.parquet", "in/?.parquet", "in/[ab].parquet"):
-        assert make_plan(settings_of(lake, pattern), REVISION).shards == whole.shards
+        assert plan_of(settings_of(lake, pattern), REVISION).shards == whole.shards
     assert [shard.name for shard in whole.shards] == ["a.parquet", "b.parquet"]
 
 
 def test_a_replaced_object_is_noticed_and_planned_anew(lake: Store, tmp_path: Path) -> None:
     put_table(lake, "in/a.parquet", ROWS, tmp_path)
     settings = settings_of(lake)
-    before = make_plan(settings, REVISION)
+    before = plan_of(settings, REVISION)
     process_shard(before.shards[0], settings, FakeSegmenter())
     put_table(lake, "in/a.parquet", ROWS[::-1], tmp_path)
     with pytest.raises(InputChangedError, match="Run again"):
         process_shard(before.shards[1], settings, FakeSegmenter())
-    after = make_plan(settings, REVISION)
+    after = plan_of(settings, REVISION)
     assert after.done == frozenset()
     assert {shard.shard_id for shard in before.shards}.isdisjoint(
         shard.shard_id for shard in after.shards
@@ -147,13 +145,13 @@ def test_a_replaced_object_is_noticed_and_planned_anew(lake: Store, tmp_path: Pa
 def test_a_lost_row_is_seen_in_what_lies_there(lake: Store, tmp_path: Path) -> None:
     put_table(lake, "in/a.parquet", ROWS, tmp_path)
     settings = settings_of(lake)
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     for shard in plan.pending:
         process_shard(shard, settings, FakeSegmenter())
     output = Store.open(settings.output)
     (receipt,) = read_receipts(output, [plan.shards[1].shard_id])
     output.remove(receipt.masks_part.path)
-    (violation,) = verify(plan, settings).violations
+    (violation,) = verify(plan, Store.open(settings.output)).violations
     assert plan.shards[1].shard_id in violation
     assert "is missing" in violation
 
@@ -161,10 +159,10 @@ def test_a_lost_row_is_seen_in_what_lies_there(lake: Store, tmp_path: Path) -> N
 def test_what_another_writer_put_there_is_seen(lake: Store, tmp_path: Path) -> None:
     put_table(lake, "in/a.parquet", ROWS[:1], tmp_path)
     settings = settings_of(lake)
-    assert make_plan(settings, REVISION).files == 1
+    assert plan_of(settings, REVISION).files == 1
     elsewhere = type(lake.fs)(**lake.fs.storage_options, skip_instance_cache=True)
     elsewhere.pipe_file(lake.full("in/b.parquet"), (tmp_path / "table.parquet").read_bytes())
-    assert make_plan(settings, REVISION).files == 2
+    assert plan_of(settings, REVISION).files == 2
 
 
 def test_names_newest_first(lake: Store) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 
 from tests.support.fakes import REVISION, FakeSegmenter
 from tests.support.folders import ROOT
+from tests.support.runs import plan_of, publish_run, require_every_row_once
 from tests.support.tables import part_of, png, read_rows, write_input
 from wordmask.model.masks import rle
 from wordmask.model.masks.rasterize import rasterize_pixels
@@ -26,9 +26,8 @@ from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks import shard as shard_module
-from wordmask.tasks.output.catalog import newest_run, publish, status, summarize
+from wordmask.tasks.output.catalog import newest_run, status
 from wordmask.tasks.output.verify import AccountingError, require, verify, verify_output
-from wordmask.tasks.plan import make_plan
 from wordmask.tasks.shard import ModelChangedError, process_shard
 from wordmask.tasks.storage import Store
 from wordmask.tasks.table.read import InputChangedError
@@ -44,7 +43,7 @@ def settings_for(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> 
 
 
 def run_all(settings: RunSettings) -> Plan:
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     for shard in plan.pending:
         process_shard(shard, settings, FakeSegmenter())
     return plan
@@ -130,7 +129,7 @@ def test_a_bad_row_is_rejected_and_its_neighbours_are_unharmed(
     assert [mask["row_id"] for mask in read_rows(tmp_path / "out", "masks")] == [
         f"good-{i}" for i in range(4)
     ]
-    require(verify(plan, settings))
+    require_every_row_once(plan, settings)
 
 
 @pytest.mark.parametrize("column", ["row_id", "query", "image", "note"])
@@ -153,7 +152,7 @@ def test_text_that_is_no_utf8_costs_its_own_row_only(tmp_path: Path, column: str
             "segment": {"carry": ["note"]},
         }
     )
-    require(verify(run_all(settings), settings))
+    require_every_row_once(run_all(settings), settings)
     (reject,) = read_rows(tmp_path / "out", "rejects")
     assert (reject["row"], reject["code"]) == (1, RejectCode.INVALID_TEXT)
     assert column in reject["detail"]
@@ -170,7 +169,7 @@ def test_all_bad_rows_at_once(tmp_path: Path) -> None:
         shard_rows=5,
     )
     plan = run_all(settings)
-    require(verify(plan, settings))
+    require_every_row_once(plan, settings)
     assert sorted(reject["code"] for reject in read_rows(tmp_path / "out", "rejects")) == sorted(
         code.value for _, code in BAD_ROWS
     )
@@ -234,14 +233,14 @@ def test_two_runs_from_scratch_write_the_same_bytes(tmp_path: Path) -> None:
 def test_done_shards_are_skipped(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD] * 5, shard_rows=2)
     run_all(settings)
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     assert plan.pending == ()
     assert len(plan.done) == 3
 
 
 def test_input_replaced_after_planning(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD])
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     write_input(tmp_path / "in.parquet", [GOOD, GOOD])
     with pytest.raises(InputChangedError, match="Run again"):
         process_shard(plan.shards[0], settings, FakeSegmenter())
@@ -250,14 +249,14 @@ def test_input_replaced_after_planning(tmp_path: Path) -> None:
 def test_another_model_on_the_worker(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD])
     with pytest.raises(ModelChangedError):
-        process_shard(make_plan(settings, "planned").shards[0], settings, FakeSegmenter())
+        process_shard(plan_of(settings, "planned").shards[0], settings, FakeSegmenter())
 
 
 KILL_BEFORE_RECEIPT = """
 import os, sys
 from wordmask.tasks.shard import process_shard
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.plan import make_plan
+from tests.support.runs import plan_of
 from wordmask.tasks.storage import Store
 from tests.support.fakes import REVISION, FakeSegmenter
 
@@ -270,7 +269,7 @@ def die_at_the_receipt(self, path, data):
     write(self, path, data)
 
 Store.write_bytes = die_at_the_receipt
-process_shard(make_plan(settings, REVISION).pending[0], settings, FakeSegmenter())
+process_shard(plan_of(settings, REVISION).pending[0], settings, FakeSegmenter())
 """
 
 
@@ -289,7 +288,7 @@ def test_killed_between_data_and_receipt(tmp_path: Path) -> None:
     assert not (tmp_path / "out/receipts").exists()
     written = {part.name: part.read_bytes() for part in (tmp_path / "out/masks").iterdir()}
     plan = run_all(settings)
-    require(verify(plan, settings))
+    require_every_row_once(plan, settings)
     assert sorted(row["query"] for row in read_rows(tmp_path / "out", "masks")) == [
         f"thing {i}" for i in range(6)
     ]
@@ -305,12 +304,15 @@ def test_verify_sees_a_lost_a_doubled_and_an_unplanned_row(tmp_path: Path) -> No
     part = part_of(tmp_path / "out", "masks", shard.shard_id)
     table = pq.read_table(part)
     pq.write_table(table.take([0, 1, 1, 3]), part)
-    report = verify(plan, settings)
+    report = verify(plan, Store.open(settings.output))
     assert len(report.violations) == 2
     with pytest.raises(AccountingError, match="row 1 occurs 2 times"):
         require(report)
     pq.write_table(table.set_column(1, "row", [[0, 1, 2, 9]]), part)
-    assert any("never planned" in violation for violation in verify(plan, settings).violations)
+    assert any(
+        "never planned" in violation
+        for violation in verify(plan, Store.open(settings.output)).violations
+    )
 
 
 def test_verify_sees_missing_parts_and_receipts(tmp_path: Path) -> None:
@@ -319,7 +321,7 @@ def test_verify_sees_missing_parts_and_receipts(tmp_path: Path) -> None:
     first, second = plan.shards
     part_of(tmp_path / "out", "rejects", first.shard_id).unlink()
     (tmp_path / "out" / "receipts" / f"{second.shard_id}.json").unlink()
-    violations = verify(plan, settings).violations
+    violations = verify(plan, Store.open(settings.output)).violations
     assert len(violations) == 2
     assert "is missing" in violations[0]
     assert "has no receipt" in violations[1]
@@ -332,7 +334,7 @@ def test_verify_sees_damaged_parts(tmp_path: Path) -> None:
     data = part.read_bytes()
     for damaged in (b"", data[:50], data[:-60] + b"\xff" * 52 + data[-8:]):
         part.write_bytes(damaged)
-        (violation,) = verify(plan, settings).violations
+        (violation,) = verify(plan, Store.open(settings.output)).violations
         assert "cannot be read" in violation
 
 
@@ -344,7 +346,7 @@ def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(
     """
     (tmp_path / "a.png").write_bytes(png(1))
     settings = settings_for(tmp_path, [GOOD, GOOD | {"image": "a.png"}])
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     (shard,) = plan.shards
     write_parts = shard_module.write_parts
     written: list[Any] = []
@@ -356,15 +358,14 @@ def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(
         if len(written) == 1:
             (tmp_path / "a.png").unlink()
             process_shard(shard, settings, FakeSegmenter())
-            now = datetime.now(UTC)
-            publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+            publish_run(plan, settings)
         return own
 
     monkeypatch.setattr(shard_module, "write_parts", interrupted)
     process_shard(shard, settings, FakeSegmenter())
     assert written[0] != written[1]
-    assert verify_output(settings.output).holds
-    require(verify(plan, settings))
+    assert verify_output(Store.open(settings.output)).holds
+    require_every_row_once(plan, settings)
     assert [row["code"] for row in read_rows(settings.output, "rejects")] == ["image_not_found"], (
         "the published run is what it was"
     )
@@ -374,8 +375,7 @@ def test_the_newest_of_runs_in_one_second(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD])
     for _ in range(8):
         plan = run_all(settings)
-        now = datetime.now(UTC)
-        publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+        publish_run(plan, settings)
         assert newest_run(Store.open(settings.output)).run_id == plan.run_id
 
 
@@ -383,19 +383,17 @@ def test_summary_adds_up_and_is_what_status_tells(tmp_path: Path) -> None:
     settings = settings_for(
         tmp_path, [GOOD, GOOD | {"query": "absent"}, GOOD | {"query": None}], shard_rows=2
     )
-    assert status(settings.output).runs == ()
+    assert status(Store.open(settings.output)).runs == ()
     plan = run_all(settings)
-    assert status(settings.output).unpublished == 2
-    now = datetime.now(UTC)
-    summary = summarize(plan, settings, started_at=now, finished_at=now)
-    publish(summary, settings)
+    assert status(Store.open(settings.output)).unpublished == 2
+    summary = publish_run(plan, settings)
     assert (summary.rows, summary.masks, summary.absent, summary.rejects) == (
         3,
         2,
         1,
         {"empty_query": 1},
     )
-    found = status(settings.output)
+    found = status(Store.open(settings.output))
     assert (found.runs, found.shards, found.unpublished) == ((summary,), 2, 0)
     assert newest_run(Store.open(settings.output)) == summary
 
@@ -410,7 +408,7 @@ def test_a_write_whose_reply_was_lost(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Store, "_put", put_and_lose_the_reply)
     settings = settings_for(tmp_path, [GOOD])
     plan = run_all(settings)
-    require(verify(plan, settings))
+    require_every_row_once(plan, settings)
 
 
 def test_a_write_that_never_succeeds_is_an_error(
@@ -436,9 +434,8 @@ def test_object_storage_end_to_end(tmp_path: Path, s3: str) -> None:
         input=f"{s3}/pipeline/in.parquet", output=f"{s3}/pipeline/out", shard_rows=2
     )
     plan = run_all(settings)
-    require(verify(plan, settings))
-    now = datetime.now(UTC)
-    publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+    require_every_row_once(plan, settings)
+    publish_run(plan, settings)
     summary = newest_run(Store.open(settings.output))
     assert (summary.masks, summary.rejects) == (2, {"empty_query": 1})
-    assert make_plan(settings, REVISION).pending == ()
+    assert plan_of(settings, REVISION).pending == ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -16,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of, publish_run
 from tests.support.tables import png, write_input
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import RowRange
 from wordmask.schemas.settings import Columns, RunSettings, SegmentSettings
-from wordmask.tasks.output.catalog import publish, summarize
-from wordmask.tasks.plan import _shards, cut, make_plan
+from wordmask.tasks.plan import _shards, cut
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.table.footers import InputFile, RowGroup, _images
 
@@ -93,14 +92,12 @@ def test_heavy_rows_make_small_shards() -> None:
 def test_bytes_are_those_of_the_columns_that_are_read(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     write_input(tmp_path / "a.parquet", [row | {"other": noise.bytes(50_000)} for row in rows(4)])
-    many = make_plan(
-        run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_bytes=60_000), "m"
-    )
+    many = plan_of(run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_bytes=60_000), "m")
     assert len(many.shards) == 1, "a column that no run reads weighs nothing"
     carried = {"segment": SegmentSettings(carry=("other",))}
     assert (
         len(
-            make_plan(
+            plan_of(
                 run_settings(
                     tmp_path / "a.parquet", tmp_path / "out", shard_bytes=60_000, **carried
                 ),
@@ -116,7 +113,7 @@ def test_a_limit_in_bytes_that_is_not_reached_changes_no_shard(tmp_path: Path) -
     ids = [
         [
             shard.shard_id
-            for shard in make_plan(
+            for shard in plan_of(
                 run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_rows=4, **options), "m"
             ).shards
         ]
@@ -131,13 +128,13 @@ def test_folder_glob_and_file_name_the_same_rows(tmp_path: Path) -> None:
     write_input(tmp_path / "in/deep/b.parquet", rows(2, 3))
     write_input(tmp_path / "in/_tmp/c.parquet", rows(9))
     write_input(tmp_path / "in/.hidden.parquet", rows(9))
-    folder = make_plan(run_settings(tmp_path / "in", tmp_path / "out"), "m")
+    folder = plan_of(run_settings(tmp_path / "in", tmp_path / "out"), "m")
     assert [(shard.name, shard.rows) for shard in folder.shards] == [
         ("a.parquet", 3),
         ("deep/b.parquet", 2),
     ]
-    one = make_plan(run_settings(tmp_path / "in/a.parquet", tmp_path / "out"), "m")
-    globbed = make_plan(run_settings(f"{tmp_path}/in/*.parquet", tmp_path / "out"), "m")
+    one = plan_of(run_settings(tmp_path / "in/a.parquet", tmp_path / "out"), "m")
+    globbed = plan_of(run_settings(f"{tmp_path}/in/*.parquet", tmp_path / "out"), "m")
     assert one.shards == globbed.shards == folder.shards[:1]
 
 
@@ -145,7 +142,7 @@ def test_folder_glob_and_file_name_the_same_rows(tmp_path: Path) -> None:
 def test_names_do_not_depend_on_how_or_where_the_input_lies(tmp_path: Path, pattern: str) -> None:
     for place in ("here", ".there/_deep"):
         write_input(tmp_path / place / "a.parquet", rows(3))
-        plan = make_plan(run_settings(f"{tmp_path}/{place}/{pattern}", tmp_path / "out"), "m")
+        plan = plan_of(run_settings(f"{tmp_path}/{place}/{pattern}", tmp_path / "out"), "m")
         assert [shard.name for shard in plan.shards] == ["a.parquet"]
 
 
@@ -154,7 +151,7 @@ def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
     for path in ("run[1]/a.parquet", "run[1]"):
         assert [
             shard.name
-            for shard in make_plan(run_settings(tmp_path / path, tmp_path / "out"), "m").shards
+            for shard in plan_of(run_settings(tmp_path / path, tmp_path / "out"), "m").shards
         ] == ["a.parquet"]
 
 
@@ -164,7 +161,7 @@ def test_identity_follows_content_model_and_settings(tmp_path: Path) -> None:
     base = run_settings(path, tmp_path / "out")
 
     def ids(settings: RunSettings = base, revision: str = "m") -> set[str]:
-        return {shard.shard_id for shard in make_plan(settings, revision).shards}
+        return {shard.shard_id for shard in plan_of(settings, revision).shards}
 
     first = ids()
     assert ids() == first
@@ -182,7 +179,7 @@ def test_identity_follows_content_model_and_settings(tmp_path: Path) -> None:
 def test_a_repeated_row_id_is_known_across_files(tmp_path: Path) -> None:
     write_input(tmp_path / "in/a.parquet", rows(3))
     write_input(tmp_path / "in/b.parquet", [*rows(2, 10), *rows(1, 1), *rows(1, 10)])
-    plan = make_plan(run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2), "m")
+    plan = plan_of(run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2), "m")
     assert [(shard.name, shard.first_row, shard.duplicates) for shard in plan.shards] == [
         ("a.parquet", 0, ()),
         ("a.parquet", 2, ()),
@@ -208,7 +205,7 @@ def test_repeated_row_ids_are_those_that_stood_before(
                 }
             )
             pq.write_table(table, f"{folder}/{number}.parquet")
-        shards = make_plan(
+        shards = plan_of(
             run_settings(Path(folder), Path(folder, "out"), shard_rows=shard_rows), "m"
         ).shards
     flat = [value for own in ids for value in own]
@@ -249,7 +246,7 @@ def test_null_row_ids_repeat_nothing(tmp_path: Path) -> None:
     ]
     write_input(tmp_path / "a.parquet", table)
     assert (
-        make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").shards[0].duplicates
+        plan_of(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").shards[0].duplicates
         == ()
     )
 
@@ -257,7 +254,7 @@ def test_null_row_ids_repeat_nothing(tmp_path: Path) -> None:
 def test_an_empty_table_is_a_plan_without_shards(tmp_path: Path) -> None:
     schema = pa.schema([("image", pa.string()), ("query", pa.string())])
     pq.write_table(schema.empty_table(), tmp_path / "a.parquet")
-    assert make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").rows == 0
+    assert plan_of(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").rows == 0
 
 
 @pytest.mark.parametrize(
@@ -283,7 +280,7 @@ def test_unusable_tables_are_one_clear_error(
 ) -> None:
     pq.write_table(pa.schema(list(schema.items())).empty_table(), tmp_path / "a.parquet")
     with pytest.raises(InputError) as caught:
-        make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
+        plan_of(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
     assert all(word in str(caught.value) for word in ["a.parquet", *words])
 
 
@@ -303,14 +300,14 @@ def test_image_columns_of_every_usable_type(tmp_path: Path, kind: pa.DataType) -
         tmp_path / "a.parquet",
     )
     segment = SegmentSettings(columns=Columns(image="picture"))
-    make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out", segment=segment), "m")
+    plan_of(run_settings(tmp_path / "a.parquet", tmp_path / "out", segment=segment), "m")
 
 
 def test_carry_of_an_unknown_or_clashing_column(tmp_path: Path) -> None:
     write_input(tmp_path / "a.parquet", [{"image": png(), "query": "x", "area": 3}])
     for carry, words in (("nope", "no column 'nope'"), ("area", "cannot be carried")):
         with pytest.raises(InputError, match=words):
-            make_plan(
+            plan_of(
                 run_settings(
                     tmp_path / "a.parquet",
                     tmp_path / "out",
@@ -326,7 +323,7 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: 2 columns are named 'query'"):
-        make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
+        plan_of(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
 
 
 def test_damaged_footers_are_named(tmp_path: Path) -> None:
@@ -340,7 +337,7 @@ def test_damaged_footers_are_named(tmp_path: Path) -> None:
     ):
         (tmp_path / "a.parquet").write_bytes(damaged)
         with pytest.raises(InputError, match=r"a\.parquet: not a readable Parquet file"):
-            make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
+            plan_of(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
 
 
 def test_a_store_that_fails_is_not_a_bad_file(
@@ -353,15 +350,15 @@ def test_a_store_that_fails_is_not_a_bad_file(
 
     monkeypatch.setattr("wordmask.tasks.table.footers.pq.ParquetFile", refuse)
     with pytest.raises(OSError, match="Input/output error"):
-        make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
+        plan_of(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m")
 
 
 def test_nothing_there_and_not_parquet(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no Parquet file"):
-        make_plan(run_settings(tmp_path / "nowhere", tmp_path / "out"), "m")
+        plan_of(run_settings(tmp_path / "nowhere", tmp_path / "out"), "m")
     (tmp_path / "a.parquet").write_text("not parquet")
     with pytest.raises(InputError, match="not a readable Parquet file"):
-        make_plan(run_settings(tmp_path, tmp_path / "out"), "m")
+        plan_of(run_settings(tmp_path, tmp_path / "out"), "m")
 
 
 @pytest.mark.parametrize(
@@ -373,9 +370,9 @@ def test_what_runs_wrote_is_no_input_wherever_the_output_lies(
 ) -> None:
     write_input(tmp_path / "in/a.parquet", rows(3))
     settings = run_settings(tmp_path / input, tmp_path / output)
-    for shard in make_plan(settings, REVISION).pending:
+    for shard in plan_of(settings, REVISION).pending:
         process_shard(shard, settings, FakeSegmenter())
-    again = make_plan(settings, REVISION)
+    again = plan_of(settings, REVISION)
     assert (again.files, again.rows, again.pending) == (1, 3, ())
 
 
@@ -386,7 +383,7 @@ def test_a_column_that_is_there_twice_cannot_be_carried(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "in.parquet")
     with pytest.raises(InputError, match="2 columns are named 'n', so none can be carried"):
-        make_plan(
+        plan_of(
             run_settings(
                 tmp_path / "in.parquet", tmp_path / "out", segment=SegmentSettings(carry=("n",))
             ),
@@ -398,16 +395,15 @@ def test_rows_are_told_by_what_becomes_of_them(tmp_path: Path) -> None:
     for name, first in (("same", 0), ("edited", 10)):
         write_input(tmp_path / f"in/{name}.parquet", rows(3, first))
     settings = run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2)
-    before = make_plan(settings, REVISION)
+    before = plan_of(settings, REVISION)
     for shard in before.pending:
         process_shard(shard, settings, FakeSegmenter())
-    now = datetime.now(UTC)
-    publish(summarize(before, settings, started_at=now, finished_at=now), settings)
+    publish_run(before, settings)
     write_input(tmp_path / "in/edited.parquet", rows(4, 10))
     write_input(tmp_path / "in/fresh.parquet", rows(5, 20))
     pq.write_table(pa.table({"query": ["x"] * 6}), tmp_path / "in/wrong.parquet")
     (tmp_path / "in/broken.parquet").write_text("not parquet")
-    plan = make_plan(settings, REVISION, refuse=False)
+    plan = plan_of(settings, REVISION, refuse=False)
     counts = plan.counts()
     told = {
         name: counts[f"rows_{name}"] for name in ("done", "changed", "new", "invalid", "pending")
@@ -420,15 +416,15 @@ def test_rows_are_told_by_what_becomes_of_them(tmp_path: Path) -> None:
     ]
     assert "no column 'image'" in plan.unusable[1].why
     with pytest.raises(InputError, match=r"broken\.parquet"):
-        make_plan(settings, REVISION)
-    other = make_plan(settings, "another model", refuse=False).counts()
+        plan_of(settings, REVISION)
+    other = plan_of(settings, "another model", refuse=False).counts()
     assert (other["rows_done"], other["rows_changed"], other["rows_new"]) == (0, 7, 5)
 
 
 def test_an_input_of_unusable_files_alone_is_an_error_in_any_case(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("not parquet")
     with pytest.raises(InputError, match="not a readable Parquet file"):
-        make_plan(run_settings(tmp_path, tmp_path / "out"), "m", refuse=False)
+        plan_of(run_settings(tmp_path, tmp_path / "out"), "m", refuse=False)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +450,7 @@ def test_distinct_images_are_told_where_footers_know(
         tmp_path / "a.parquet",
         row_group_size=2,
     )
-    assert make_plan(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").images == told
+    assert plan_of(run_settings(tmp_path / "a.parquet", tmp_path / "out"), "m").images == told
 
 
 def test_a_count_of_distinct_values_is_believed() -> None:

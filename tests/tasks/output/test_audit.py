@@ -5,21 +5,21 @@ nobody names any more.
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of, publish_run
 from tests.support.tables import png, write_input
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import publish, status, summarize
+from wordmask.tasks.output.catalog import status
 from wordmask.tasks.output.garbage import find_garbage, remove_garbage
 from wordmask.tasks.output.results import rejected
 from wordmask.tasks.output.verify import verify_output
-from wordmask.tasks.plan import make_plan
 from wordmask.tasks.shard import process_shard
+from wordmask.tasks.storage import Store
 
 QUERIES = ["a", "", "c", "explode", "", "f", "g"]
 
@@ -32,12 +32,12 @@ def run(tmp_path: Path, revision: str = REVISION, *, published: bool = True) -> 
     settings = RunSettings(
         input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=3
     )
-    plan, now, model = make_plan(settings, revision), datetime.now(UTC), FakeSegmenter()
+    plan, model = plan_of(settings, revision), FakeSegmenter()
     model.revision = revision
     for shard in plan.pending:
         process_shard(shard, settings, model)
     if published:
-        publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+        publish_run(plan, settings)
     return settings
 
 
@@ -46,10 +46,10 @@ def files(output: Path) -> set[str]:
 
 
 def test_an_output_that_is_whole(tmp_path: Path) -> None:
-    report = verify_output(run(tmp_path).output)
+    report = verify_output(Store.open(run(tmp_path).output))
     assert (report.holds, report.rows, report.shards) == (True, 7, 3)
     with pytest.raises(FileNotFoundError, match="no published run"):
-        verify_output(str(tmp_path / "nowhere"))
+        verify_output(Store.open(str(tmp_path / "nowhere")))
 
 
 def test_what_was_lost_or_changed_is_named(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_what_was_lost_or_changed_is_named(tmp_path: Path) -> None:
     masks[0].unlink()
     rejects[1].write_bytes(rejects[1].read_bytes() + b"x")
     receipts[2].unlink()
-    report = verify_output(str(output))
+    report = verify_output(Store.open(str(output)))
     assert not report.holds
     words = "\n".join(report.violations)
     assert f"masks/{masks[0].name} is missing" in words
@@ -68,7 +68,7 @@ def test_what_was_lost_or_changed_is_named(tmp_path: Path) -> None:
 
 
 def test_rejects_by_code_with_examples(tmp_path: Path) -> None:
-    found = rejected(run(tmp_path).output, examples=1)
+    found = rejected(Store.open(run(tmp_path).output), examples=1)
     assert [(each.code, each.rows) for each in found] == [
         (RejectCode.EMPTY_QUERY, 2),
         (RejectCode.MODEL_ERROR, 1),
@@ -77,45 +77,50 @@ def test_rejects_by_code_with_examples(tmp_path: Path) -> None:
         (("r1", "query = ''"),),
         (("r3", "RuntimeError: this row is explosive"),),
     ]
-    assert [each.examples for each in rejected(str(tmp_path / "out"), examples=0)] == [(), ()]
+    assert [each.examples for each in rejected(Store.open(str(tmp_path / "out")), examples=0)] == [
+        (),
+        (),
+    ]
 
 
 def test_what_no_published_run_names_can_go(tmp_path: Path) -> None:
     output = Path(run(tmp_path).output)
     kept = files(output)
-    assert find_garbage(str(output)).paths == ()
+    assert find_garbage(Store.open(str(output))).paths == ()
     for path in output.rglob("*"):
         os.utime(path, (1.5e9, 1.5e9))  # all of it older than what comes
     run(tmp_path, "another", published=False)
-    assert find_garbage(str(output)).paths == (), "a run that was stopped goes on from what it did"
+    assert find_garbage(Store.open(str(output))).paths == (), (
+        "a run that was stopped goes on from what it did"
+    )
     for path in files(output) - kept:
         os.utime(output / path, (1.2e9, 1.2e9))
-    found = find_garbage(str(output))
+    found = find_garbage(Store.open(str(output)))
     assert (found.shards, found.runs_kept) == (3, 1)
     assert set(found.paths) == files(output) - kept
     assert found.bytes == sum((output / path).stat().st_size for path in found.paths)
     assert [path.split("/")[0] for path in found.paths] == ["receipts"] * 3 + ["masks"] * 3 + [
         "rejects"
     ] * 3
-    remove_garbage(str(output), found)
+    remove_garbage(Store.open(str(output)), found)
     assert files(output) == kept
-    assert verify_output(str(output)).holds
+    assert verify_output(Store.open(str(output))).holds
 
 
 def test_runs_beyond_the_newest_can_go_with_what_they_alone_name(tmp_path: Path) -> None:
     run(tmp_path)
     output = Path(run(tmp_path, "another").output)
-    assert find_garbage(str(output)).paths == (), (
+    assert find_garbage(Store.open(str(output))).paths == (), (
         "old parts stay readable as long as their run is published"
     )
-    found = find_garbage(str(output), keep_runs=1)
-    remove_garbage(str(output), found)
-    (left,) = status(str(output)).runs
+    found = find_garbage(Store.open(str(output)), keep_runs=1)
+    remove_garbage(Store.open(str(output)), found)
+    (left,) = status(Store.open(str(output))).runs
     assert left.model_revision == "another"
-    assert verify_output(str(output)).holds
+    assert verify_output(Store.open(str(output))).holds
     assert len(files(output)) == 1 + 3 * 3
 
 
 def test_where_nothing_was_published_all_would_go(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="all would go"):
-        find_garbage(run(tmp_path, published=False).output)
+        find_garbage(Store.open(run(tmp_path, published=False).output))

@@ -35,34 +35,39 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "ASKED_EVERY", 0.05)
 
 
-def put(output: Path, host: str, pid: int, renewed: str) -> None:
-    Store.open(str(output)).write_bytes(
+@pytest.fixture
+def output(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path))
+
+
+def put(output: Store, host: str, pid: int, renewed: str) -> None:
+    output.write_bytes(
         LEASE_PATH, Lease(**OTHER, host=host, pid=pid, renewed=renewed).model_dump_json().encode()
     )
 
 
-def test_the_second_is_told_who_holds_it_since_when(tmp_path: Path) -> None:
+def test_the_second_is_told_who_holds_it_since_when(tmp_path: Path, output: Store) -> None:
     with (
-        acquire_lease(str(tmp_path), "first"),
+        acquire_lease(output, "first"),
         pytest.raises(
             OutputInUseError, match=rf"run first \(process {os.getpid()} on .*since 20.*--wait"
         ),
-        acquire_lease(str(tmp_path), "second"),
+        acquire_lease(output, "second"),
     ):
         pass
     assert not (tmp_path / LEASE_PATH).exists()
-    with acquire_lease(str(tmp_path), "third"):
-        assert read_lease(Store.open(str(tmp_path))).run_id == "third"  # type: ignore[union-attr]
+    with acquire_lease(output, "third"):
+        assert read_lease(output).run_id == "third"  # type: ignore[union-attr]
 
 
-def test_it_waits_if_told_to(tmp_path: Path) -> None:
+def test_it_waits_if_told_to(output: Store) -> None:
     order: list[str] = []
 
     def second() -> None:
-        with acquire_lease(str(tmp_path), "second", wait=True):
+        with acquire_lease(output, "second", wait=True):
             order.append("second begins")
 
-    with acquire_lease(str(tmp_path), "first"):
+    with acquire_lease(output, "first"):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.3)
@@ -71,72 +76,73 @@ def test_it_waits_if_told_to(tmp_path: Path) -> None:
     assert order == ["first ends", "second begins"]
 
 
-def test_it_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_renewed_while_it_is_held(output: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(f"2026-11-25T00:00:{second:02}+00:00" for second in range(60))
     monkeypatch.setattr(lease, "_now", lambda: next(ticks))
-    store = Store.open(str(tmp_path))
-    with acquire_lease(str(tmp_path), "first"):
-        before = read_lease(store)
+    with acquire_lease(output, "first"):
+        before = read_lease(output)
         time.sleep(0.4)
-        after = read_lease(store)
+        after = read_lease(output)
     assert before is not None
     assert after is not None
     assert after.renewed > before.renewed
     assert after.since == before.since
 
 
-def test_a_process_of_this_machine_that_has_died_holds_nothing(tmp_path: Path) -> None:
+def test_a_process_of_this_machine_that_has_died_holds_nothing(output: Store) -> None:
     code = (
-        "import os, time\nfrom wordmask.tasks.output.lease import acquire_lease\nwith"
-        f" acquire_lease({str(tmp_path)!r}, 'killed'): print('held', flush=True); time.sleep(60)"
+        "import os, time\nfrom wordmask.tasks.output.lease import acquire_lease\n"
+        "from wordmask.tasks.storage import Store\n"
+        f"with acquire_lease(Store.open({output.root!r}), 'killed'):"
+        " print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(OutputInUseError, match="run killed"),
-            acquire_lease(str(tmp_path), "next"),
+            acquire_lease(output, "next"),
         ):
             pass
         other.kill()
         other.wait()
-    with acquire_lease(str(tmp_path), "next"):
+    with acquire_lease(output, "next"):
         pass
 
 
 def test_one_of_another_machine_is_over_when_it_gives_no_sign_of_life(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    output: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(tmp_path, "elsewhere", 1, lease._now())
+    put(output, "elsewhere", 1, lease._now())
     with (
         pytest.raises(OutputInUseError, match="process 1 on elsewhere"),
-        acquire_lease(str(tmp_path), "next"),
+        acquire_lease(output, "next"),
     ):
         pass
-    put(tmp_path, "elsewhere", 1, "2026-11-01T00:00:00+00:00")
-    with acquire_lease(str(tmp_path), "next"):
+    put(output, "elsewhere", 1, "2026-11-01T00:00:00+00:00")
+    with acquire_lease(output, "next"):
         pass
 
 
-def test_a_process_of_the_same_number_does_not_keep_an_old_lease_alive(tmp_path: Path) -> None:
+def test_a_process_of_the_same_number_does_not_keep_an_old_lease_alive(output: Store) -> None:
     """As after a power loss, or in a container that was started again."""
-    put(tmp_path, platform.node(), os.getpid(), lease._now())
+    put(output, platform.node(), os.getpid(), lease._now())
     with (
         pytest.raises(
             OutputInUseError, match=r"lease\.json there says so, and counts for nothing 60 s after"
         ),
-        acquire_lease(str(tmp_path), "next"),
+        acquire_lease(output, "next"),
     ):
         pass
-    put(tmp_path, platform.node(), os.getpid(), "2026-11-01T00:00:00+00:00")
-    with acquire_lease(str(tmp_path), "next"):
+    put(output, platform.node(), os.getpid(), "2026-11-01T00:00:00+00:00")
+    with acquire_lease(output, "next"):
         pass
 
 
-def test_who_lost_the_output_is_told_to_whom(tmp_path: Path) -> None:
-    with acquire_lease(str(tmp_path), "first") as hold:
+def test_a_run_that_lost_the_output_learns_to_which_run(tmp_path: Path, output: Store) -> None:
+    with acquire_lease(output, "first") as hold:
         hold.require()
-        put(tmp_path, "elsewhere", 7, lease._now())
+        put(output, "elsewhere", 7, lease._now())
         with pytest.raises(
             LeaseLostError,
             match=(
@@ -145,13 +151,13 @@ def test_who_lost_the_output_is_told_to_whom(tmp_path: Path) -> None:
         ):
             hold.require()
         hold.renew()
-        assert read_lease(Store.open(str(tmp_path))).run_id == "other"  # type: ignore[union-attr]
+        assert read_lease(output).run_id == "other"  # type: ignore[union-attr]
         (tmp_path / LEASE_PATH).unlink()
         with pytest.raises(LeaseLostError, match="to one that has ended"):
             hold.require()
 
 
-def test_no_error_ends_the_renewals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_ends_the_renewals(output: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     failures, renewed = [ValueError("odd"), OSError("down")], threading.Event()
 
     def renew(_: LeaseHandle) -> None:
@@ -160,12 +166,12 @@ def test_no_error_ends_the_renewals(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         renewed.set()
 
     monkeypatch.setattr(LeaseHandle, "renew", renew)
-    with acquire_lease(str(tmp_path), "first"):
+    with acquire_lease(output, "first"):
         assert renewed.wait(5)
 
 
 def test_clocks_that_disagree_take_nothing_from_the_living(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    output: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder's clock is weeks behind, but it renews."""
     monkeypatch.setattr(
@@ -175,7 +181,7 @@ def test_clocks_that_disagree_take_nothing_from_the_living(
 
     def renew() -> None:
         for second in itertools.count():
-            put(tmp_path, "elsewhere", 1, f"2026-11-01T00:{second // 60:02}:{second % 60:02}+00:00")
+            put(output, "elsewhere", 1, f"2026-11-01T00:{second // 60:02}:{second % 60:02}+00:00")
             begun.set()
             if done.wait(0.05):
                 return
@@ -184,7 +190,7 @@ def test_clocks_that_disagree_take_nothing_from_the_living(
     thread.start()
     assert begun.wait(30)
     try:
-        with pytest.raises(OutputInUseError), acquire_lease(str(tmp_path), "next"):
+        with pytest.raises(OutputInUseError), acquire_lease(output, "next"):
             pass
     finally:
         done.set()
@@ -192,7 +198,7 @@ def test_clocks_that_disagree_take_nothing_from_the_living(
 
 
 def test_of_two_that_begin_at_once_one_holds_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    output: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SETTLES_IN", 0.3)
     together, inside, refused = threading.Barrier(4), [], []
@@ -201,7 +207,7 @@ def test_of_two_that_begin_at_once_one_holds_it(
     def begin(name: str) -> None:
         together.wait()
         try:
-            with acquire_lease(str(tmp_path), name):
+            with acquire_lease(output, name):
                 inside.append(name)
                 end.wait(5)
         except OutputInUseError:

@@ -4,22 +4,20 @@ ones that are tried again.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of, publish_run, require_every_row_once
 from tests.support.tables import part_of, png, read_rows, write_input
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import KINDS, Plan, Receipt, ShardHints
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import publish, summarize
 from wordmask.tasks.output.results import rejected
 from wordmask.tasks.output.reuse import retry_plan
-from wordmask.tasks.output.verify import require, verify, verify_output
-from wordmask.tasks.plan import make_plan
+from wordmask.tasks.output.verify import verify_output
 from wordmask.tasks.shard import NO_HINTS, process_shard
 from wordmask.tasks.storage import Store
 
@@ -51,18 +49,18 @@ def table(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> RunSett
 
 def carry_out(plan: Plan, settings: RunSettings) -> tuple[list[str], list[Receipt]]:
     """The words that the model was asked about in a run, and the receipts."""
-    model, now = Counting(), datetime.now(UTC)
+    model = Counting()
     receipts = [
         process_shard(shard, settings, model, plan.hints.get(shard.shard_id, NO_HINTS))
         for shard in plan.pending
     ]
-    require(verify(plan, settings))
-    publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+    require_every_row_once(plan, settings)
+    publish_run(plan, settings)
     return model.asked, receipts
 
 
 def run(settings: RunSettings, revision: str = REVISION) -> tuple[list[str], list[Receipt]]:
-    return carry_out(make_plan(settings, revision), settings)
+    return carry_out(plan_of(settings, revision), settings)
 
 
 def row(number: int, **other: Any) -> dict[str, Any]:
@@ -92,7 +90,7 @@ def test_of_a_file_that_changed_only_what_is_new_is_computed(tmp_path: Path) -> 
     assert asked == ["another thing", "inserted", "thing 10"]
     assert sum(receipt.copied for receipt in receipts) == 9
 
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     elsewhere = settings.model_copy(update={"output": str(tmp_path / "fresh")})
     assert len(run(elsewhere)[0]) == 12
     for kind in ("masks", "rejects"):
@@ -113,7 +111,7 @@ def test_another_image_other_references_another_model_or_method_are_computed(
     rows[2] |= {"query": "new"}
     model, settings = Counting(), table(tmp_path, rows)
     model.revision = "another"
-    plan = make_plan(settings, "another")
+    plan = plan_of(settings, "another")
     assert plan.hints == {}
 
 
@@ -151,7 +149,7 @@ def test_only_rejects_of_the_code_are_tried_again(
 ) -> None:
     before = {kind: read_rows(with_rejects.output, kind) for kind in ("masks", "rejects")}
     (tmp_path / "late.png").write_bytes(png(1))
-    plan, settings = retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,))
+    plan, settings = retry_plan(Store.open(with_rejects.output), (RejectCode.IMAGE_NOT_FOUND,))
     assert len(plan.pending) == 2
     asked, _ = carry_out(plan, settings)
     assert asked == ["thing 1"]
@@ -177,7 +175,7 @@ def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
 ) -> None:
     before = {kind: read_rows(with_rejects.output, kind) for kind in KINDS}
     (tmp_path / "late.png").write_bytes(png(1))
-    plan, settings = retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,))
+    plan, settings = retry_plan(Store.open(with_rejects.output), (RejectCode.IMAGE_NOT_FOUND,))
     put = Store.write_bytes
 
     def die(store: Store, path: str, data: bytes) -> None:
@@ -191,21 +189,21 @@ def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
         process_shard(shard, settings, FakeSegmenter(), plan.hints[shard.shard_id])
     monkeypatch.undo()
     assert {kind: read_rows(with_rejects.output, kind) for kind in KINDS} == before
-    assert verify_output(with_rejects.output).holds
-    carry_out(*retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,)))
+    assert verify_output(Store.open(with_rejects.output)).holds
+    carry_out(*retry_plan(Store.open(with_rejects.output), (RejectCode.IMAGE_NOT_FOUND,)))
     assert len(read_rows(with_rejects.output, "masks")) == len(before["masks"]) + 1
 
 
 def test_a_retry_that_stopped_between_shards_leaves_the_published_run_as_it_was(
     with_rejects: RunSettings, tmp_path: Path
 ) -> None:
-    before = rejected(with_rejects.output, 9)
-    plan, settings = retry_plan(with_rejects.output, (RejectCode.IMAGE_NOT_FOUND,))
+    before = rejected(Store.open(with_rejects.output), 9)
+    plan, settings = retry_plan(Store.open(with_rejects.output), (RejectCode.IMAGE_NOT_FOUND,))
     for name in ("late.png", "never.png"):
         (tmp_path / name).write_bytes(b"no image")
     process_shard(plan.pending[0], settings, FakeSegmenter(), plan.hints[plan.pending[0].shard_id])
-    assert rejected(with_rejects.output, 9) == before
-    assert verify_output(with_rejects.output).holds
+    assert rejected(Store.open(with_rejects.output), 9) == before
+    assert verify_output(Store.open(with_rejects.output)).holds
 
 
 def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(
@@ -213,7 +211,7 @@ def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(
 ) -> None:
     """Bisection looks at all rows of a shard, also at those that are known to kill."""
     settings = with_rejects.model_copy(update={"output": f"{with_rejects.output}-killed"})
-    plan, now = make_plan(settings, REVISION), datetime.now(UTC)
+    plan = plan_of(settings, REVISION)
     for shard in plan.pending:
         process_shard(
             shard,
@@ -221,8 +219,8 @@ def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(
             FakeSegmenter(),
             ShardHints(poison_rows=(0,)) if shard is plan.pending[0] else NO_HINTS,
         )
-    publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
-    again, settings = retry_plan(settings.output, (RejectCode.IMAGE_NOT_FOUND,))
+    publish_run(plan, settings)
+    again, settings = retry_plan(Store.open(settings.output), (RejectCode.IMAGE_NOT_FOUND,))
     first = again.pending[0]
     receipt = process_shard(
         first,

@@ -88,6 +88,7 @@ def estimated(
         plan,
         settings,
         source or model_at("demo", None),
+        output,
         price_per_hour=price,
         calibrated=calibrated,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of, publish_run
 from tests.support.tables import png, read_rows, write_input
 from wordmask.model.masks import rle
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import publish, summarize
-from wordmask.tasks.plan import make_plan
 from wordmask.tasks.review.overlay import (
     CAPTION,
     COLOURS,
@@ -35,6 +33,7 @@ from wordmask.tasks.review.overlay import (
     standout,
 )
 from wordmask.tasks.shard import process_shard
+from wordmask.tasks.storage import Store
 
 GREY = np.full((60, 80, 3), 100, np.uint8)
 
@@ -122,11 +121,10 @@ def run(tmp_path: Path, queries: list[str | None]) -> RunSettings:
     settings = RunSettings(
         input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=4
     )
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     for shard in plan.shards:
         process_shard(shard, settings, FakeSegmenter())
-    now = datetime.now(UTC)
-    publish(summarize(plan, settings, started_at=now, finished_at=now), settings)
+    publish_run(plan, settings)
     return settings
 
 
@@ -141,17 +139,20 @@ def test_a_sheet_is_spread_over_the_whole_run(tmp_path: Path) -> None:
             overlay(pixels, rle.decode(row["mask"]), f"thing {index}", note_of(row), side=TILE)
         )
     np.testing.assert_array_equal(
-        np.asarray(sheet(settings.output, 4)), np.asarray(contact_sheet(tiles))
+        np.asarray(sheet(Store.open(settings.output), 4)), np.asarray(contact_sheet(tiles))
     )
 
 
 def test_a_sheet_of_fewer_masks_than_asked_for(tmp_path: Path) -> None:
     settings = run(tmp_path, ["a", None, "b"])
-    assert Image.open(io.BytesIO(png_bytes(sheet(settings.output, 12)))).width == 2 * TILE + 3 * 14
+    assert (
+        Image.open(io.BytesIO(png_bytes(sheet(Store.open(settings.output), 12)))).width
+        == 2 * TILE + 3 * 14
+    )
 
 
 def test_a_run_without_masks_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no masks, only 2 rejects"):
-        sheet(run(tmp_path, [None, ""]).output, 4)
+        sheet(Store.open(run(tmp_path, [None, ""]).output), 4)
     with pytest.raises(FileNotFoundError, match="no published run"):
-        sheet(str(tmp_path / "nowhere"), 4)
+        sheet(Store.open(str(tmp_path / "nowhere")), 4)

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of
 from tests.support.tables import png, write_input
 from tests.support.tables import read_rows as rows_of
 from wordmask.model.masks import rle
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.plan import make_plan
 from wordmask.tasks.review.overlay import TILE, contact_sheet, note_of, overlay
 from wordmask.tasks.review.preview import preview, random_rows
 from wordmask.tasks.shard import process_shard
@@ -32,7 +32,7 @@ def planned(folder: Path, queries: list[str | None], **options: int) -> tuple[Pl
         output=str(folder / "out"),
         **options,
     )
-    return make_plan(settings, REVISION), settings
+    return plan_of(settings, REVISION), settings
 
 
 def test_rows_are_drawn_by_seed_without_repetition_and_read_back(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_rejected_rows_are_told_and_have_a_place_on_the_sheet(tmp_path: Path) ->
     settings = RunSettings(
         input=write_input(tmp_path / "in.parquet", rows), output=str(tmp_path / "out")
     )
-    page, found = preview(make_plan(settings, REVISION), settings, FakeSegmenter(), 3)
+    page, found = preview(plan_of(settings, REVISION), settings, FakeSegmenter(), 3)
     assert [row.ended for row in found] == ["mask", "duplicate_row_id", "duplicate_row_id"]
     assert found[1].note == "rejected: duplicate_row_id"
     assert page.width > 2 * TILE

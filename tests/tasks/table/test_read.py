@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 
 from tests.support import tables
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of, require_every_row_once
 from tests.support.tables import png, write_input
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.verify import require, verify
-from wordmask.tasks.plan import make_plan
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.storage import STORE_ERRORS, Store, is_damaged_parquet
 from wordmask.tasks.table.read import DamagedInputError, read_rows
@@ -36,9 +35,9 @@ def run(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Masks and rejects of a whole run, its accounts checked."""
     settings = RunSettings.model_validate({"input": str(input), "output": str(output), **options})
-    plan = make_plan(settings, REVISION)
+    plan = plan_of(settings, REVISION)
     receipts = [process_shard(shard, settings, FakeSegmenter()) for shard in plan.pending]
-    require(verify(plan, settings))
+    require_every_row_once(plan, settings)
     masks, rejects = tables.read_rows(output, "masks"), tables.read_rows(output, "rejects")
     assert sum(receipt.masks for receipt in receipts) == len(masks)
     assert sum((Counter(receipt.rejects) for receipt in receipts), Counter()) == Counter(
@@ -63,7 +62,7 @@ def test_shards_together_read_every_row_once_in_order(
     settings = RunSettings(
         input=str(folder / "a.parquet"), output=str(folder / "out"), shard_rows=most
     )
-    shards = make_plan(settings, REVISION).shards
+    shards = plan_of(settings, REVISION).shards
     order = list(range(len(shards)))
     random.Random(count).shuffle(order)
     read = {place: read_rows(shards[place], settings.segment)[0] for place in [*order, *order[:3]]}
@@ -94,7 +93,7 @@ def test_a_row_group_of_many_shards_is_read_once(
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
-    shards = make_plan(settings, REVISION).shards
+    shards = plan_of(settings, REVISION).shards
     assert len(shards) > 70
     read[0] = 0
     with ThreadPoolExecutor(2) as pool:  # as a worker reads: for two shards at a time
@@ -254,7 +253,7 @@ def test_a_damaged_page_is_told_by_its_file_and_is_no_fault_of_the_store(
     settings = RunSettings(
         input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"), shard_rows=300
     )
-    shard = make_plan(settings, REVISION).shards[1]
+    shard = plan_of(settings, REVISION).shards[1]
     with pytest.raises(
         DamagedInputError, match=r"input in\.parquet rows 300-499: the file is damaged"
     ) as caught:
@@ -271,7 +270,7 @@ def test_damaged_row_ids_are_told_by_their_file_while_planning(tmp_path: Path, a
     with pytest.raises(
         InputError, match=r"(?s)input in\.parquet: column 'row_id' cannot be read .*Export it again"
     ):
-        make_plan(settings, REVISION)
+        plan_of(settings, REVISION)
 
 
 def test_what_the_store_says_without_a_number_is_no_damage(

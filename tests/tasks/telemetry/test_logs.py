@@ -14,10 +14,10 @@ import pytest
 
 from tests.support.fakes import REVISION, Gossip
 from tests.support.folders import ROOT
+from tests.support.runs import plan_of
 from tests.support.tables import png, write_input
 from wordmask.schemas.redaction import redacted
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.plan import make_plan
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.telemetry import logs
 
@@ -109,7 +109,7 @@ def run_one(folder: Path, query: str) -> None:
         ],
     )
     settings = RunSettings(input=str(folder / "in.parquet"), output=str(folder / "out"))
-    (shard,) = make_plan(settings, REVISION).shards
+    (shard,) = plan_of(settings, REVISION).shards
     process_shard(shard, settings, Gossip(), run_id="run-1")
 
 
