@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wordmask.model.decoding.engine import ROWS, Decoded, Engine
+from wordmask.model.decoding.engine import MAX_BATCH_SIZE, Engine
 from wordmask.model.decoding.path_grammar import FreeDecoding, PathGrammar
 from wordmask.model.decoding.path_tokens import ParsedPath, parse_path
 from wordmask.model.decoding.prompt import Prompt, SpatialRef, build_prompt
+from wordmask.model.decoding.requests import Decoded
 from wordmask.model.decoding.tokenizer import PathTokenizer
 from wordmask.model.hub.registry import ModelSource, resolve_model
 from wordmask.model.loading import load_model, load_tokenizer
@@ -31,8 +32,8 @@ from wordmask.model.masks.trace import scale_path, trace
 from wordmask.model.nn.image_crops import crop_image, normalise
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.nn.vision import CropFeatures
-from wordmask.model.runtime.devices import OnItsWay, keep_freed_memory
-from wordmask.model.runtime.prefetch import ahead
+from wordmask.model.runtime.devices import AsyncHostCopy, keep_freed_memory
+from wordmask.model.runtime.prefetch import buffered_map
 from wordmask.model.types import Query, QueryError, Segmentation
 
 CROPS_AT_ONCE = 32  # bounds the encoder's memory
@@ -87,7 +88,7 @@ class Segmenter:
         self.tokenizer = tokenizer
         self.revision = revision
         self.config = model.config
-        self.chooser = (
+        self.token_selector = (
             PathGrammar(tokenizer, self.config.tokens.eos_id, self.device)
             if grammar
             else FreeDecoding()
@@ -196,7 +197,9 @@ class Segmenter:
 
     @torch.inference_mode()
     def stream(
-        self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[Tag, Query]]]], rows: int = ROWS
+        self,
+        asked: Iterable[tuple[np.ndarray, Sequence[tuple[Tag, Query]]]],
+        rows: int = MAX_BATCH_SIZE,
     ) -> Iterator[tuple[Tag, Future[Segmentation]]]:
         """Answer any number of queries, `rows` decoded at a time, as they are done.
 
@@ -208,11 +211,11 @@ class Segmenter:
         engine = Engine(
             self.model.model,
             self.config.tokens,
-            self.chooser,
-            rows=rows,
-            fixed_shapes=self.deterministic,
+            self.token_selector,
+            max_batch_size=rows,
+            batch_invariant=self.deterministic,
         )
-        yield from self._refine(engine.draw(self._encode(asked)))
+        yield from self._refine(engine.generate(self._encode(asked)))
 
     def _encode(
         self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[Tag, Query]]]]
@@ -221,7 +224,7 @@ class Segmenter:
         are encoded together.
         """
         tokens = self.config.tokens
-        cut_up = ahead(
+        cut_up = buffered_map(
             self._threads,
             lambda item: (crop_image(item[0], self.config.vision), *item),
             asked,
@@ -303,8 +306,8 @@ class Segmenter:
             self.model.head.fuse(final, early), masks, self.iterations, self.settle
         )
         probs, scores = (
-            OnItsWay(found.probs.float()),
-            OnItsWay(torch.stack([found.iou, found.stability], dim=1).float()),
+            AsyncHostCopy(found.probs.float()),
+            AsyncHostCopy(torch.stack([found.iou, found.stability], dim=1).float()),
         )
         return (_Refined(probs, scores, place) for place in range(len(crops)))
 
@@ -361,8 +364,8 @@ class _Refined:
     """One row's place among the refiner's answers to rows refined together, which are on their way
     from the device: `probs` (B, size, size), and `scores` (B, 2), predicted IoU and stability."""
 
-    probs: OnItsWay
-    scores: OnItsWay
+    probs: AsyncHostCopy
+    scores: AsyncHostCopy
     place: int
 
 

@@ -224,8 +224,9 @@ class PathGrammar:
     def log_probs(
         self, logits_BV: Tensor, state_B: Tensor, left_B: Tensor, temperature: float = 1.0
     ) -> Tensor:
-        """Log-probabilities (B, path tokens) of what `choose` would pick from `Sampling`'s scores;
-        minus infinity where it would not.
+        """Return log-probabilities (B, path tokens) of what `choose` samples with `GumbelSampler`.
+
+        They are minus infinity where the grammar or the limit forbids a token.
         """
         allowed_BV = self._allowed_LSV[left_B.clamp(0, self.reserve), state_B]
         return torch.where(

@@ -1,4 +1,7 @@
-"""Draws from a softmax as a noisy argmax, so that whatever takes the likeliest can also sample."""
+"""Sampling from a softmax as the argmax of perturbed scores.
+
+Whatever takes the likeliest score can then also sample.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,12 @@ import torch
 from torch import Tensor
 
 
-class Sampling:
-    """Adds noise to scores: the likeliest of them is then a draw from their softmax at
-    `temperature`.
+class GumbelSampler:
+    """Perturbs scores, so that the largest is a sample from their softmax at `temperature`.
 
-    That stays true when some of the scores are forbidden afterwards: it is a draw from the softmax
-    of the others. With a temperature of 0 the scores are left alone. Draws are a function of `seed`
-    and of what was drawn before.
+    That stays true when some of the scores are forbidden afterwards: the largest of the others is a
+    sample from the softmax of the others. With a temperature of 0 the scores stay as they are.
+    Samples are a function of `seed` and of the calls before.
     """
 
     def __init__(self, temperature: float, seed: int, device: torch.device | str = "cpu") -> None:
@@ -22,11 +24,9 @@ class Sampling:
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def __call__(self, scores: Tensor) -> Tensor:
+        """Return perturbed scores of the same shape."""
         if self.temperature == 0:
             return scores
         # Minus the logarithm of an exponential variate has the Gumbel distribution.
-        return (
-            scores
-            - self.temperature
-            * torch.empty_like(scores).exponential_(generator=self._generator).log_()
-        )
+        exponential = torch.empty_like(scores).exponential_(generator=self._generator)
+        return scores - self.temperature * exponential.log_()

@@ -1,6 +1,4 @@
-"""What the devices want: small tensors to them and back without making either side wait for the
-other, and whole blocks of rows.
-"""
+"""Transfers between host and device that make neither wait, and what a CPU needs to be fast."""
 
 from __future__ import annotations
 
@@ -22,35 +20,40 @@ MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of glibc's mallopt
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep large blocks that were freed, rather than return them to the system
-    and have every page of the next one faulted in again: a GELU over 40 MB took 11 ms instead of
-    48. Does nothing where the C library is not glibc."""
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(ARENA_MAX, 1)
-            mallopt(MMAP_THRESHOLD, 2**30)
-            mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    """Let the C library keep large blocks that were freed, in this whole process.
+
+    It would return them to the system, and have every page of the next one faulted in again: a GELU
+    over 40 MB took 11 ms instead of 48. Does nothing where the C library is not glibc.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    mallopt(ARENA_MAX, 1)
+    mallopt(MMAP_THRESHOLD, 2**30)
+    mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def whole_blocks(rows: int, device: torch.device) -> int:
-    """The next number of rows that is whole blocks, on a CPU; as many elsewhere."""
+    """Return the next number of rows that fills whole blocks on a CPU; elsewhere the same one."""
     if device.type != "cpu":
         return rows
     return -(-rows // ROW_BLOCK) * ROW_BLOCK
 
 
 def to_device(device: torch.device, numbers: Sequence[Any]) -> Tensor:
-    """Numbers, or rows of numbers, as a tensor on the device, without waiting for it."""
+    """Return numbers, or rows of numbers, as a tensor on the device, without waiting for it."""
     host = torch.tensor(numbers)
-    return (host.pin_memory() if device.type == "cuda" and torch.cuda.is_available() else host).to(
-        device, non_blocking=True
-    )
+    if device.type == "cuda" and torch.cuda.is_available():
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
 
 
-class OnItsWay:
-    """A copy of a tensor that is on its way to the host. Reading it waits for it, but not for what
-    was begun after it.
+class AsyncHostCopy:
+    """A copy of a tensor on its way to the host.
+
+    Reading it waits for the copy, but not for what the device began after it.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -60,9 +63,11 @@ class OnItsWay:
             self._arrived.record()
 
     def numpy(self) -> np.ndarray:
+        """Return the copy as an array of the tensor's shape."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host.numpy()
 
     def tolist(self) -> list[Any]:
+        """Return the copy as nested lists of numbers."""
         return self.numpy().tolist()

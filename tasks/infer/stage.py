@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wordmask.model.runtime.prefetch import ahead
+from wordmask.model.runtime.prefetch import buffered_map
 from wordmask.model.types import Query, QueryError, Segmentation
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Shard
@@ -242,11 +242,13 @@ def _pictures(
         except Exception as error:
             return [*_rejects(error, image.rows)]
 
-    images = _noting(answers, ahead(pool, read, groups.values(), IMAGES_AHEAD))
+    images = _noting(answers, buffered_map(pool, read, groups.values(), IMAGES_AHEAD))
     least = PIXELS_AHEAD // IMAGES_AHEAD
     return _noting(
         answers,
-        ahead(pool, decoded, images, PIXELS_AHEAD, weight=lambda image: max(image.n_pixels, least)),
+        buffered_map(
+            pool, decoded, images, PIXELS_AHEAD, weight=lambda image: max(image.n_pixels, least)
+        ),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from tests.benchmarks.harness import Paired, Report, Target, main, paired
 from tests.benchmarks.models import Work, default_model, medium_model, photographs, scenes
 from tests.benchmarks.published import Published
+from tests.support.batches import started_batch
 from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_grammar import FreeDecoding
 from wordmask.model.nn.config import BOX_TOKENS
@@ -78,19 +79,21 @@ def _grammar(segmenter: Segmenter, repeats: int) -> float:
     """What choosing under the grammar takes beyond choosing freely, over a step of the full
     batch.
     """
-    engine = Engine(segmenter.model.model, segmenter.config.tokens, segmenter.chooser)
+    engine = Engine(segmenter.model.model, segmenter.config.tokens, segmenter.token_selector)
     with torch.inference_mode():
-        batch = engine.start(segmenter._encode(scenes(8, 8).asked()))
+        batch = started_batch(engine, segmenter._encode(scenes(8, 8).asked()))
         for _ in range(BOX_TOKENS + 1):
             batch.step()
         logits, left = (
-            segmenter.model.model.text.logits(batch.hidden),
-            torch.full_like(batch.state, 50),
+            segmenter.model.model.text.logits(batch.state.hidden_BD),
+            torch.full_like(batch.state.grammar_B, 50),
         )
-        state, free = batch.state.clone(), FreeDecoding()
+        state, free = batch.state.grammar_B.clone(), FreeDecoding()
         times = paired(
             {
-                "grammar": lambda: segmenter.chooser.choose(logits, state, left, near_limit=False),
+                "grammar": lambda: segmenter.token_selector.choose(
+                    logits, state, left, near_limit=False
+                ),
                 "free": lambda: free.choose(logits, state, left),
                 "step": batch.step,
             },

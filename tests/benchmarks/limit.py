@@ -15,10 +15,12 @@ from torch import Tensor
 
 from tests.benchmarks.harness import Report, Target, main, paired
 from tests.benchmarks.models import Work, medium_model, photographs
+from tests.support.batches import started_batch
 from wordmask.model.costs import flops
 from wordmask.model.costs.stages import Workload
 from wordmask.model.costs.stages import stages as stages_of
-from wordmask.model.decoding.engine import Engine, prefill_prefix
+from wordmask.model.decoding.engine import Engine
+from wordmask.model.decoding.prefill import prefill_prefix
 from wordmask.model.segmenter import Segmenter
 
 THREADS = 2
@@ -148,10 +150,15 @@ def _prefill(segmenter: Segmenter, images: int) -> Stage:
 def _decode(segmenter: Segmenter, rows: int) -> Stage:
     """Steps in the middle of paths, all slots in use."""
     t = segmenter.config.text
-    engine = Engine(segmenter.model.model, segmenter.config.tokens, segmenter.chooser, rows=rows)
+    engine = Engine(
+        segmenter.model.model,
+        segmenter.config.tokens,
+        segmenter.token_selector,
+        max_batch_size=rows,
+    )
     asked = segmenter._encode(photographs(1, 1).asked())
     (image_PD, ((_, prompt),)) = next(iter(asked))
-    batch = engine.start([(image_PD, [(row, prompt) for row in range(rows)])])
+    batch = started_batch(engine, [(image_PD, [(row, prompt) for row in range(rows)])])
     for _ in range(6):
         batch.step()
     seen = t.prefix_attn + len(prompt.ids) + 8

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from wordmask.model import segmenter as segmenter_module
-from wordmask.model.decoding.engine import Decoded, Engine
+from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_tokens import parse_path
+from wordmask.model.decoding.requests import Decoded
 from wordmask.model.masks import rle
 from wordmask.model.masks.crops import cut, paste
 from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
@@ -147,7 +148,7 @@ def test_a_malformed_path_is_salvaged_and_says_so(
     row = Decoded(
         box=(0.5, 0.5, 0.4, 0.4), ids=ids, absent=False, truncated=True, path_logprob=-0.5
     )
-    monkeypatch.setattr(Engine, "draw", drawing(row))
+    monkeypatch.setattr(Engine, "generate", drawing(row))
     (found,) = segmenter.segment_many([scene], [Query(image=0, object="x")])
     assert found.salvaged
     assert found.truncated
@@ -160,7 +161,7 @@ def test_absent_is_an_empty_mask(
     segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = Decoded(box=(0.5, 0.5, 0.4, 0.4), ids=(), absent=True, truncated=False, path_logprob=None)
-    monkeypatch.setattr(Engine, "draw", drawing(row))
+    monkeypatch.setattr(Engine, "generate", drawing(row))
     found = segmenter.segment(scene, "a unicorn")
     assert (found["status"], found["area"], found["bbox"], found["path"]) == ("absent", 0, None, "")
     assert not found["salvaged"]
@@ -173,7 +174,7 @@ def test_scores_that_are_no_numbers_are_an_error_of_that_row(
     row = Decoded(
         box=(0.5, 0.5, 0.4, 0.4), ids=(), absent=False, truncated=False, path_logprob=score
     )
-    monkeypatch.setattr(Engine, "draw", drawing(row))
+    monkeypatch.setattr(Engine, "generate", drawing(row))
     with pytest.raises(FloatingPointError, match="not finite"):
         segmenter.segment(scene, "the red circle")
 

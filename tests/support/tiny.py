@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wordmask.model.decoding.engine import Decoded, Engine
+from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_grammar import FreeDecoding, PathGrammar
 from wordmask.model.decoding.prompt import Prompt
+from wordmask.model.decoding.requests import Decoded
 from wordmask.model.nn.config import MoondreamSegmentationConfig, TokenConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.nn.text import causal_mask
@@ -108,7 +109,7 @@ def draw_all(
     image_IPD: Tensor,
     prompts: Sequence[Prompt],
     image_of: Sequence[int],
-    chooser: PathGrammar | FreeDecoding,
+    token_selector: PathGrammar | FreeDecoding,
     **options: Any,
 ) -> list[Decoded]:
     """Decode one path per prompt, in the order of the prompts; `image_of[b]` is the image that
@@ -119,6 +120,8 @@ def draw_all(
         for image in range(len(image_IPD))
     ]
     found = dict(
-        Engine(model.model, tokens, chooser, **options).draw(zip(image_IPD, about, strict=True))
+        Engine(model.model, tokens, token_selector, **options).generate(
+            zip(image_IPD, about, strict=True)
+        )
     )
     return [found[b] for b in range(len(prompts))]

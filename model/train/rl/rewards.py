@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from wordmask.model.decoding.engine import Decoded
 from wordmask.model.decoding.path_tokens import parse_path
+from wordmask.model.decoding.requests import Decoded
 from wordmask.model.decoding.tokenizer import PathTokenizer
 from wordmask.model.eval.metrics import boundary_overlap, overlap
 from wordmask.model.masks.rasterize import rasterize

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wordmask.model.decoding.engine import Decoded, Engine
+from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_grammar import PathGrammar
 from wordmask.model.decoding.prompt import Prompt, build_prompt
-from wordmask.model.decoding.sampler import Sampling
+from wordmask.model.decoding.requests import Decoded
+from wordmask.model.decoding.sampler import GumbelSampler
 from wordmask.model.decoding.tokenizer import PathTokenizer
 from wordmask.model.nn.config import BOX_TOKENS, MoondreamSegmentationConfig, TokenConfig
 from wordmask.model.nn.image_crops import crop_image, normalise
@@ -104,18 +105,18 @@ def generate_rollouts(
     """`count` rollouts of each question, (I, G). With a temperature of 0 they are the greedy
     answer.
     """
-    sampling = Sampling(policy.temperature, seed, policy.model.text.wte.device)
+    sampler = GumbelSampler(policy.temperature, seed, policy.model.text.wte.device)
     engine = Engine(
         policy.model,
         policy.config.tokens,
         policy.grammar,
-        rows=max(1, len(questions) * count),
-        sampling=sampling,
+        max_batch_size=max(1, len(questions) * count),
+        sampler=sampler,
     )
     asked = (
         (q.image_PD, [((i, g), q.prompt) for g in range(count)]) for i, q in enumerate(questions)
     )
-    found = dict(engine.draw(asked))
+    found = dict(engine.generate(asked))
     return [[found[i, g] for g in range(count)] for i in range(len(questions))]
 
 

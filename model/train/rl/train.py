@@ -44,7 +44,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from wordmask.model.decoding.engine import Decoded
+from wordmask.model.decoding.requests import Decoded
 from wordmask.model.hub.registry import TOKENIZER_FILE, resolve_model
 from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.moondream import MoondreamSegmentation

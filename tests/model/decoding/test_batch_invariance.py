@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from wordmask.model.decoding.engine import prefill_prefix
 from wordmask.model.decoding.path_tokens import PATH_SCALE
+from wordmask.model.decoding.prefill import prefill_prefix
 from wordmask.model.decoding.prompt import build_prompt, embed_prompts
 from wordmask.model.nn.kv_cache import SharedPrefix
 from wordmask.model.nn.text import causal_mask

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny import draw_all, tiny_model
-from wordmask.model.decoding.engine import Decoded, Engine
+from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_grammar import FreeDecoding
 from wordmask.model.decoding.prompt import Prompt, embed_prompts
+from wordmask.model.decoding.requests import Decoded
 from wordmask.model.nn.config import TokenConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.nn.region import coord_value, size_value
@@ -155,7 +156,9 @@ def test_any_number_of_slots_gives_what_each_row_alone_gives(
         model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
     try:
         prompts, image_of = PROMPTS * 16, [0, 0, 1, 1] * 16
-        found = draw_all(model, TOKENS, images, prompts, image_of, FREE, rows=rows, lag=lag)
+        found = draw_all(
+            model, TOKENS, images, prompts, image_of, FREE, max_batch_size=rows, lag=lag
+        )
         alone = {
             (prompt, image): plainly(model, images[image], prompt)
             for prompt, image in zip(PROMPTS, image_of, strict=False)
@@ -173,41 +176,64 @@ def test_any_number_of_slots_gives_what_each_row_alone_gives(
             model.model.text.lm_head.bias[TOKENS.eos_id] -= 3.5
 
 
-@pytest.mark.parametrize("fixed_shapes", [False, True])
+@pytest.mark.parametrize("batch_invariant", [False, True])
 def test_an_image_of_no_numbers_spoils_no_other_row(
-    model: MoondreamSegmentation, images: Tensor, fixed_shapes: bool
+    model: MoondreamSegmentation, images: Tensor, batch_invariant: bool
 ) -> None:
     spoilt = torch.stack([images[0], torch.full_like(images[0], torch.nan)])
     image_of = [0, 1, 0, 0] * 12
     found = draw_all(
-        model, TOKENS, spoilt, PROMPTS * 12, image_of, FREE, rows=8, fixed_shapes=fixed_shapes
+        model,
+        TOKENS,
+        spoilt,
+        PROMPTS * 12,
+        image_of,
+        FREE,
+        max_batch_size=8,
+        batch_invariant=batch_invariant,
     )
     alone = {prompt: plainly(model, images[0], prompt).ids for prompt in PROMPTS}
     for row, prompt, image in zip(found, PROMPTS * 12, image_of, strict=True):
         assert image == 1 or row.ids == alone[prompt]
 
 
-@pytest.mark.parametrize("fixed_shapes", [False, True])
+@pytest.mark.parametrize("batch_invariant", [False, True])
 def test_prompts_that_need_longer_slots(
-    model: MoondreamSegmentation, images: Tensor, fixed_shapes: bool
+    model: MoondreamSegmentation, images: Tensor, batch_invariant: bool
 ) -> None:
     long = Prompt(ids=(1, 9, 2, *[30 + i % 30 for i in range(60)], 3))
     prompts = [PROMPTS[0], long, PROMPTS[1], long, PROMPTS[2]]
     found = draw_all(
-        model, TOKENS, images, prompts, [0, 0, 1, 1, 1], FREE, rows=2, fixed_shapes=fixed_shapes
+        model,
+        TOKENS,
+        images,
+        prompts,
+        [0, 0, 1, 1, 1],
+        FREE,
+        max_batch_size=2,
+        batch_invariant=batch_invariant,
     )
     for row, prompt, image in zip(found, prompts, [0, 0, 1, 1, 1], strict=True):
         assert row.ids == plainly(model, images[image], prompt).ids
 
 
-def test_with_fixed_shapes_a_row_does_not_depend_on_its_neighbours_to_the_last_digit(
+def test_with_batch_invariant_a_row_does_not_depend_on_its_neighbours_to_the_last_digit(
     model: MoondreamSegmentation, images: Tensor
 ) -> None:
     prompts, image_of = PROMPTS * 3, [0, 1] * 6
-    together = draw_all(model, TOKENS, images, prompts, image_of, FREE, rows=3, fixed_shapes=True)
+    together = draw_all(
+        model, TOKENS, images, prompts, image_of, FREE, max_batch_size=3, batch_invariant=True
+    )
     for row, prompt, image in zip(together, prompts, image_of, strict=True):
         (alone,) = draw_all(
-            model, TOKENS, images[image : image + 1], [prompt], [0], FREE, rows=4, fixed_shapes=True
+            model,
+            TOKENS,
+            images[image : image + 1],
+            [prompt],
+            [0],
+            FREE,
+            max_batch_size=4,
+            batch_invariant=True,
         )
         assert row == alone
 
@@ -224,7 +250,7 @@ def test_images_are_taken_as_slots_come_free_and_prefilled_once(
             yield images[number % 2], [(100 * number + i, PROMPTS[0]) for i in range(queries)]
 
     queries = ROW_BLOCK * 3 // 4
-    engine = Engine(model.model, TOKENS, FREE, rows=ROW_BLOCK)
+    engine = Engine(model.model, TOKENS, FREE, max_batch_size=ROW_BLOCK)
     forward = model.model.text.forward
 
     def counted(x_BTD: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -233,7 +259,7 @@ def test_images_are_taken_as_slots_come_free_and_prefilled_once(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.model.text, "forward", counted)
-        found = engine.draw(asked())
+        found = engine.generate(asked())
         next(found)
         assert taken == [0, 1], "the queries of two images fill the slots"
         tags = [tag for tag, _ in found]
@@ -242,4 +268,4 @@ def test_images_are_taken_as_slots_come_free_and_prefilled_once(
 
 
 def test_nothing_asked(model: MoondreamSegmentation) -> None:
-    assert list(Engine(model.model, TOKENS, FREE).draw([])) == []
+    assert list(Engine(model.model, TOKENS, FREE).generate([])) == []

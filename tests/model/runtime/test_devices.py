@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from tests.support.batches import started_batch
 from tests.support.fake_cuda import CUDA, put_on_fake_cuda
 from tests.support.tiny import tiny_config
 from wordmask.model.decoding.engine import Engine
@@ -81,7 +82,10 @@ def test_the_engine_admits_and_steps_without_reading_anything_back(model, fake_c
     put_on_fake_cuda(model, fake_cuda)
     config, tokenizer = model.config, small_tokenizer()
     engine = Engine(
-        model.model, config.tokens, PathGrammar(tokenizer, config.tokens.eos_id, CUDA), rows=4
+        model.model,
+        config.tokens,
+        PathGrammar(tokenizer, config.tokens.eos_id, CUDA),
+        max_batch_size=4,
     )
     prompts = [
         Prompt(ids=(1, 9, 2, 30, 3)),
@@ -91,18 +95,18 @@ def test_the_engine_admits_and_steps_without_reading_anything_back(model, fake_c
         torch.empty(config.vision.n_tokens, config.text.dim, device=CUDA, dtype=model.dtype)
         for _ in range(2)
     ]
-    batch = engine.start((image, list(enumerate(prompts))) for image in images)
+    batch = started_batch(engine, ((image, list(enumerate(prompts))) for image in images))
     for _ in range(BOX_TOKENS + 2):
         batch.step()
-    batch.queries[1] = None
-    batch.admit(engine.start([(images[0], [("again", prompts[0])])]).queries[:1])
+    batch.requests[1] = None
+    batch.admit(started_batch(engine, [(images[0], [("again", prompts[0])])]).running)
     for _ in range(BOX_TOKENS + 2):
         batch.step()
-    for tensor in (batch.hidden, batch.done, batch.ids, batch.box, batch.logprob, batch.cache.k):
+    for tensor in (*vars(batch.state).values(), batch.cache.k):
         assert tensor.device == CUDA
-    assert batch.ids.shape == (4, config.tokens.max_new_tokens)
-    assert batch.hidden.shape == (4, config.text.dim)
-    assert batch.hidden.dtype == torch.bfloat16
+    assert batch.state.ids_BL.shape == (4, config.tokens.max_new_tokens)
+    assert batch.state.hidden_BD.shape == (4, config.text.dim)
+    assert batch.state.hidden_BD.dtype == torch.bfloat16
 
 
 def test_the_path_grammar_stays_on_its_device_and_reads_nothing_back(fake_cuda):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from wordmask.model.runtime.prefetch import ahead
+from wordmask.model.runtime.prefetch import buffered_map
 
 
 @given(weights=st.lists(st.integers(0, 9), max_size=20), depth=st.integers(1, 12))
@@ -20,7 +20,7 @@ def test_what_was_begun_weighs_no_more_than_the_depth_or_is_one(
 ) -> None:
     begun: list[int] = []
     with ThreadPoolExecutor(1) as pool:
-        results = ahead(
+        results = buffered_map(
             pool,
             lambda item: begun.append(item) or item,
             range(len(weights)),
@@ -43,7 +43,7 @@ def test_no_more_items_are_taken_than_are_worked_on() -> None:
             yield number
 
     with ThreadPoolExecutor(1) as pool:
-        results = ahead(pool, str, items(), depth=3)
+        results = buffered_map(pool, str, items(), depth=3)
         assert taken == [0, 1, 2]
         assert next(results) == "0"
         assert next(results) == "1"
@@ -54,7 +54,7 @@ def test_no_more_items_are_taken_than_are_worked_on() -> None:
 
 def test_what_the_work_raises_is_raised_in_its_turn() -> None:
     with ThreadPoolExecutor(1) as pool:
-        results = ahead(pool, lambda item: 1 // item, [1, 0], depth=2)
+        results = buffered_map(pool, lambda item: 1 // item, [1, 0], depth=2)
         assert next(results) == 1
         with pytest.raises(ZeroDivisionError):
             next(results)

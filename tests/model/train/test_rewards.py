@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from wordmask.model.decoding.engine import Decoded
+from wordmask.model.decoding.requests import Decoded
 from wordmask.model.train.rl.rewards import (
     BOUNDARY_WEIGHT,
     IOU_WEIGHT,

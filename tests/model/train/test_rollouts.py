@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from wordmask.model.decoding.engine import Decoded, Engine
+from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_grammar import START, PathGrammar
 from wordmask.model.decoding.path_tokens import parse_path
 from wordmask.model.decoding.prompt import Prompt
-from wordmask.model.decoding.sampler import Sampling
+from wordmask.model.decoding.requests import Decoded
+from wordmask.model.decoding.sampler import GumbelSampler
 from wordmask.model.hub.registry import resolve_model
 from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.region import coord_bin, size_bin
@@ -56,7 +57,7 @@ def questions(policy: Policy) -> list[Question]:
     )
 
 
-class Recording(Sampling):
+class Recording(GumbelSampler):
     """Keeps the scores that were drawn from."""
 
     def __init__(self, *args: Any) -> None:
@@ -106,20 +107,20 @@ def test_recomputed_log_probabilities_are_those_drawn_from(
     """Of five rollouts that do not fill their block of rows, of different lengths, packed behind
     one prompt.
     """
-    engine_sampling = Recording(TEMPERATURE, 1)
+    recording = Recording(TEMPERATURE, 1)
     engine = Engine(
-        policy.model, policy.config.tokens, policy.grammar, rows=8, sampling=engine_sampling
+        policy.model, policy.config.tokens, policy.grammar, max_batch_size=8, sampler=recording
     )
     before = zip(questions, generate_rollouts(policy, questions, 5, seed=3), strict=True)
     question = next(
         question for question, rows in before if not any(row.absent for row in rows)
     )  # absent is one choice alone
-    rows = dict(engine.draw([(question.image_PD, [(g, question.prompt) for g in range(5)])]))
+    rows = dict(engine.generate([(question.image_PD, [(g, question.prompt) for g in range(5)])]))
     packed = pack(policy, [question], [[rows[g] for g in range(5)]])
     with torch.no_grad():
         found = action_log_probs(policy, packed)
     for g, row in rows.items():
-        expected = old_log_probs(policy, engine_sampling.seen, g, row)
+        expected = old_log_probs(policy, recording.seen, g, row)
         assert found.log_p[packed.rollout_A == g].tolist() == pytest.approx(expected, abs=2e-4)
     assert len({len(row.ids) for row in rows.values()}) > 1
     assert (found.entropy >= 0).all()
@@ -157,7 +158,7 @@ def test_some_rollouts_are_absent_and_have_one_choice(
 
 def test_without_temperature_rollouts_are_greedy(policy: Policy, questions: list[Question]) -> None:
     greedy = Engine(policy.model, policy.config.tokens, policy.grammar)
-    expected = dict(greedy.draw((q.image_PD, [(i, q.prompt)]) for i, q in enumerate(questions)))
+    expected = dict(greedy.generate((q.image_PD, [(i, q.prompt)]) for i, q in enumerate(questions)))
     for temperature in (0.0, 1e-5):
         found = generate_rollouts(replace(policy, temperature=temperature), questions, 2, seed=0)
         for i in range(len(questions)):
@@ -184,14 +185,14 @@ def test_rollouts_are_a_function_of_the_seed_and_well_formed(
 
 def test_draws_have_the_softmaxs_frequencies_also_where_some_are_forbidden() -> None:
     scores = torch.tensor([1.0, 0.0, 2.0, -1.0])
-    noisy = Sampling(0.5, seed=0)(scores.expand(40_000, -1))
+    noisy = GumbelSampler(0.5, seed=0)(scores.expand(40_000, -1))
     for allowed in ([0, 1, 2, 3], [0, 1, 3]):
         counts = np.bincount(noisy[:, allowed].argmax(dim=1).numpy(), minlength=len(allowed)) / len(
             noisy
         )
         assert counts == pytest.approx((scores[allowed] / 0.5).softmax(-1).numpy(), abs=0.01)
     with pytest.raises(ValueError, match=r"temperature = -1\.0"):
-        Sampling(-1.0, seed=0)
+        GumbelSampler(-1.0, seed=0)
 
 
 def test_prompts_with_references_are_refused(policy: Policy, questions: list[Question]) -> None:

@@ -1,0 +1,240 @@
+"""A batch of running requests: rows of static shape that are decoded together, a token a step.
+
+Every row is at its own place in the sequence: coordinate, coordinate, size, then path tokens. A row
+whose request is finished is free for the next one.
+
+Shapes: B rows, N rows admitted together, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wordmask.model.decoding.prefill import prefill_prompts
+from wordmask.model.decoding.prefix_pool import PrefixPool
+from wordmask.model.decoding.requests import Request
+from wordmask.model.decoding.row_state import BoxDecoding, FinishedRows, FinishedSnapshot, RowState
+from wordmask.model.decoding.settings import ATTENDED_STEP, DecodeSettings, round_up
+from wordmask.model.nn.config import BOX_TOKENS
+from wordmask.model.nn.kv_cache import SharedPrefix
+from wordmask.model.nn.moondream import Moondream
+from wordmask.model.nn.region import coord_value, size_value
+from wordmask.model.nn.text import causal_mask
+from wordmask.model.runtime.devices import AsyncHostCopy, to_device, whole_blocks
+
+
+class Batch:
+    """Running requests by row, and the rows' state and caches."""
+
+    def __init__(
+        self,
+        model: Moondream,
+        settings: DecodeSettings,
+        pool: PrefixPool,
+        *,
+        size: int,
+        max_len: int,
+    ) -> None:
+        """Make `size` free rows of `max_len` tokens after the image."""
+        self.model = model
+        self.settings = settings
+        self.pool = pool
+        self.requests: list[Request | None] = [None] * size
+        self.boxes: list[BoxDecoding] = []
+        self.state = RowState.free(size, settings.max_new_tokens, model.text)
+        self.cache = model.text.new_cache(size, max_len)
+        self._prefix: SharedPrefix | None = None  # built anew after rows came or moved
+
+    @property
+    def running(self) -> list[Request]:
+        """Return the running requests in the order of their rows."""
+        return [request for request in self.requests if request is not None]
+
+    @property
+    def free_rows(self) -> list[int]:
+        """Return the rows without a request."""
+        return [row for row, request in enumerate(self.requests) if request is None]
+
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Give each request a free row and prefill its prompt."""
+        if not requests:
+            return
+        rows = self.free_rows
+        longest = max(len(request.prompt.ids) for request in requests)
+        at_once = self.settings.requests_per_prefill(longest)
+        for start in range(0, len(requests), at_once):
+            part = requests[start : start + at_once]
+            self._admit(part, rows[start : start + len(part)])
+
+    def _admit(self, requests: Sequence[Request], rows: list[int]) -> None:
+        for request, row in zip(requests, rows, strict=True):
+            request.row = row
+            self.requests[row] = request
+            self.pool.acquire(request.prefix)
+        self._prefix = None
+        prompts = [request.prompt for request in requests]
+        cache, hidden_ND = prefill_prompts(self.model, self._prefix_of(requests), prompts)
+        device = self.settings.device
+        rows_N = to_device(device, rows)
+        filler = whole_blocks(len(rows), device) - len(rows)
+        box_rows_N = to_device(device, rows + rows[:1] * filler)
+        self.state.hidden_BD[rows_N] = hidden_ND
+        # What masked positions hold is multiplied by 0, which mends no NaN of an earlier request.
+        self.cache.v.index_fill_(1, rows_N, 0.0)
+        self.cache.copy_rows(rows_N, cache)
+        self.state.length_B[rows_N] = to_device(device, [request.length for request in requests])
+        self.state.reset(rows_N)
+        self.boxes.append(BoxDecoding(box_rows_N))
+
+    def _prefix_of(self, requests: Sequence[Request]) -> SharedPrefix:
+        """Return the prefixes of requests that are prefilled together, each image once."""
+        indices = [request.prefix.index for request in requests]
+        distinct = list(dict.fromkeys(indices))
+        device = self.settings.device
+        images = self.pool.cache.select(to_device(device, distinct))
+        return SharedPrefix.build(images, [distinct.index(index) for index in indices], device)
+
+    def step(self) -> None:
+        """Decode every row's next token and feed it to the model."""
+        text, state = self.model.text, self.state
+        logits_BV = text.logits(state.hidden_BD)
+        scores_BV = self.settings.perturb(logits_BV)
+        ids_B = self._select_tokens(logits_BV, scores_BV)
+        x_BD = text.embed(ids_B)
+        for box in self.boxes:
+            x_BD[box.rows_N] = self._decode_box(box, scores_BV)
+        self.boxes = [box for box in self.boxes if box.n_steps < BOX_TOKENS]
+        state.steps_B += 1
+        self._forward(x_BD)
+        state.length_B += ~state.done_B
+        for request in self.running:
+            request.steps += 1
+
+    def _select_tokens(self, logits_BV: Tensor, scores_BV: Tensor) -> Tensor:
+        """Select the next path tokens (B,) and record them for the rows that write a path.
+
+        The tokens of the other rows have no meaning.
+        """
+        state, settings = self.state, self.settings
+        index_B = state.steps_B - BOX_TOKENS
+        left_B = settings.max_new_tokens - index_B
+        choice = settings.token_selector.choose(
+            scores_BV, state.grammar_B, left_B, near_limit=self._any_near_limit()
+        )
+        ids_B = choice.ids
+        writing_B = (index_B >= 0) & ~state.done_B
+        ended_B = writing_B & (ids_B == settings.tokens.eos_id)
+        log_p_B = logits_BV.gather(1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+        state.grammar_B = torch.where(writing_B, choice.state, state.grammar_B)
+        state.logprob_B += torch.where(writing_B, log_p_B, 0.0)
+        state.forced_B |= choice.forced & writing_B
+        state.ended_B |= ended_B
+        state.done_B |= ended_B | (writing_B & (left_B <= 1))
+        # The other rows write over what they wrote before, or where their first token will be.
+        at_B1 = index_B.clamp(0, state.ids_BL.shape[1] - 1)[:, None]
+        before_B1 = state.ids_BL.gather(1, at_B1)
+        state.ids_BL.scatter_(1, at_B1, torch.where(writing_B[:, None], ids_B[:, None], before_B1))
+        return ids_B
+
+    def _any_near_limit(self) -> bool:
+        """Return whether the token limit may forbid tokens of a row in this step."""
+        settings = self.settings
+        most_steps = max((request.steps for request in self.running), default=0)
+        left = settings.max_new_tokens - (most_steps - BOX_TOKENS)
+        return left < settings.token_selector.reserve
+
+    def _decode_box(self, box: BoxDecoding, scores_BV: Tensor) -> Tensor:
+        """Decode centre x, centre y, size, one of them a step, and return their embeddings (N, D).
+
+        The first step also chooses between an object and an end at once. Values are read back from
+        the state: a row that is repeated may have several, and one of them counts.
+        """
+        region, state, rows_N = self.model.region, self.state, box.rows_N
+        hidden_ND = state.hidden_BD[rows_N]
+        box.n_steps += 1
+        if box.n_steps == 1:
+            tokens = self.settings.tokens
+            end_N = scores_BV[rows_N, tokens.eos_id]
+            state.absent_B[rows_N] = end_N > scores_BV[rows_N, tokens.coord_id]
+        if box.n_steps < BOX_TOKENS:
+            axis = box.n_steps - 1
+            bins_N = self._likeliest(region.coord_logits(hidden_ND))
+            state.box_B4[rows_N, axis] = coord_value(bins_N, region.config.coord_out_dim)
+            return region.encode_coord(state.box_B4[rows_N, axis, None])
+        bins_N2 = self._likeliest(region.size_logits(hidden_ND))
+        state.box_B4[rows_N, 2:] = size_value(bins_N2, region.config.size_out_dim // 2)
+        # Not earlier: until its box is decoded, a row stays where its `BoxDecoding` has it.
+        state.done_B[rows_N] = state.absent_B[rows_N] | (self.settings.max_new_tokens == 0)
+        return region.encode_size(state.box_B4[rows_N, 2:])
+
+    def _likeliest(self, logits: Tensor) -> Tensor:
+        return self.settings.perturb(logits).argmax(-1)
+
+    def _forward(self, x_BD: Tensor) -> None:
+        """Feed the rows' embeddings to the decoder."""
+        if self._prefix is None:
+            indices = [request.prefix.index if request else None for request in self.requests]
+            self._prefix = SharedPrefix.build(self.pool.cache, indices, self.settings.device)
+        own_B1 = self.state.length_B[:, None]
+        hidden_B1D = self.model.text(
+            x_BD[:, None],
+            self._prefix.length + own_B1,
+            causal_mask(own_B1, self._attended_length(), 0),
+            self.cache,
+            self._prefix,
+            batch_invariant=self.settings.batch_invariant,
+        )
+        self.state.hidden_BD = hidden_B1D[:, 0]
+
+    def _attended_length(self) -> int:
+        """Return how many positions after the image a step attends to, at least the longest row."""
+        if self.settings.batch_invariant:
+            return self.cache.max_len
+        longest = max((request.length for request in self.running), default=0) + 1
+        return min(self.cache.max_len, round_up(longest, ATTENDED_STEP))
+
+    def snapshot_finished(self) -> FinishedSnapshot:
+        """Start to read which rows are done; the snapshot can be read later."""
+        return FinishedSnapshot(list(self.requests), AsyncHostCopy(self.state.done_B))
+
+    def release(self, snapshot: FinishedSnapshot) -> FinishedRows | None:
+        """Free the rows that were done in a snapshot, and start to read their results."""
+        finished = [
+            request
+            for request, done in zip(snapshot.requests, snapshot.done_B.tolist(), strict=True)
+            if request and done and request.row >= 0  # else an earlier snapshot had it
+        ]
+        if not finished:
+            return None
+        state = self.state
+        rows_N = to_device(self.settings.device, [request.row for request in finished])
+        complete_N = state.ended_B[rows_N] | state.absent_B[rows_N]
+        truncated_N = state.forced_B[rows_N] | ~complete_N
+        columns = [state.logprob_B[rows_N], state.absent_B[rows_N].float(), truncated_N.float()]
+        numbers_N7 = torch.cat([state.box_B4[rows_N], torch.stack(columns, dim=1)], dim=1)
+        for request in finished:
+            self.requests[request.row] = None
+            request.row = -1
+            self.pool.release(request.prefix)
+        return FinishedRows(
+            finished, AsyncHostCopy(numbers_N7), AsyncHostCopy(state.ids_BL[rows_N])
+        )
+
+    def shrink(self) -> None:
+        """Halve the batch, once or more, if the running requests fit and none decodes its box."""
+        running = self.running
+        size = self.settings.rows_for(len(running))
+        if self.boxes or size > len(self.requests) // 2:
+            return
+        spare = self.free_rows[: size - len(running)]
+        rows = to_device(self.settings.device, [request.row for request in running] + spare)
+        self.state = self.state.select(rows)
+        self.cache = self.cache.select(rows)
+        self._prefix = None
+        self.pool.compact()
+        self.requests = [*running, *[None] * len(spare)]
+        for row, request in enumerate(running):
+            request.row = row
