@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 
-from wordmask.flows.execution.signals import held_back
+from wordmask.flows.execution.signals import interrupts_blocked
 from wordmask.tasks.telemetry import logs
 
 
@@ -58,5 +58,5 @@ def start_own_api(verbose: bool) -> None:
     if not verbose:
         silence_libraries()
     if get_current_settings().api.url is None:
-        with held_back():
+        with interrupts_blocked():
             SubprocessASGIServer().start()

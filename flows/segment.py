@@ -5,15 +5,15 @@ Only the order of the steps is here; the steps themselves are in `tasks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from prefect import Flow, flow, task
 from prefect.cache_policies import NO_CACHE
 
-from wordmask.flows.execution.cluster import TAKES_UP, open_cluster
-from wordmask.flows.execution.dispatcher import StoreGoneError, run_shards
+from wordmask.flows.execution.cluster import RESUME_HINT, open_cluster
+from wordmask.flows.execution.dispatcher import Dispatcher, StoreGoneError
 from wordmask.flows.reporting import (
     OnProgress,
     Progress,
@@ -179,14 +179,14 @@ def _rows(shards: Sequence[Shard]) -> int:
 
 
 @contextmanager
-def _store_errors_explained() -> Iterator[None]:
+def _store_errors_explained() -> Generator[None]:
     """Raise a store's errors as StoreGoneError, which says what they mean for the run."""
     try:
         yield
     except STORE_ERRORS as error:
         raise StoreGoneError(
             "the store failed while the run was verified and published, with"
-            f" {type(error).__name__}: {error}. {TAKES_UP}"
+            f" {type(error).__name__}: {error}. {RESUME_HINT}"
         ) from error
 
 
@@ -217,7 +217,8 @@ def dispatch(
     reporter.open()
     with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
         reporter.start()
-        outcome = run_shards(client, plan.pending, settings, reporter.add, plan.hints, plan.run_id)
+        dispatcher = Dispatcher(client, settings, reporter.add, plan.hints, plan.run_id)
+        outcome = dispatcher.run(plan.pending)
     if outcome.failures:
         raise ShardsFailedError(_failed_shards(outcome.failures, len(plan.pending)))
     return plan.without(outcome.left)

@@ -1,11 +1,11 @@
-"""A few shards of a plan, timed on the workers that a run would have."""
+"""Calibration: a few shards of a plan, timed on the workers that a run would have."""
 
 from __future__ import annotations
 
 import random
 
 from wordmask.flows.execution.cluster import open_cluster, workers_of
-from wordmask.flows.execution.dispatcher import run_shards
+from wordmask.flows.execution.dispatcher import Dispatcher
 from wordmask.schemas.runs import Plan, Receipt
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.output.lease import acquire_lease
@@ -18,8 +18,7 @@ SHARDS = 3  # and at least one for each worker: where they share cores, all are 
 def calibrate(
     plan: Plan, settings: RunSettings, factory: str = SEGMENTER
 ) -> tuple[list[Receipt], int]:
-    """Do random pending shards, always the same ones, and give their receipts and the number of
-    workers.
+    """Do random pending shards, always the same ones; return their receipts and the worker count.
 
     Their parts and receipts are in the output then, as if a run had been stopped: no reader sees
     them, and the next run need not do them.
@@ -35,10 +34,10 @@ def calibrate(
         output.check_writable()
         with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
             workers = len(workers_of(client))
-            shards = random.Random(0).sample(
-                plan.pending, min(len(plan.pending), max(SHARDS, workers))
-            )
-            outcome = run_shards(client, shards, settings, receipts.append, plan.hints)
+            count = min(len(plan.pending), max(SHARDS, workers))
+            shards = random.Random(0).sample(plan.pending, count)
+            dispatcher = Dispatcher(client, settings, receipts.append, plan.hints)
+            outcome = dispatcher.run(shards)
     for shard, reason in outcome.failures:
         raise RuntimeError(f"--calibrate: {shard.label} failed: {reason}")
     return receipts, workers

@@ -1,12 +1,13 @@
-"""Workers for a run: started on this machine, or a standing Dask cluster. Bound to localhost unless
-told otherwise.
+"""Workers for a run: started on this machine, or those of a standing Dask cluster.
+
+What is started listens on localhost alone.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
@@ -15,17 +16,17 @@ import dask
 import torch
 from distributed import Client, LocalCluster, Status
 
-from wordmask.flows.execution.signals import held_back
+from wordmask.flows.execution.signals import interrupts_blocked
 from wordmask.schemas.settings import ModelSettings, RunSettings
 from wordmask.tasks.worker import SEGMENTER, ResidentModel
 
 CONNECT_SECONDS = 20
-# at a time: one has the model, one reads or writes. Dask blames a dead worker's queue too, so no
-# more wait there
+# At a time: one has the model, one reads or writes. Dask blames a dead worker's queue too, so no
+# more wait there.
 SHARDS_PER_WORKER = 2
 LOCALHOST = "127.0.0.1"
-# what a run that ends early says last
-TAKES_UP = "Shards with receipts are done, and the same command takes up the rest"
+# The last words of a run that ends early.
+RESUME_HINT = "Shards with receipts are done, and the same command takes up the rest"
 SCHEDULER_GONE = (
     "the Dask scheduler went away; shards with receipts are done, and the same command takes up the"
     " rest"
@@ -35,27 +36,43 @@ SCHEDULER_GONE = (
 TLS_VARIABLES = tuple(
     f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")
 )
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Dask's configuration for a run, which deals with failures itself.
+FAILURE_CONFIG = {
+    # A worker's death is reported at once rather than after three silent repetitions: the run
+    # counts the attempts.
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.admin.log-length": 0,
+    # After 15 seconds Dask would close the nanny of a worker that died and is not there again, and
+    # never replace it. On a busy machine a worker may take longer than that just to import, and in
+    # the end none would be left.
+    "distributed.deploy.lost-worker-timeout": "1 day",
+}
 
 
 class ClusterError(RuntimeError):
-    """No cluster to work with. The message says what was tried and what to do."""
+    """There is no cluster to work with. The message says what was tried and what to do."""
 
 
 @contextmanager
 def open_cluster(
     settings: RunSettings, revision: str, factory: str = SEGMENTER
-) -> Iterator[Client]:
-    """A client of workers that hold the model of a planned revision, each worker with its share of
-    the machine.
+) -> Generator[Client]:
+    """Connect to workers that have the model of a planned revision, and yield the client.
 
-    A standing cluster keeps it for the next run of that model, until its scheduler is restarted or
+    A standing cluster keeps the model for the next run, until its scheduler is restarted or
     `client.unregister_worker_plugin` is called with its name (`tasks.worker.resident_name`).
+
+    Args:
+        settings: of the run; `scheduler` names a standing cluster, None starts workers here.
+        revision: of the model that the run was planned with.
+        factory: makes the segmenter, as "module:attribute".
 
     Raises:
         ClusterError: no scheduler answers at `settings.scheduler`, it has no workers, or they lack
-        this package.
+            this package.
     """
-    with _run_owns_failures(), _connect(settings) as client:
+    with dask.config.set(FAILURE_CONFIG), _connect(settings) as client:
         model = ResidentModel(
             worker_model(settings),
             settings.segment,
@@ -63,34 +80,40 @@ def open_cluster(
             threads=_threads(settings),
             factory=factory,
         )
-        try:
-            client.register_plugin(model)
-        except Exception as error:
-            client.unregister_worker_plugin(model.name)  # the next run is to try again
-            if not isinstance(error, ImportError):
-                raise
-            raise ClusterError(
-                f"a worker cannot import {error.name}: install wordmask on every worker, in the"
-                " version that runs here"
-            ) from None
+        _load_model(client, model)
         yield client
 
 
+def _load_model(client: Client, model: ResidentModel) -> None:
+    try:
+        client.register_plugin(model)
+    except Exception as error:
+        client.unregister_worker_plugin(model.name)  # the next run is to try again
+        if not isinstance(error, ImportError):
+            raise
+        raise ClusterError(
+            f"a worker cannot import {error.name}: install wordmask on every worker, in the"
+            " version that runs here"
+        ) from None
+
+
 def shard_resources(client: Client) -> dict[str, float]:
-    """What one shard occupies of a worker: half a GPU where every worker offers one, so that each
-    has two at a time: one that has the model (`tasks.worker.ModelLock`), and one that reads before
-    it or writes after it."""
-    workers = workers_of(client)
-    return (
-        {"GPU": 1 / SHARDS_PER_WORKER}
-        if workers and all(worker["resources"].get("GPU") for worker in workers.values())
-        else {}
-    )
+    """Return what one shard occupies of a worker: half a GPU where every worker offers one.
+
+    Each worker then has two shards at a time: one that has the model (`tasks.worker.ModelLock`),
+    and one that reads before it or writes after it.
+    """
+    workers = workers_of(client).values()
+    if workers and all(worker["resources"].get("GPU") for worker in workers):
+        return {"GPU": 1 / SHARDS_PER_WORKER}
+    return {}
 
 
 def workers_of(client: Client) -> dict[str, dict[str, Any]]:
-    """What the scheduler knows of its workers at this moment, by their addresses. Raises
-    ClusterError if it went away.
+    """Return what the scheduler knows of its workers now, by their addresses.
+
+    Raises:
+        ClusterError: the scheduler went away.
     """
     info = client.scheduler_info(n_workers=-1)
     if "workers" not in info:
@@ -98,121 +121,108 @@ def workers_of(client: Client) -> dict[str, dict[str, Any]]:
     return dict(info["workers"])
 
 
-def replace_lost(client: Client) -> None:
-    """Have workers started in place of those that Dask could not start again, where the cluster is
-    ours. Does not wait for them.
+def replace_lost_workers(client: Client) -> None:
+    """Start workers in place of those that Dask gave up, without waiting for them.
+
+    Does nothing to a standing cluster, whose workers are its owner's.
     """
     cluster = client.cluster
     if cluster is None:
         return
 
     def replace() -> None:
-        for name in [
-            name
-            for name, nanny in cluster.workers.items()
-            if nanny.status in (Status.closed, Status.failed)
-        ]:
-            del cluster.workers[name]
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status in (Status.closed, Status.failed):
+                del cluster.workers[name]
         cluster.scale(len(cluster.worker_spec))  # starts those of the plan that are missing
 
     cluster.loop.add_callback(replace)
 
 
 def worker_count(settings: RunSettings) -> int:
-    """Workers to start on this machine: as told, else one per GPU, else one per core."""
+    """Return how many workers to start here: as set, else one per GPU, else one per core."""
     return settings.workers or _gpus(settings) or _cores()
 
 
 def worker_model(settings: RunSettings) -> ModelSettings:
-    """The model as a worker is told to load it. dask-cuda makes each worker's own GPU its first
-    one; without it, `ResidentModel` takes the one of the worker's number."""
-    return (
-        settings.model.model_copy(update={"device": "cuda:0"})
-        if _wants_dask_cuda(settings)
-        else settings.model
-    )
+    """Return the model's settings for a worker.
+
+    dask-cuda makes each worker's own GPU its first one; without it, `ResidentModel` takes the one
+    of the worker's number.
+    """
+    if _uses_dask_cuda(settings):
+        return settings.model.model_copy(update={"device": "cuda:0"})
+    return settings.model
+
+
+def worker_environ(threads: int | None) -> dict[str, str]:
+    """Return what a worker's process must find in its environment as it starts.
+
+    With an arena for each thread the C library keeps freed blocks where no other thread can have
+    them: after 1,500 rows a worker had grown by a sixth, with one arena by a fiftieth
+    (tests/benchmarks/RESULTS.md).
+    """
+    environ = {"MALLOC_ARENA_MAX": "1"}
+    if threads is not None:
+        environ |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return environ
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _gpus(settings: RunSettings) -> int:
-    """GPUs to use on this machine."""
+    """Return how many GPUs of this machine to use."""
     device = settings.model.device
     if device in (None, "cuda"):
         return torch.cuda.device_count()
     return int(device.startswith("cuda:"))
 
 
-def _wants_dask_cuda(settings: RunSettings) -> bool:
-    chosen_by_us = settings.scheduler is None and settings.model.device in (None, "cuda")
-    return (
-        chosen_by_us
-        and 0 < worker_count(settings) <= _gpus(settings)
-        and importlib.util.find_spec("dask_cuda") is not None
-    )
+def _uses_dask_cuda(settings: RunSettings) -> bool:
+    if settings.scheduler is not None or settings.model.device not in (None, "cuda"):
+        return False
+    has_gpu_each = 0 < worker_count(settings) <= _gpus(settings)
+    return has_gpu_each and importlib.util.find_spec("dask_cuda") is not None
 
 
 def _threads(settings: RunSettings) -> int | None:
-    """Threads of numeric libraries per worker. A standing cluster's workers are its owner's to
-    divide.
+    """Return the threads of a worker's numeric libraries.
+
+    None: a standing cluster's workers are its owner's to divide.
     """
-    return None if settings.scheduler else max(1, _cores() // worker_count(settings))
-
-
-def worker_environ(threads: int | None) -> dict[str, str]:
-    """What a worker's process must find in its environment as it starts.
-
-    With an arena for each thread the C library keeps freed blocks where no other thread can have
-    them: after 1,500 rows a worker had grown by a sixth, with one arena by a fiftieth
-    (tests/benchmarks/RESULTS.md).
-    """
-    of_threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {"MALLOC_ARENA_MAX": "1"} | (
-        {name: str(threads) for name in of_threads} if threads else {}
-    )
+    if settings.scheduler:
+        return None
+    return max(1, _cores() // worker_count(settings))
 
 
 @contextmanager
-def _run_owns_failures() -> Iterator[None]:
-    failures = {
-        # A worker's death is reported at once rather than after three silent repetitions: the run
-        # counts the attempts.
-        "distributed.scheduler.allowed-failures": 0,
-        "distributed.admin.log-length": 0,
-        # After 15 seconds Dask would close the nanny of a worker that died and is not there again,
-        # and never replace it. On a busy machine a worker may take longer than that just to import,
-        # and in the end none would be left.
-        "distributed.deploy.lost-worker-timeout": "1 day",
-    }
-    with dask.config.set(failures):
-        yield
-
-
-@contextmanager
-def _connect(settings: RunSettings) -> Iterator[Client]:
+def _connect(settings: RunSettings) -> Generator[Client]:
     if settings.scheduler is None:
         with _local_cluster(settings) as cluster, Client(cluster) as client:
             yield client
         return
-    is_tls = settings.scheduler.startswith("tls://")
-    remedy = (
-        f"Check {', '.join(TLS_VARIABLES)}"
-        if is_tls
-        else "Start one with `dask scheduler`; one with TLS is named tls://HOST:PORT"
-    )
+    with _standing_client(settings.scheduler) as client:
+        _require_workers(client, settings.scheduler)
+        yield client
+
+
+def _standing_client(scheduler: str) -> Client:
+    is_tls = scheduler.startswith("tls://")
     try:
         if is_tls and not dask.config.get("distributed.comm.tls.client.cert"):
             raise ValueError("no certificate of the client is named")
-        client = Client(settings.scheduler, timeout=CONNECT_SECONDS)
+        return Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
+        remedy = "Start one with `dask scheduler`; one with TLS is named tls://HOST:PORT"
+        if is_tls:
+            remedy = f"Check {', '.join(TLS_VARIABLES)}"
         raise ClusterError(
-            f"--scheduler {settings.scheduler}: no Dask scheduler answers there ({error}). {remedy}"
+            f"--scheduler {scheduler}: no Dask scheduler answers there ({error}). {remedy}"
         ) from None
-    with client:
-        _require_workers(client, settings.scheduler)
-        yield client
 
 
 def _require_workers(client: Client, scheduler: str) -> None:
@@ -226,11 +236,10 @@ def _require_workers(client: Client, scheduler: str) -> None:
 
 
 def _local_cluster(settings: RunSettings) -> LocalCluster:
-    count, gpus, threads = worker_count(settings), _gpus(settings), _threads(settings)
     options: dict[str, Any] = {
-        "n_workers": count,
+        "n_workers": worker_count(settings),
         "threads_per_worker": SHARDS_PER_WORKER,
-        "resources": {"GPU": 1} if gpus else None,
+        "resources": None,
         "host": LOCALHOST,
         # Any free port for the status page: a fixed one would have a second run on this machine
         # complain.
@@ -240,15 +249,15 @@ def _local_cluster(settings: RunSettings) -> LocalCluster:
         "memory_limit": 0,
         "silence_logs": "CRITICAL",
     }
+    if _gpus(settings):
+        options["resources"] = {"GPU": 1}
+    environ = worker_environ(_threads(settings))
     # at its start it lets interrupts through again, so that must not happen within
     resource_tracker.ensure_running()
     # Workers outlive an interrupt until the cluster is closed, rather than dying of it with a
     # traceback each.
-    with (
-        held_back(),
-        dask.config.set({"distributed.nanny.pre-spawn-environ": worker_environ(threads)}),
-    ):
-        if _wants_dask_cuda(settings):
+    with interrupts_blocked(), dask.config.set({"distributed.nanny.pre-spawn-environ": environ}):
+        if _uses_dask_cuda(settings):
             from dask_cuda import LocalCUDACluster  # an option, so imported only where it is used
 
             return LocalCUDACluster(**options)

@@ -1,11 +1,12 @@
-"""Shards to workers and back: a bounded window in flight, deaths counted, rows that kill isolated,
-an end at the budget.
+"""Dispatch of shards to workers: a window, retries, rows that kill, store outages, a budget.
+
+A shard is waiting, running, or finished: done, given up, or left by the budget.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,20 +15,21 @@ from uuid import uuid4
 
 from distributed import Client, KilledWorker
 
-from wordmask.flows.execution.bisect import isolate
-from wordmask.flows.execution.cluster import SHARDS_PER_WORKER, TAKES_UP, ClusterError
-from wordmask.flows.execution.futures import InFlight
+from wordmask.flows.execution.bisect import find_poison_rows
+from wordmask.flows.execution.cluster import RESUME_HINT, SHARDS_PER_WORKER
+from wordmask.flows.execution.futures import WorkerPool
 from wordmask.schemas.runs import Receipt, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.shard import NO_HINTS, process_shard, try_rows
+from wordmask.tasks.shard import NO_HINTS, process_shard
 from wordmask.tasks.storage import STORE_ERRORS
 from wordmask.tasks.telemetry import metrics, traces
 from wordmask.tasks.telemetry.logs import logger, without_credentials
 
-# shards that it failed, for each that is in flight, with none done in between: then the store
-# counts as gone
+# The store counts as gone when it has failed so many shards, for each shard of the window, and
+# none was done in between.
 STORE_FAILURES = 2
-DEATHS = 2  # of the workers that had a shard, before its rows are suspected rather than the machine
+# Workers that died under a shard, before its rows are suspected rather than the machines.
+DEATHS = 2
 
 
 class StoreGoneError(RuntimeError):
@@ -36,161 +38,204 @@ class StoreGoneError(RuntimeError):
 
 @dataclass(kw_only=True)
 class Outcome:
-    """`failures`: shards given up, each with the reason. `left`: shards that the budget did not
-    reach.
+    """Shards of a run that were not done.
+
+    `failures`: given up, each with the reason. `left`: not reached within the budget.
     """
 
     failures: list[tuple[Shard, str]] = field(default_factory=list)
     left: list[Shard] = field(default_factory=list)
 
 
-def run_shards(
-    client: Client,
-    shards: Sequence[Shard],
-    settings: RunSettings,
-    on_receipt: Callable[[Receipt], object],
-    hints: Mapping[str, ShardHints] = MappingProxyType({}),
-    run_id: str = "",
-) -> Outcome:
-    """Keep a bounded window of shards in flight until all are done, given up or, at the end of the
-    budget, left.
+@dataclass(kw_only=True)
+class _Job:
+    """A shard, how often it was submitted, and how many workers died under it."""
 
-    A shard is tried again when its worker died or its store failed; any other error is its own and
-    final. One that outlived `DEATHS` workers is put aside until the others are done, as it may take
-    them with it; then its rows are tried by halves, each on a worker that has nothing else, and
-    those that kill are rejected. A worker that is unfit costs no shard an attempt.
+    shard: Shard
+    attempts: int = 0
+    deaths: int = 0
 
-    Raises:
-        StoreGoneError: it failed one shard after the other and none was done in between: a long run
-        does not try all of them. ClusterError: the scheduler went away, or all workers did and none
-        came back, or none is fit.
+
+class Dispatcher:
+    """Keeps a bounded window of shards running until all are done, given up, or left.
+
+    A shard is tried again when its worker died or the store failed; any other error is its own and
+    final. A shard under which `DEATHS` workers died is put aside until the others are finished, as
+    it may take them with it; then its rows are tried by halves, each on a worker that has nothing
+    else, and rows that kill are rejected. A worker that is unhealthy costs no shard an attempt.
+
+    One dispatcher carries out one run.
+
+    Args:
+        client: of a cluster whose workers have the run's model (`cluster.open_cluster`).
+        settings: of the run.
+        on_receipt: called for each shard that is done.
+        hints: by shard id, what is known of a shard's rows beforehand.
+        run_id: for logs and traces.
     """
-    waiting, attempts, deaths = deque(shards), Counter[str](), Counter[str]()
-    in_flight, shard_of = InFlight(client), dict[str, Shard]()
-    suspects: list[Shard] = []
-    outcome = Outcome()
-    store_failed: set[str] = set()  # shards, since one was done
-    budget = _Budget(settings.budget_seconds)
-    nonce = uuid4().hex[:8]  # another run on the same cluster may be at the same shard
 
-    def submit(shard: Shard, killers: tuple[int, ...] = ()) -> None:
-        what = hints.get(shard.shard_id, NO_HINTS).model_copy(update={"poison_rows": killers})
-        attempts[shard.shard_id] += 1
-        key = f"{shard.shard_id}-{nonce}-{attempts[shard.shard_id]}"
-        shard_of[key] = shard
-        in_flight.submit(
-            key, process_shard, shard, settings, hints=what, run_id=run_id, within=traces.here()
-        )
+    def __init__(
+        self,
+        client: Client,
+        settings: RunSettings,
+        on_receipt: Callable[[Receipt], object],
+        hints: Mapping[str, ShardHints] = MappingProxyType({}),
+        run_id: str = "",
+    ) -> None:
+        self._workers = WorkerPool(client)
+        self._settings = settings
+        self._on_receipt = on_receipt
+        self._hints = hints
+        self._run_id = run_id
+        self._budget = _Budget(settings.budget_seconds)
+        self._nonce = uuid4().hex[:8]  # another run on the same cluster may have the same shard
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[str, _Job] = {}  # by the key of their task
+        self._suspects: list[_Job] = []  # workers died under them
+        self._store_failed: set[str] = set()  # ids of shards, since one was done
+        self._outcome = Outcome()
 
-    def window() -> int:
-        return SHARDS_PER_WORKER * max(1, len(in_flight.fit_workers()))
+    def run(self, shards: Sequence[Shard]) -> Outcome:
+        """Dispatch shards, and return those that were not done.
 
-    def submit_more() -> None:
-        most = window()
-        while waiting and len(shard_of) < most and budget.allows_another:
-            submit(waiting.popleft())
-        metrics.WAITING.set(len(waiting))
+        Raises:
+            StoreGoneError: the store failed one shard after the other and none was done in between:
+                a long run does not try all of them.
+            ClusterError: the scheduler went away, or all workers did and none came back, or none is
+                healthy.
+        """
+        self._waiting.extend(_Job(shard=shard) for shard in shards)
+        self._fill_window()
+        while self._running:
+            key, result = self._workers.next_finished()
+            self._finish(self._running.pop(key), result)
+            self._fill_window()
+        if self._budget.allows_another:
+            self._run_suspects()
+        else:
+            self._waiting.extend(self._suspects)
+        self._outcome.left = [job.shard for job in self._waiting]
+        return self._outcome
+
+    def _fill_window(self) -> None:
+        size = self._window_size()
+        while self._waiting and len(self._running) < size and self._budget.allows_another:
+            job = self._waiting.popleft()
+            key = self._submit(job)
+            self._running[key] = job
+        metrics.WAITING.set(len(self._waiting))
         metrics.save("run")
 
-    def try_again(shard: Shard, error: Exception, among: list[Shard] | deque[Shard]) -> None:
-        among.append(shard)
-        metrics.RETRIES.labels(type(error).__name__).inc()
-        logger.warning(
-            "shard tried again",
-            extra=_about(shard) | {"reason": f"{type(error).__name__}: {error}"},
-        )
+    def _window_size(self) -> int:
+        return SHARDS_PER_WORKER * max(1, len(self._workers.healthy_workers()))
 
-    def give_up(shard: Shard, error: Exception) -> None:
-        reason = without_credentials(
-            f"{type(error).__name__}: {error} (attempt {attempts[shard.shard_id]})"
+    def _submit(self, job: _Job, poison_rows: tuple[int, ...] = ()) -> str:
+        """Submit a shard, and return the key of its task."""
+        job.attempts += 1
+        shard_id = job.shard.shard_id
+        key = f"{shard_id}-{self._nonce}-{job.attempts}"
+        hints = self._hints.get(shard_id, NO_HINTS)
+        self._workers.submit(
+            key,
+            process_shard,
+            job.shard,
+            self._settings,
+            hints=hints.model_copy(update={"poison_rows": poison_rows}),
+            run_id=self._run_id,
+            within=traces.here(),
         )
-        outcome.failures.append((shard, reason))
-        logger.error("shard given up", extra=_about(shard) | {"reason": reason})
+        return key
 
-    submit_more()
-    while shard_of:
-        key, result = in_flight.next()
-        shard = shard_of.pop(key)
-        deaths[shard.shard_id] += isinstance(result, KilledWorker)
-        store_fault = isinstance(result, STORE_ERRORS) and not isinstance(
-            result, FileNotFoundError
-        )  # which is its own input's
-        if store_fault:
-            store_failed.add(shard.shard_id)
-            if len(store_failed) >= STORE_FAILURES * window():
-                raise StoreGoneError(
-                    f"the store failed {len(store_failed)} shards and none was done in between, at"
-                    f" last with {type(result).__name__}: {result}. {TAKES_UP}"
-                )
-        may_retry = attempts[shard.shard_id] <= settings.retries
+    def _finish(self, job: _Job, result: Receipt | Exception) -> None:
         if isinstance(result, Receipt):
-            store_failed.clear()
-            budget.took(result.timings.total)
-            on_receipt(result)
-        elif isinstance(result, KilledWorker) and deaths[shard.shard_id] >= DEATHS:
-            try_again(shard, result, suspects)
-        elif may_retry and (store_fault or isinstance(result, KilledWorker)):
-            try_again(shard, result, waiting)
+            self._store_failed.clear()
+            self._budget.record(result.timings.total)
+            self._on_receipt(result)
+        elif isinstance(result, KilledWorker):
+            self._finish_killed(job, result)
+        elif _is_store_failure(result):
+            self._finish_store_failure(job, result)
         else:
-            give_up(shard, result)
-        submit_more()
-    outcome.left = [*waiting, *(suspects if not budget.allows_another else [])]
-    for shard in suspects if budget.allows_another else []:
-        submit(shard, _killers(in_flight, shard, settings))
-        _, result = in_flight.next()
-        if isinstance(result, Receipt):
-            on_receipt(result)
+            self._give_up(job, result)
+
+    def _finish_killed(self, job: _Job, error: Exception) -> None:
+        job.deaths += 1
+        if job.deaths >= DEATHS:
+            self._suspects.append(job)
+            _log_retry(job.shard, error)
         else:
-            give_up(shard, result)
-    return outcome
+            self._retry(job, error)
+
+    def _finish_store_failure(self, job: _Job, error: Exception) -> None:
+        self._store_failed.add(job.shard.shard_id)
+        failed = len(self._store_failed)
+        if failed >= STORE_FAILURES * self._window_size():
+            raise StoreGoneError(
+                f"the store failed {failed} shards and none was done in between, at"
+                f" last with {type(error).__name__}: {error}. {RESUME_HINT}"
+            )
+        self._retry(job, error)
+
+    def _retry(self, job: _Job, error: Exception) -> None:
+        """Put a shard back, unless its retries are used up."""
+        if job.attempts > self._settings.retries:
+            self._give_up(job, error)
+            return
+        self._waiting.append(job)
+        _log_retry(job.shard, error)
+
+    def _give_up(self, job: _Job, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error} (attempt {job.attempts})"
+        reason = without_credentials(reason)
+        self._outcome.failures.append((job.shard, reason))
+        logger.error("shard given up", extra=_log_fields(job.shard, reason))
+
+    def _run_suspects(self) -> None:
+        """Run the shards under which workers died, one at a time, without the rows that kill."""
+        for job in self._suspects:
+            poison_rows = find_poison_rows(self._workers, job.shard, self._settings)
+            self._submit(job, poison_rows)
+            _, result = self._workers.next_finished()
+            if isinstance(result, Receipt):
+                self._on_receipt(result)
+            else:
+                self._give_up(job, result)
 
 
-def _about(shard: Shard) -> dict[str, Any]:
-    return {"shard_id": shard.shard_id, "file": shard.name, "first_row": shard.first_row}
+def _is_store_failure(error: Exception) -> bool:
+    """Tell whether the store failed; a file that is missing is the shard's own failure."""
+    return isinstance(error, STORE_ERRORS) and not isinstance(error, FileNotFoundError)
 
 
-def _killers(in_flight: InFlight, shard: Shard, settings: RunSettings) -> tuple[int, ...]:
-    """Rows of the shard that kill a worker by themselves. Raises what else goes wrong: it is not a
-    row's fault.
+def _log_retry(shard: Shard, error: Exception) -> None:
+    kind = type(error).__name__
+    metrics.RETRIES.labels(kind).inc()
+    logger.warning("shard tried again", extra=_log_fields(shard, f"{kind}: {error}"))
 
-    Raises:
-        ClusterError: a worker dies without any row as well, as where its model takes more memory
-        than there is.
-    """
 
-    def survives(start: int, stop: int) -> bool:
-        in_flight.submit(
-            f"try-{shard.shard_id}-{start}-{stop}-{uuid4().hex[:8]}",
-            try_rows,
-            shard,
-            settings,
-            start,
-            stop,
-        )
-        _, tried = in_flight.next()
-        if isinstance(tried, Exception) and not isinstance(tried, KilledWorker):
-            raise tried
-        return tried is None
-
-    killers = isolate(shard.rows, survives)
-    if killers and not survives(0, 0):
-        raise ClusterError(
-            "workers die even with no row to work on. Their machines' logs say why; where memory"
-            f" is short, --workers 1 takes less. {TAKES_UP}"
-        )
-    return killers
+def _log_fields(shard: Shard, reason: str) -> dict[str, Any]:
+    return {
+        "shard_id": shard.shard_id,
+        "file": shard.name,
+        "first_row": shard.first_row,
+        "reason": reason,
+    }
 
 
 class _Budget:
-    """Seconds in which a run may begin shards. The last ones are to end within it, if they take as
-    long as those before.
+    """Seconds in which a run may begin shards.
+
+    The last ones are to end within it, if they take as long as the longest before them.
     """
 
     def __init__(self, seconds: float | None) -> None:
-        self._end = None if seconds is None else time.monotonic() + seconds
+        self._end: float | None = None
+        if seconds is not None:
+            self._end = time.monotonic() + seconds
         self._longest = 0.0
 
-    def took(self, seconds: float) -> None:
+    def record(self, seconds: float) -> None:
+        """Note how long a shard took."""
         self._longest = max(self._longest, seconds)
 
     @property

@@ -1,177 +1,219 @@
-"""Tasks that workers were given, and what comes of them, for as long as there are workers."""
+"""Tasks given to workers, and what comes of them, for as long as there are healthy workers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
 from distributed import Client, Future, as_completed
 
 from wordmask.flows.execution.cluster import (
+    RESUME_HINT,
     SCHEDULER_GONE,
-    TAKES_UP,
     ClusterError,
-    replace_lost,
+    replace_lost_workers,
     shard_resources,
     workers_of,
 )
 from wordmask.tasks.telemetry.logs import logger
 from wordmask.tasks.worker import BrokenDeviceError, UnhealthyWorkerError
 
-LOOK_EVERY = 5.0  # seconds, at the workers
-NO_WORKER_SECONDS = (
-    600.0  # without any, until a run ends: a machine that was taken back may be replaced by then
-)
-BREAKS = 2  # devices that broke under a task, before it is blamed rather than they
+CHECK_SECONDS = 5.0  # between two looks at the workers
+# Without any worker, until a run ends: a machine that was taken back may be replaced by then.
+NO_WORKER_SECONDS = 600.0
+BROKEN_DEVICES = 2  # that broke under a task, before the task is blamed rather than they
 
 
 @dataclass(kw_only=True)
 class _Task:
-    """`future`: of its newest try, None while no worker is fit. `among`: the workers that may do
-    that, None: all. `breaks`: devices that broke under it."""
+    """A task, and the newest attempt at it.
+
+    `future`: None while no worker may run it. `workers`: addresses of those that may; None: all.
+    `broken_devices`: how many broke under it.
+    """
 
     key: str
-    make: Callable[..., Future]
+    submit: Callable[..., Future]
     future: Future | None = None
-    among: frozenset[str] | None = None
-    breaks: int = 0
+    workers: frozenset[str] | None = None
+    broken_devices: int = 0
 
 
-class InFlight:
-    """Dask waits for workers without end. Here lost ones are replaced where the cluster is ours,
-    unfit ones are given nothing more, and a cluster that stays without a fit one is an error."""
+class _ResultLostError(RuntimeError):
+    """A worker died before it sent a result; Dask has another one run the task."""
+
+
+class WorkerPool:
+    """The workers of a cluster, and the tasks that they run.
+
+    Dask waits for workers without end. Here lost ones are replaced where the cluster is the run's
+    own, unhealthy ones get no more tasks, and a cluster that stays without a healthy one is an
+    error.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._resources = shard_resources(client)
         self._completed = as_completed(loop=client.loop, raise_errors=False)
-        self._looked = self._seen = time.monotonic()  # at the workers, and a fit one of them
-        self._tasks: dict[str, _Task] = {}  # by the key that Dask knows their newest try by
-        self._tries = count()
-        self._unfit: dict[str, str] = {}  # addresses, and why
-        self._most = 0  # workers that were there at once
+        now = time.monotonic()
+        self._checked_at = now  # when the workers were looked at
+        self._healthy_at = now  # when a healthy one was seen
+        self._tasks: dict[str, _Task] = {}  # by the key that Dask knows their newest attempt by
+        self._attempts = count()
+        self._unhealthy: dict[str, str] = {}  # addresses, and why
+        self._most_workers = 0  # that were there at once
 
     def submit(self, key: str, function: Callable[..., Any], *args: Any, **options: Any) -> None:
-        """Give a task to a fit worker; `next` tells what comes of it."""
+        """Give a task to a healthy worker; `next_finished` returns what comes of it."""
+        submit = partial(
+            self._client.submit,
+            function,
+            *args,
+            **options,
+            resources=self._resources,
+            pure=False,
+        )
+        self._start(_Task(key=key, submit=submit))
 
-        def make(**where: Any) -> Future:
-            return self._client.submit(
-                function, *args, **options, resources=self._resources, pure=False, **where
-            )
-
-        self._try(_Task(key=key, make=make))
-
-    def fit_workers(self) -> frozenset[str]:
-        """Addresses of the workers that are there at this moment and did not turn out unfit. Raises
-        ClusterError if all did and none is missing that could come back."""
-        workers = frozenset(workers_of(self._client))
-        self._most = max(self._most, len(workers))
-        if 0 < self._most <= len(workers) and not workers - self._unfit.keys():
-            reasons = "; ".join(sorted(self._unfit[address] for address in workers)[:3])
-            raise ClusterError(
-                f"no fit worker is left: {reasons}. Mend or restart them. {TAKES_UP}"
-            )
-        return workers - self._unfit.keys()
-
-    def next(self) -> tuple[str, Any]:
-        """Wait for a task to end. Gives its key and its result, or what it ended with: an exception
-        of its own, or its worker's death. Dask forgets it then, and does not do it again when the
-        worker that did it dies. What an unfit worker failed is given to another.
+    def healthy_workers(self) -> frozenset[str]:
+        """Return the addresses of the workers that are there now and have not proved unhealthy.
 
         Raises:
-            ClusterError: the scheduler went away, or there was no worker for `NO_WORKER_SECONDS`,
-            or none is fit.
+            ClusterError: all have, and none is missing that could come back.
+        """
+        workers = frozenset(workers_of(self._client))
+        self._most_workers = max(self._most_workers, len(workers))
+        healthy = workers - self._unhealthy.keys()
+        if not healthy and 0 < self._most_workers <= len(workers):
+            reasons = sorted(self._unhealthy[address] for address in workers)
+            raise ClusterError(
+                f"no fit worker is left: {'; '.join(reasons[:3])}. Mend or restart them."
+                f" {RESUME_HINT}"
+            )
+        return healthy
+
+    def next_finished(self) -> tuple[str, Any]:
+        """Wait for a task to finish, and return its key and its result or exception.
+
+        The exception is the task's own, or its worker's death (`KilledWorker`). A task that an
+        unhealthy worker failed is given to another. Dask forgets a finished task, and does not run
+        it again when the worker that ran it dies.
+
+        Raises:
+            ClusterError: the scheduler went away, there was no worker for `NO_WORKER_SECONDS`, or
+                none is healthy.
         """
         while True:
             future = self._next_future()
             task = self._tasks.get(future.key)
-            if task is None:  # it is tried elsewhere
+            if task is None:  # cancelled: another attempt took its place
                 continue
             try:
-                result = future.result(timeout=LOOK_EVERY)
-            except TimeoutError:
-                if future.status != "error":
-                    self._completed.add(
-                        future
-                    )  # its worker died before it told the result, and another does it again
-                    continue
-                result = future.exception()
-            except Exception as error:
-                if (
-                    future.cancelled()
-                ):  # not by us: a scheduler forgot it, which may be there again, without our model
-                    raise ClusterError(SCHEDULER_GONE) from None
-                result = error
-            del self._tasks[future.key]
-            if isinstance(result, UnhealthyWorkerError) and self._is_tried_elsewhere(task, result):
+                result = _result_of(future)
+            except _ResultLostError:
+                self._completed.add(future)
                 continue
+            del self._tasks[future.key]
+            if isinstance(result, UnhealthyWorkerError):
+                self._exclude(result)
+                if _may_run_elsewhere(task, result):
+                    self._start(task)
+                    continue
             return task.key, result
 
     def _next_future(self) -> Future:
         arrival = self._completed.thread_condition
         while True:
-            if time.monotonic() > self._looked + LOOK_EVERY:
-                self._look()
+            if time.monotonic() > self._checked_at + CHECK_SECONDS:
+                self._check_workers()
             with arrival:
-                if arrival.wait_for(self._completed.has_ready, LOOK_EVERY):
+                if arrival.wait_for(self._completed.has_ready, CHECK_SECONDS):
                     break
         return next(self._completed)
 
-    def _try(self, task: _Task) -> None:
-        task.among = self.fit_workers() if self._unfit else None
-        name = f"{task.key}-{next(self._tries)}"
-        self._tasks[name] = task
-        if task.among is None or task.among:
-            task.future = task.make(key=name, workers=task.among and sorted(task.among))
-            self._completed.add(task.future)
-        else:  # to Dask no worker would mean any
-            task.future = None
+    def _start(self, task: _Task) -> None:
+        """Begin an attempt at a task, on healthy workers alone once there are unhealthy ones."""
+        key = f"{task.key}-{next(self._attempts)}"
+        task.future = None
+        task.workers = None
+        where: list[str] | None = None
+        if self._unhealthy:
+            task.workers = self.healthy_workers()
+            where = sorted(task.workers)
+        self._tasks[key] = task
+        if where == []:  # to Dask, no worker means any
+            return
+        task.future = task.submit(key=key, workers=where)
+        self._completed.add(task.future)
 
-    def _is_tried_elsewhere(self, task: _Task, error: UnhealthyWorkerError) -> bool:
-        """Give its worker nothing more. The task is tried by another, unless it is to blame
-        itself.
-        """
-        if error.address not in self._unfit:
+    def _exclude(self, error: UnhealthyWorkerError) -> None:
+        """Give a worker nothing more."""
+        if error.address not in self._unhealthy:
             logger.error(
                 "worker is unfit and gets no more shards",
                 extra={"address": error.address, "reason": str(error)},
             )
-        self._unfit[error.address] = str(error)
-        task.breaks += isinstance(error, BrokenDeviceError)
-        if task.breaks >= BREAKS:
-            return False
-        self._try(task)
-        return True
+        self._unhealthy[error.address] = str(error)
 
-    def _look(self) -> None:
-        """See that there are workers, and bring lost ones back. What waits for workers that are
-        gone is given to those that are there.
-        """
-        workers, self._looked = self.fit_workers(), time.monotonic()
-        without = self._looked - self._seen
-        if workers:
-            self._seen = self._looked
-        elif without > NO_WORKER_SECONDS:
-            raise ClusterError(
-                f"no worker is left, and none came back within {without:.0f} s. Their machines'"
-                " logs say why they ended; where memory was short, --batch-rows 8 or --workers 1"
-                f" takes less. {TAKES_UP}"
-            )
+    def _check_workers(self) -> None:
+        """Have lost workers replaced, and move tasks that wait for workers that are gone."""
+        healthy = self.healthy_workers()
+        self._checked_at = time.monotonic()
+        if healthy:
+            self._healthy_at = self._checked_at
+            self._move_stranded(healthy)
         else:
-            logger.warning(
-                "waiting for workers, of which there are none", extra={"seconds": round(without)}
+            self._require_patience(self._checked_at - self._healthy_at)
+        replace_lost_workers(self._client)
+
+    def _require_patience(self, seconds: float) -> None:
+        if seconds > NO_WORKER_SECONDS:
+            raise ClusterError(
+                f"no worker is left, and none came back within {seconds:.0f} s. Their machines'"
+                " logs say why they ended; where memory was short, --batch-rows 8 or --workers 1"
+                f" takes less. {RESUME_HINT}"
             )
-        for name, task in [*self._tasks.items()] if workers else ():
-            if (
-                task.among is not None
-                and not task.among & workers
-                and not (task.future and task.future.done())
-            ):
-                del self._tasks[name]
-                if task.future is not None:
-                    task.future.cancel()
-                self._try(task)
-        replace_lost(self._client)
+        logger.warning(
+            "waiting for workers, of which there are none", extra={"seconds": round(seconds)}
+        )
+
+    def _move_stranded(self, healthy: frozenset[str]) -> None:
+        """Submit tasks again that none of the workers that are there may run."""
+        for key, task in list(self._tasks.items()):
+            if task.workers is None or task.workers & healthy:
+                continue
+            if task.future is not None and task.future.done():
+                continue
+            del self._tasks[key]
+            if task.future is not None:
+                task.future.cancel()
+            self._start(task)
+
+
+def _result_of(future: Future) -> Any:
+    """Return what a task ended with: its result, or its exception.
+
+    Raises:
+        ClusterError: the scheduler forgot the task. It may be there again, without our model.
+    """
+    try:
+        return future.result(timeout=CHECK_SECONDS)
+    except TimeoutError as error:
+        if future.status != "error":
+            raise _ResultLostError from error
+        return future.exception()
+    except Exception as error:
+        if future.cancelled():  # not by us
+            raise ClusterError(SCHEDULER_GONE) from None
+        return error
+
+
+def _may_run_elsewhere(task: _Task, error: UnhealthyWorkerError) -> bool:
+    """Tell whether another worker may run a task, which is not to blame itself."""
+    if isinstance(error, BrokenDeviceError):
+        task.broken_devices += 1
+    return task.broken_devices < BROKEN_DEVICES

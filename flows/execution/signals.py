@@ -1,19 +1,18 @@
-"""Ctrl-C in a terminal reaches every process of a command; only the command itself should act on
-it.
-"""
+"""Interrupts, on which only the command itself may act: Ctrl-C reaches all of its processes."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Threads and processes started within never see an interrupt; one that comes to this thread
-    takes effect at the end.
+def interrupts_blocked() -> Generator[None]:
+    """Block interrupts for what is started within: its threads and processes never see one.
+
+    An interrupt of this thread takes effect at the end.
     """
     if sys.platform == "win32":
         yield

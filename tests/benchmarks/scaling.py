@@ -21,7 +21,7 @@ from tests.benchmarks.harness import Report, Target, main, paired
 from tests.benchmarks.models import Work, default_model
 from tests.benchmarks.tables import plan_of, scene_table, work_through
 from wordmask.flows.execution.cluster import SHARDS_PER_WORKER
-from wordmask.flows.execution.dispatcher import run_shards
+from wordmask.flows.execution.dispatcher import Dispatcher
 from wordmask.schemas.runs import Receipt, Shard
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.worker import ResidentModel
@@ -110,7 +110,7 @@ def _workers(
 
 def _timed_run(client: Client, shards: Sequence[Shard], settings: RunSettings) -> float:
     began = time.perf_counter()
-    failures = run_shards(client, shards, settings, lambda _: None).failures
+    failures = Dispatcher(client, settings, lambda _: None).run(shards).failures
     if failures:
         raise RuntimeError(f"{failures[0][0].name}: {failures[0][1]}")
     return time.perf_counter() - began

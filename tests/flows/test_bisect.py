@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wordmask.flows.execution.bisect import isolate
+from wordmask.flows.execution.bisect import bisect_poison_rows
 
 
 class Machine:
@@ -28,10 +28,10 @@ class Machine:
 def test_exactly_the_killers_are_found(rows: int, data: st.DataObject) -> None:
     killers = data.draw(st.sets(st.integers(0, rows - 1), max_size=5))
     machine = Machine(killers)
-    assert isolate(rows, machine.survives) == tuple(sorted(killers))
+    assert bisect_poison_rows(rows, machine.survives) == tuple(sorted(killers))
     assert machine.asked <= 2 + (2 * math.ceil(math.log2(rows + 1)) + 1) * max(1, len(killers))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 256])
 def test_a_death_that_is_no_rows_fault_condemns_none(rows: int) -> None:
-    assert isolate(rows, Machine(set(), mishaps=1).survives) == ()
+    assert bisect_poison_rows(rows, Machine(set(), mishaps=1).survives) == ()

@@ -20,9 +20,8 @@ from distributed import Client, Future, KilledWorker, LocalCluster, get_worker
 from tests.support.fakes import REVISION, FakeSegmenter
 from tests.support.runs import plan_of
 from tests.support.tables import png, write_input
-from wordmask.flows.execution import cluster
-from wordmask.flows.execution import dispatcher as dispatch
-from wordmask.flows.execution import futures as in_flight
+from wordmask.flows.execution import bisect, cluster, dispatcher, futures
+from wordmask.flows.execution.bisect import find_poison_rows
 from wordmask.flows.execution.calibrate import calibrate
 from wordmask.flows.execution.cluster import (
     ClusterError,
@@ -31,8 +30,8 @@ from wordmask.flows.execution.cluster import (
     worker_count,
     worker_model,
 )
-from wordmask.flows.execution.dispatcher import StoreGoneError, run_shards
-from wordmask.flows.execution.futures import InFlight
+from wordmask.flows.execution.dispatcher import Dispatcher, StoreGoneError
+from wordmask.flows.execution.futures import WorkerPool
 from wordmask.schemas.runs import Plan, Receipt, RowRange, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.output.catalog import status
@@ -219,7 +218,7 @@ def failing(
             raise error
         return process_shard(shard, *args, **options)
 
-    monkeypatch.setattr(dispatch, "process_shard", process)
+    monkeypatch.setattr(dispatcher, "process_shard", process)
     return lambda: diary.read_text().split()
 
 
@@ -235,7 +234,7 @@ def test_a_store_that_is_gone_ends_the_run_before_every_shard_is_tried(
         ),
         open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
     ):
-        run_shards(client, plan.pending, asked, lambda _: None)
+        Dispatcher(client, asked, lambda _: None).run(plan.pending)
     assert 0 < len(set(tried())) < 9
 
 
@@ -252,7 +251,7 @@ def test_one_shard_that_the_store_fails_is_given_up_alone(
     tried = failing(monkeypatch, error, plan.shards[:1], asked)
     receipts: list[Receipt] = []
     with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
-        outcome = run_shards(client, plan.pending, asked, receipts.append)
+        outcome = Dispatcher(client, asked, receipts.append).run(plan.pending)
     assert [shard for shard, _ in outcome.failures] == [plan.shards[0]]
     assert len(receipts) == 8
     assert tried().count(plan.shards[0].shard_id) == times, (
@@ -279,11 +278,11 @@ def test_rows_that_kill_are_looked_for_after_a_single_retry(
         if start < stop:
             raise KilledWorker(shard.shard_id, gone, 0)
 
-    monkeypatch.setattr(dispatch, "process_shard", process)
-    monkeypatch.setattr(dispatch, "try_rows", try_rows)
+    monkeypatch.setattr(dispatcher, "process_shard", process)
+    monkeypatch.setattr(bisect, "try_rows", try_rows)
     receipts: list[Receipt] = []
     with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
-        assert run_shards(client, plan.pending, asked, receipts.append).failures == []
+        assert Dispatcher(client, asked, receipts.append).run(plan.pending).failures == []
     assert [receipt.rejects for receipt in receipts] == [{}] * 8 + [{"worker_killed": 1}]
 
 
@@ -302,7 +301,7 @@ def test_a_scheduler_that_goes_away_ends_the_run_rather_than_hangs_it(
         pytest.raises(ClusterError, match=r"the Dask scheduler went away.*takes up the rest"),
         open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
     ):
-        run_shards(client, plan.pending, asked, lose_it)
+        Dispatcher(client, asked, lose_it).run(plan.pending)
     assert 0 < len(receipts) < 9
 
 
@@ -310,11 +309,11 @@ def test_a_scheduler_that_forgot_a_task_ends_the_run_even_if_it_is_there_again(
     standing: LocalCluster,
 ) -> None:
     with Client(standing.scheduler_address) as client:
-        flying = InFlight(client)
-        flying.submit("forgotten", abs, -1)
+        workers = WorkerPool(client)
+        workers.submit("forgotten", abs, -1)
         client.cancel([Future("forgotten-0", client)])  # as its first try is named
         with pytest.raises(ClusterError, match="the Dask scheduler went away"):
-            flying.next()
+            workers.next_finished()
 
 
 def test_a_cluster_that_stays_without_workers_ends_the_run_rather_than_hangs_it(
@@ -327,15 +326,15 @@ def test_a_cluster_that_stays_without_workers_ends_the_run_rather_than_hangs_it(
         receipts.append(receipt)
         standing.scale(0)
 
-    monkeypatch.setattr(in_flight, "LOOK_EVERY", 0.1)
-    monkeypatch.setattr(in_flight, "NO_WORKER_SECONDS", 1)
+    monkeypatch.setattr(futures, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(futures, "NO_WORKER_SECONDS", 1)
     with (
         pytest.raises(
             ClusterError, match=r"no worker is left.*none came back within 1 s.*takes up the rest"
         ),
         open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
     ):
-        run_shards(client, plan.pending, asked, lose_all)
+        Dispatcher(client, asked, lose_all).run(plan.pending)
     assert 0 < len(receipts) < 9
 
 
@@ -354,7 +353,7 @@ def breaking(
             raise error("device lost", address)
         return process_shard(shard, *args, **options)
 
-    monkeypatch.setattr(dispatch, "process_shard", process)
+    monkeypatch.setattr(dispatcher, "process_shard", process)
 
 
 def test_an_unfit_worker_gets_no_more_shards_and_costs_none_an_attempt(
@@ -369,7 +368,7 @@ def test_an_unfit_worker_gets_no_more_shards_and_costs_none_an_attempt(
     receipts: list[Receipt] = []
     with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
         client.wait_for_workers(2)
-        assert run_shards(client, plan.pending, asked, receipts.append).failures == []
+        assert Dispatcher(client, asked, receipts.append).run(plan.pending).failures == []
     assert {receipt.shard.shard_id for receipt in receipts} == {
         shard.shard_id for shard in plan.shards
     }
@@ -388,7 +387,7 @@ def test_a_cluster_without_a_fit_worker_ends_the_run(
         ),
         open_cluster(asked, plan.shards[0].model_revision, FAKE) as client,
     ):
-        run_shards(client, plan.pending, asked, lambda _: None)
+        Dispatcher(client, asked, lambda _: None).run(plan.pending)
 
 
 def test_a_shard_that_breaks_devices_is_given_up_before_it_breaks_them_all(
@@ -400,7 +399,7 @@ def test_a_shard_that_breaks_devices_is_given_up_before_it_breaks_them_all(
     receipts: list[Receipt] = []
     with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
         client.wait_for_workers(3)
-        outcome = run_shards(client, plan.pending, asked, receipts.append)
+        outcome = Dispatcher(client, asked, receipts.append).run(plan.pending)
     assert [shard for shard, _ in outcome.failures] == [plan.shards[0]]
     assert len(receipts) == 8
 
@@ -412,7 +411,7 @@ def test_what_waits_for_fit_workers_that_went_away_is_given_to_those_that_came(
     breaking(
         monkeypatch, UnhealthyWorkerError, [worker.address for worker in standing.workers.values()]
     )
-    monkeypatch.setattr(in_flight, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(futures, "CHECK_SECONDS", 0.1)
     standing.scale(2)
     receipts: list[Receipt] = []
 
@@ -425,7 +424,7 @@ def test_what_waits_for_fit_workers_that_went_away_is_given_to_those_that_came(
 
     with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
         client.wait_for_workers(2)
-        outcome = run_shards(client, plan.pending, asked, replace_the_fit_one)
+        outcome = Dispatcher(client, asked, replace_the_fit_one).run(plan.pending)
     assert outcome.failures == []
     assert {receipt.shard.shard_id for receipt in receipts} == {
         shard.shard_id for shard in plan.shards
@@ -446,7 +445,7 @@ def test_workers_that_dask_gave_up_are_replaced_where_the_cluster_is_ours(
             receipts.append(receipt)
             client.cluster.sync(given_up.close)
 
-        outcome = run_shards(client, plan.pending, asked, give_up)
+        outcome = Dispatcher(client, asked, give_up).run(plan.pending)
     assert outcome.failures == []
     assert {receipt.shard.shard_id for receipt in receipts} == {
         shard.shard_id for shard in plan.shards
@@ -468,9 +467,7 @@ def test_a_worker_that_is_long_in_coming_back_is_waited_for() -> None:
 
 
 class Deadly:
-    """In place of `InFlight`: whoever works on rows with these numbers dies; -1: on whatever it is
-    given.
-    """
+    """A worker pool in which whoever works on rows with these numbers dies; -1: on no row too."""
 
     def __init__(self, deadly: set[int]) -> None:
         self._deadly = deadly
@@ -481,7 +478,7 @@ class Deadly:
     ) -> None:
         self._range = (start, stop)
 
-    def next(self) -> tuple[str, Any]:
+    def next_finished(self) -> tuple[str, Any]:
         dies = -1 in self._deadly or self._deadly & {*range(*self._range)}
         return "try", KilledWorker("try", None, 0) if dies else None
 
@@ -491,9 +488,9 @@ def test_rows_are_not_blamed_where_workers_die_without_any(
 ) -> None:
     asked, plan = nine_shards
     shard = plan.shards[0].model_copy(update={"ranges": (RowRange(0, 0, 9),)})
-    assert dispatch._killers(Deadly({2, 7}), shard, asked) == (2, 7)  # type: ignore[arg-type]
+    assert find_poison_rows(Deadly({2, 7}), shard, asked) == (2, 7)  # type: ignore[arg-type]
     with pytest.raises(ClusterError, match="workers die even with no row"):
-        dispatch._killers(Deadly({-1}), shard, asked)  # type: ignore[arg-type]
+        find_poison_rows(Deadly({-1}), shard, asked)  # type: ignore[arg-type]
 
 
 def test_calibrating_does_a_few_shards_and_publishes_nothing(

@@ -33,7 +33,7 @@ from tests.support.runs import plan_of
 from tests.support.tables import png, read_rows, write_input
 from wordmask.flows.cli.app import main
 from wordmask.flows.execution.cluster import open_cluster
-from wordmask.flows.execution.dispatcher import run_shards
+from wordmask.flows.execution.dispatcher import Dispatcher
 from wordmask.schemas.runs import Receipt
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.telemetry import metrics
@@ -346,7 +346,7 @@ def test_dask_serves_the_numbers_of_a_run(tmp_path: Path) -> None:
             (worker,) = client.scheduler_info()["workers"].values()
             address = f"http://127.0.0.1:{worker['services']['dashboard']}/metrics"
             before = samples(fetch(address))
-            run_shards(client, plan.pending, asked, receipts.append)
+            Dispatcher(client, asked, receipts.append).run(plan.pending)
             found = samples(fetch(address))
     added = {key: found[key] - before[key] for key in found}
     assert added["wordmask_rows_total", "mask"] == sum(receipt.masks for receipt in receipts) == 6
