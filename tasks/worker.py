@@ -5,58 +5,20 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from distributed import Worker, WorkerPlugin, get_worker
-from numpy.typing import NDArray
 
-from wordmask.model.types import Query, Segmentation
 from wordmask.schemas.settings import ModelSettings, SegmentSettings
+from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.telemetry import logs, traces
 
 SEGMENTER = "wordmask.model.segmenter:Segmenter.from_pretrained"
-
-
-class SegmenterLike(Protocol):
-    """What a shard needs of a model."""
-
-    revision: str
-
-    def check_query(self, object: str, spatial_refs: Sequence[Sequence[float]] = ()) -> None: ...
-
-    def stream(
-        self, asked: Iterable[tuple[NDArray[np.uint8], Sequence[tuple[int, Query]]]], rows: int
-    ) -> Iterable[tuple[int, Future[Segmentation]]]: ...
-
-
-class ModelLock:
-    """One shard at a time has the model, while others read before it and write after it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free_since = 0.0
-
-    @contextmanager
-    def taken(self, wanted: float) -> Iterator[float]:
-        """Wait for the turn. Gives the seconds that the model stood idle since it was free and
-        `wanted` (`time.perf_counter`).
-        """
-        with self._lock:
-            try:
-                yield max(0.0, time.perf_counter() - max(wanted, self._free_since))
-            finally:
-                self._free_since = time.perf_counter()
-
-
-model_lock = ModelLock()  # of this process
 
 
 class NoModelError(RuntimeError):
@@ -78,14 +40,15 @@ class UnhealthyWorkerError(RuntimeError):
 
 
 class BrokenDeviceError(UnhealthyWorkerError):
-    """Its device does not work any more, until the process is started again. What it worked on may
-    be to blame.
+    """The worker's device does not work until the process is started again.
+
+    The shard that it worked on may be to blame.
     """
 
 
 @contextmanager
 def translate_device_errors() -> Iterator[None]:
-    """Errors that leave it say so if the worker is unfit."""
+    """Turn errors that any other shard would meet as well into those of an unhealthy worker."""
     try:
         yield
     except NoModelError as error:
@@ -94,28 +57,38 @@ def translate_device_errors() -> Iterator[None]:
         raise BrokenDeviceError(f"{type(error).__name__}: {error}", worker_address()) from error
 
 
-# What `ResidentModel` loaded, or why it could not, by its name.
-_resident: dict[str, SegmenterLike | Exception] = {}
+def resident_context(revision: str, segment: SegmentSettings) -> ShardContext:
+    """Return what the Dask worker of this task holds for a planned revision and settings.
 
-
-def resident_segmenter(revision: str, segment: SegmentSettings) -> SegmenterLike:
-    """The model of this process for a planned revision and settings. Raises NoModelError if there
-    is none; it says why.
+    Raises:
+        NoModelError: the worker holds no such model. The message says why.
     """
-    found = _resident.get(resident_name(revision, segment))
-    if found is None:
+    try:
+        plugins = get_worker().plugins
+    except ValueError:  # not within a task
+        plugins = {}
+    return context_of(plugins, resident_name(revision, segment))
+
+
+def context_of(plugins: Mapping[str, WorkerPlugin], name: str) -> ShardContext:
+    """Return the context of a model by its name among a worker's plugins. Raises NoModelError."""
+    plugin = plugins.get(name)
+    if not isinstance(plugin, ResidentModel) or plugin.loaded is None:
         raise NoModelError(
             "the worker has no model of this run; register tasks.worker.ResidentModel on the"
             " cluster first"
         )
-    if isinstance(found, Exception):
-        raise NoModelError(f"the worker could not load the model: {type(found).__name__}: {found}")
-    return found
+    if isinstance(plugin.loaded, Exception):
+        error = plugin.loaded
+        raise NoModelError(f"the worker could not load the model: {type(error).__name__}: {error}")
+    return plugin.loaded
 
 
 def resident_name(revision: str, segment: SegmentSettings) -> str:
-    """Runs with other models may share a cluster: each finds its own. Of the settings, only those a
-    model is made with count.
+    """Return the name of the plugin that holds a model of a planned revision and settings.
+
+    Runs with other models may share a cluster: each finds its own. Of the settings, only those that
+    a model is made with count.
     """
     return " ".join(
         ["wordmask", revision, *(f"{name}={value}" for name, value in segment.method.items())]
@@ -142,13 +115,14 @@ def load_segmenter(
     return segmenter
 
 
-class ResidentModel(WorkerPlugin):  # type: ignore[misc]
-    """Loads the model when a worker process starts, and again when it was restarted. `revision` is
-    the planned one, and what is loaded: a branch may have moved since, or be an older one in a
-    worker's cache."""
+class ResidentModel(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
+    """Loads the model when a worker process starts, and again when the process was restarted.
 
-    # a further run of the same model neither loads it again nor takes it from a run that is using
-    # it
+    The planned revision is what is loaded: a branch may have moved since, or be an older one in a
+    worker's cache.
+    """
+
+    # A further run of the same model neither loads it again nor takes it from a run that uses it.
     idempotent = True
 
     def __init__(
@@ -165,21 +139,36 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]
         self.threads = threads
         self.factory = factory
         self.name = resident_name(revision, segment)
+        self.loaded: ShardContext | Exception | None = None  # the error, if it could not be loaded
 
     def setup(self, worker: Worker) -> None:
+        """Load the model for the shards of this worker."""
         logs.set_up()
         traces.set_up()
         limit_threads(self.threads)
-        model = self.model.model_copy(update={"device": own_device(self.model.device, worker.name)})
+        device = own_device(self.model.device, worker.name)
+        model = self.model.model_copy(update={"device": device})
         try:
-            _resident[self.name] = load_segmenter(model, self.segment, self.factory)
+            segmenter = load_segmenter(model, self.segment, self.factory)
         except Exception as error:
-            _resident[self.name] = error  # a restarted worker's error would be seen by nobody
+            self.loaded = error  # nobody would see the error of a restarted worker
             raise
+        self.loaded = _share(worker, segmenter)
 
     def teardown(self, worker: Worker) -> None:
-        _resident.pop(self.name, None)
+        """Let go of the model, and send the traces that were not sent yet."""
+        if isinstance(self.loaded, ShardContext):
+            self.loaded.readers.close()
+        self.loaded = None
         traces.flush()
+
+
+def _share(worker: Worker, segmenter: SegmenterLike) -> ShardContext:
+    """Return a context with the lock of the worker's other models: they share its device."""
+    for plugin in worker.plugins.values():
+        if isinstance(plugin, ResidentModel) and isinstance(plugin.loaded, ShardContext):
+            return replace(plugin.loaded, segmenter=segmenter)
+    return ShardContext(segmenter)
 
 
 def worker_name() -> str:

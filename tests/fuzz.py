@@ -51,7 +51,8 @@ from wordmask.flows.execution.cluster import worker_environ
 from wordmask.model.segmenter import Segmenter
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.infer import stage as infer
+from wordmask.tasks.context import ShardContext
+from wordmask.tasks.infer import images as infer_images
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.telemetry.metrics import peak_memory
 
@@ -553,7 +554,8 @@ def run_table(
     faulthandler.dump_traceback_later(MOST_SECONDS * table.num_rows, exit=True)
     try:
         plan = plan_of(settings, REVISION)
-        receipts = [process_shard(shard, settings, segmenter) for shard in plan.shards]
+        context = ShardContext(segmenter)
+        receipts = [process_shard(shard, settings, context) for shard in plan.shards]
         require_every_row_once(plan, settings)
     except InputError:
         found.refused += table.num_rows
@@ -582,7 +584,7 @@ def fuzz(count: int, seed: int) -> dict[str, Found]:
     real = Segmenter.from_pretrained("demo", device="cpu")
     rng = random.Random(seed)
     note = images
-    decode, bytes_of = infer.decode, infer.bytes_of
+    decode, bytes_of = infer_images.decode, infer_images.bytes_of
 
     def timed(step: Callable[..., Any]) -> Callable[..., Any]:
         def work(what: Any, *more: Any) -> Any:
@@ -599,7 +601,7 @@ def fuzz(count: int, seed: int) -> dict[str, Found]:
 
         return work
 
-    infer.decode, infer.bytes_of = timed(decode), timed(bytes_of)
+    infer_images.decode, infer_images.bytes_of = timed(decode), timed(bytes_of)
     try:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, "table")
@@ -619,7 +621,7 @@ def fuzz(count: int, seed: int) -> dict[str, Found]:
                     run_table(table, name, folder, rng, Fuzzed(real, note), note)
                 note.seconds, note.peak_bytes = time.perf_counter() - began, peak_memory()
     finally:
-        infer.decode, infer.bytes_of = decode, bytes_of
+        infer_images.decode, infer_images.bytes_of = decode, bytes_of
     for note in (images, rows):
         if note.masks + note.rejects.total() + note.refused != note.rows and not note.wrong:
             note.wrong.append(

@@ -100,7 +100,7 @@ def _load_model(client: Client, model: ResidentModel) -> None:
 def shard_resources(client: Client) -> dict[str, float]:
     """Return what one shard occupies of a worker: half a GPU where every worker offers one.
 
-    Each worker then has two shards at a time: one that has the model (`tasks.worker.ModelLock`),
+    Each worker then has two shards at a time: one that has the model (`tasks.context.ModelLock`),
     and one that reads before it or writes after it.
     """
     workers = workers_of(client).values()

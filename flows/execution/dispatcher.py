@@ -20,7 +20,7 @@ from wordmask.flows.execution.cluster import RESUME_HINT, SHARDS_PER_WORKER
 from wordmask.flows.execution.futures import WorkerPool
 from wordmask.schemas.runs import Receipt, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.shard import NO_HINTS, process_shard
+from wordmask.tasks.shard import NO_HINTS, run_shard
 from wordmask.tasks.storage import STORE_ERRORS
 from wordmask.tasks.telemetry import metrics, traces
 from wordmask.tasks.telemetry.logs import logger, without_credentials
@@ -137,12 +137,12 @@ class Dispatcher:
         hints = self._hints.get(shard_id, NO_HINTS)
         self._workers.submit(
             key,
-            process_shard,
+            run_shard,
             job.shard,
             self._settings,
             hints=hints.model_copy(update={"poison_rows": poison_rows}),
             run_id=self._run_id,
-            within=traces.here(),
+            trace=traces.trace_context(),
         )
         return key
 

@@ -22,8 +22,8 @@ from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.images.https import fetch_https
 from wordmask.tasks.images.uris import ImageError, resolve
+from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store
-from wordmask.tasks.table.read import Row
 from wordmask.tasks.telemetry.logs import clean
 
 STRIP_PIXELS = 1 << 22

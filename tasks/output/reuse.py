@@ -14,8 +14,8 @@ from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Part, Plan, Receipt, RunSummary, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.output.catalog import new_run_id, newest_run, read_receipts
+from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store
-from wordmask.tasks.table.read import Row
 
 AS_THEY_ARE = tuple(
     field.name for field in fields(Segmentation) if field.name not in ("rle", "bbox", "coarse_bbox")

@@ -19,8 +19,10 @@ from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.images.decode import bytes_of, decode
 from wordmask.tasks.output.catalog import newest_run, read_receipts
 from wordmask.tasks.output.results import read_masks
+from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store
 from wordmask.tasks.table.read import read_rows
+from wordmask.tasks.table.row_groups import ReaderCache
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -222,12 +224,20 @@ def _tiles(
     shard: Shard, rows: Sequence[Mapping[str, Any]], settings: SegmentSettings
 ) -> Iterator[Image.Image]:
     """Pictures of mask rows of one shard; their images are read from the input again."""
-    inputs = {row.row: row for row in read_rows(shard, settings)[0]}
+    inputs = {row.position: row for row in _read(shard, settings)}
     for row in rows:
         data = bytes_of(inputs[row["row"]], shard, settings)
         yield overlay(
             decode(data, settings), rle.decode(row["mask"]), row["query"], note_of(row), side=TILE
         )
+
+
+def _read(shard: Shard, settings: SegmentSettings) -> list[Row]:
+    readers = ReaderCache()
+    try:
+        return read_rows(Store.open(shard.file), shard, settings, readers)[0]
+    finally:
+        readers.close()
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -15,11 +15,14 @@ from wordmask.model.masks import rle
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan, RowRange, Shard
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.images.decode import bytes_of, decode
-from wordmask.tasks.infer.stage import Mask, Reject, infer
+from wordmask.tasks.infer.checks import check_rows
+from wordmask.tasks.infer.stage import infer_rows
 from wordmask.tasks.review.overlay import PAPER, TILE, contact_sheet, note_of, overlay
+from wordmask.tasks.rows import Mask, Reject
+from wordmask.tasks.storage import Store
 from wordmask.tasks.table.read import read_rows
-from wordmask.tasks.worker import SegmenterLike
 
 BLANK = np.full(
     (TILE * 3 // 4, TILE, 3), PAPER, np.uint8
@@ -52,10 +55,13 @@ def preview(
     """
     tiles: list[Image.Image] = []
     rows: list[Previewed] = []
+    context = ShardContext(segmenter)
     for shard in random_rows(plan, count, seed):
-        read, _ = read_rows(shard, settings.segment)
-        answers = infer(read, shard, settings.segment, segmenter, settings.batch_rows)
-        answer: Mask | Reject = answers.masks[0] if answers.masks else answers.rejects[0]
+        table = Store.open(shard.file)
+        read, _ = read_rows(table, shard, settings.segment, context.readers)
+        sound, unsound = check_rows(read, shard, segmenter)
+        result = infer_rows(sound, shard, settings, context).including(unsound)
+        (answer,) = (*result.masks, *result.rejects)
         note, tile = _drawn(answer, shard, settings)
         ended = answer.segmentation.status if isinstance(answer, Mask) else answer.code.value
         rows.append(

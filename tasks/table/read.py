@@ -1,28 +1,20 @@
-"""Read the rows of a shard in bounded memory, and see what can be seen of them without the
-image.
-"""
+"""Read the rows of a shard in bounded memory, also those whose text is not UTF-8."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import chain
-from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 
-from wordmask.schemas.queries import columns_read
-from wordmask.schemas.runs import RowRange, Shard
+from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import SegmentSettings
+from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet
+from wordmask.tasks.table.row_groups import ReaderCache
 
-BATCH_ROWS = 64  # rows read at once: their images are in memory together
-REELS = 4  # kept open: a worker reads for two shards at a time
-INVALID_UTF8 = "\0garbled"  # no column has such a name
+INVALID_UTF8 = "\0invalid_utf8"  # no column has such a name
 
 
 class DamagedInputError(RuntimeError):
@@ -33,47 +25,30 @@ class InputChangedError(RuntimeError):
     """The input file is not the one that was planned."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One input row. `row` is its position in the shard. `image_bytes` or `image_uri` or neither is
-    there. `carried` holds the values of the columns that are copied through. `invalid_utf8` names
-    the columns whose text is no UTF-8."""
+def read_rows(
+    table: Store, shard: Shard, settings: SegmentSettings, readers: ReaderCache
+) -> tuple[list[Row], pa.Schema]:
+    """Read the rows of a shard, in order, and the schema of their file.
 
-    row: int
-    row_id: str
-    image_bytes: bytes | None
-    image_uri: str | None
-    query: str | None
-    spatial_refs: tuple[tuple[float | None, ...] | None, ...]
-    mode: str | None
-    carried: dict[str, Any]
-    invalid_utf8: tuple[str, ...] = ()
-
-
-def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Schema]:
-    """The rows of a shard in order, and the file's schema.
+    Args:
+        table: the store of the shard's file.
+        shard: the rows to read.
+        settings: the columns to read.
+        readers: readers that earlier shards of the file left open.
 
     Raises:
         InputChangedError: the file was replaced since the plan was made.
-        DamagedInputError: its footer is intact, but not what lies there.
+        DamagedInputError: the footer is intact, but the rows are not.
     """
-    store = Store.open(shard.file)
-    found = fingerprint(store.fs.info(store.root))
-    if found != shard.fingerprint:
-        raise InputChangedError(
-            f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan"
-            " it anew"
-        )
+    _require_unchanged(table, shard)
     rows: list[Row] = []
     try:
         for part in shard.ranges:
-            with _reel(store, shard, settings, part) as reel:
-                schema = reel.schema
-                values = chain.from_iterable(map(rows_of, reel.wind(part.start, part.stop)))
-                rows += [
-                    _row(position, each, shard, settings)
-                    for position, each in enumerate(values, start=len(rows))
-                ]
+            with readers.reader(table, shard, settings, part) as reader:
+                schema = reader.schema
+                for batch in reader.read(part.start, part.stop):
+                    for values in rows_of(batch):
+                        rows.append(_row(len(rows), values, shard, settings))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if not is_damaged_parquet(error):
             raise
@@ -83,75 +58,19 @@ def read_rows(shard: Shard, settings: SegmentSettings) -> tuple[list[Row], pa.Sc
     return rows, schema
 
 
-class _Reel:
-    """The rows of a row group, read from its beginning on: Parquet has no way to its middle."""
-
-    def __init__(self, store: Store, settings: SegmentSettings, row_group: int) -> None:
-        self._open = ExitStack()
-        file = self._open.enter_context(store.parquet(""))
-        self.schema: pa.Schema = file.schema_arrow
-        self._rows: int = file.metadata.row_group(row_group).num_rows
-        columns = columns_read(self.schema, settings)
-        self._batches = file.iter_batches(
-            batch_size=BATCH_ROWS, row_groups=[row_group], columns=columns
+def _require_unchanged(table: Store, shard: Shard) -> None:
+    found = fingerprint(table.fs.info(table.root))
+    if found != shard.fingerprint:
+        raise InputChangedError(
+            f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan"
+            " it anew"
         )
-        self._left: pa.RecordBatch | None = None  # of a batch that was wound into
-        self.at = 0  # row that comes next
-
-    def wind(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        """Rows start..stop, of which the first was not passed yet."""
-        while self.at < stop:
-            batch = next(self._batches) if self._left is None else self._left
-            first, end = max(start - self.at, 0), min(stop - self.at, len(batch))
-            self._left = batch.slice(end) if end < len(batch) else None
-            self.at += end
-            if first < end:
-                yield batch.slice(first, end - first)
-
-    @property
-    def ended(self) -> bool:
-        return self.at >= self._rows
-
-    def close(self) -> None:
-        self._open.close()
-
-
-_reels: deque[tuple[tuple[str | int, ...], _Reel]] = (
-    deque()
-)  # of this process, left where shards ended
-_reels_lock = Lock()
-
-
-@contextmanager
-def _reel(store: Store, shard: Shard, settings: SegmentSettings, part: RowRange) -> Iterator[_Reel]:
-    """A reel that has not passed the start of a part: the one that an earlier shard left nearest
-    before it, else a new one. A row group of many shards would otherwise be read anew up to each of
-    them."""
-    key = (shard.file, shard.fingerprint, shard.settings_hash, part.row_group)
-    with _reels_lock:
-        before = [entry for entry in _reels if entry[0] == key and entry[1].at <= part.start]
-        found = max(before, key=lambda entry: entry[1].at, default=None)
-        if found is not None:
-            _reels.remove(found)
-    reel = _Reel(store, settings, part.row_group) if found is None else found[1]
-    try:
-        yield reel
-    except BaseException:
-        reel.close()
-        raise
-    if reel.ended:
-        reel.close()
-        return
-    with _reels_lock:
-        _reels.append((key, reel))
-        over = _reels.popleft()[1] if len(_reels) > REELS else None
-    if over is not None:
-        over.close()
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Rows as dicts. Where a text is no UTF-8, the bad bytes are replaced and `INVALID_UTF8` names
-    the column.
+    """Yield rows as dicts.
+
+    Bytes that are not UTF-8 are replaced; `INVALID_UTF8` names the columns that hold them.
     """
     try:
         yield from batch.to_pylist()
@@ -161,9 +80,7 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 
 
 def values_of(column: pa.Array) -> list[Any]:
-    """Values of a column of text or numbers; where a text is no UTF-8, its bad bytes are
-    replaced.
-    """
+    """Return the values of a column of text or numbers. Bytes that are not UTF-8 are replaced."""
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
@@ -173,56 +90,65 @@ def values_of(column: pa.Array) -> list[Any]:
 
 def _mended(row: pa.RecordBatch) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    invalid_utf8: list[str] = []
+    invalid: list[str] = []
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
             values[name] = column[0].as_py()
         except UnicodeDecodeError:
-            invalid_utf8.append(name)
+            invalid.append(name)
             values[name] = _replaced(column)
-    return values | {INVALID_UTF8: tuple(invalid_utf8)}
+    return values | {INVALID_UTF8: tuple(invalid)}
 
 
 def _replaced(column: pa.Array) -> Any:
-    """The one value of a column whose text is no UTF-8, as far as it can be told."""
-    if pa.types.is_struct(column.type):
-        fields = {field.name: column.field(field.name) for field in column.type}
-        return {
-            name: part[0].as_py() if pa.types.is_binary(part.type) else _replaced(part)
-            for name, part in fields.items()
-        }
-    if pa.types.is_dictionary(column.type):
+    """Return the one value of a column, with `\\ufffd` for bytes that are not UTF-8.
+
+    A value of a type that holds text deeper inside is None.
+    """
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return {field.name: _replaced_field(column.field(field.name)) for field in kind}
+    if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        data = column.cast(pa.large_binary())[0].as_py()
-        return None if data is None else data.decode(errors="replace")
-    return None
+        kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return None
+    data: bytes | None = column.cast(pa.large_binary())[0].as_py()
+    if data is None:
+        return None
+    return data.decode(errors="replace")
+
+
+def _replaced_field(field: pa.Array) -> Any:
+    if pa.types.is_binary(field.type):
+        return field[0].as_py()
+    return _replaced(field)
 
 
 def _row(position: int, values: dict[str, Any], shard: Shard, settings: SegmentSettings) -> Row:
     columns = settings.columns
-    data, uri = _image(values.get(columns.image))
-    refs = tuple(
-        None if ref is None else tuple(ref) for ref in values.get(columns.spatial_refs) or ()
-    )
-    query, mode = values.get(columns.query), values.get(columns.mode)
+    image_bytes, image_uri = _image(values.get(columns.image))
+    query = values.get(columns.query)
+    spatial_refs = tuple(map(_spatial_ref, values.get(columns.spatial_refs) or ()))
     row_id = values.get(columns.row_id)
     if row_id is None:
-        row_id = derived_row_id(shard.name, shard.first_row + position, data, uri, query, refs)
+        index = shard.first_row + position
+        row_id = derived_row_id(shard.name, index, image_bytes, image_uri, query, spatial_refs)
     return Row(
-        row=position,
+        position=position,
         row_id=str(row_id),
-        image_bytes=data,
-        image_uri=uri,
+        image_bytes=image_bytes,
+        image_uri=image_uri,
         query=query,
-        spatial_refs=refs,
-        mode=mode,
+        spatial_refs=spatial_refs,
+        mode=values.get(columns.mode),
         carried={name: values.get(name) for name in settings.carry},
         invalid_utf8=values.get(INVALID_UTF8, ()),
     )
 
 
 def _image(value: Any) -> tuple[bytes | None, str | None]:
+    """Return the bytes and the URI of an image column's value."""
     if isinstance(value, dict):
         return value.get("bytes"), value.get("path")
     if isinstance(value, bytes):
@@ -230,16 +156,26 @@ def _image(value: Any) -> tuple[bytes | None, str | None]:
     return None, value
 
 
+def _spatial_ref(value: list[float | None] | None) -> tuple[float | None, ...] | None:
+    if value is None:
+        return None
+    return tuple(value)
+
+
 def derived_row_id(
     name: str,
     index: int,
-    data: bytes | None,
-    uri: str | None,
+    image_bytes: bytes | None,
+    image_uri: str | None,
     query: str | None,
-    refs: tuple[Any, ...],
+    spatial_refs: tuple[Any, ...],
 ) -> str:
-    """32 hex digits from where the row stands and what it says, so that no two rows of an input
-    share one.
+    """Return 32 hex digits that no two rows of an input share.
+
+    They are a hash of the file's name, the row's index in it and the row's content.
     """
-    image = hashlib.sha256(data).hexdigest() if data is not None else None
-    return hashlib.sha256(repr((name, index, image, uri, query, refs)).encode()).hexdigest()[:32]
+    image = None
+    if image_bytes is not None:
+        image = hashlib.sha256(image_bytes).hexdigest()
+    content = repr((name, index, image, image_uri, query, spatial_refs))
+    return hashlib.sha256(content.encode()).hexdigest()[:32]

@@ -15,13 +15,13 @@ from wordmask.schemas.redaction import redacted
 from wordmask.schemas.rejects import REJECTS
 from wordmask.schemas.runs import Part, Shard, part_path
 from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.infer.stage import Mask, Reject, ShardResult
 from wordmask.tasks.output.reuse import row_key
+from wordmask.tasks.rows import Mask, Reject, ShardResult
 from wordmask.tasks.storage import Store, sha256
 
 
 def write_parts(
-    answers: ShardResult,
+    result: ShardResult,
     shard: Shard,
     settings: SegmentSettings,
     input_schema: pa.Schema,
@@ -30,9 +30,9 @@ def write_parts(
     """Write both parts, also when one is empty. Returns what was written."""
     carried = [input_schema.field(name) for name in settings.carry]
     schema = pa.schema([*MASKS, *carried])
-    masks = pa.Table.from_pylist([_mask_row(mask, shard) for mask in answers.masks], schema=schema)
+    masks = pa.Table.from_pylist([_mask_row(mask, shard) for mask in result.masks], schema=schema)
     rejects = pa.Table.from_pylist(
-        [_reject_row(reject, shard) for reject in answers.rejects], schema=REJECTS
+        [_reject_row(reject, shard) for reject in result.rejects], schema=REJECTS
     )
     return _write(output, "masks", shard, masks), _write(output, "rejects", shard, rejects)
 
@@ -63,7 +63,7 @@ def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
     found = mask.segmentation
     return {
         "row_id": mask.row.row_id,
-        "row": mask.row.row,
+        "row": mask.row.position,
         "instance": 0,
         "row_key": row_key(mask.row, mask.image_id),
         "image_id": mask.image_id,
@@ -92,7 +92,7 @@ def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
     row = reject.row
     return {
         "row_id": row.row_id,
-        "row": row.row,
+        "row": row.position,
         "image_uri": _shown(row.image_uri),
         "query": row.query,
         "code": reject.code.value,

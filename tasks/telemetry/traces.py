@@ -59,8 +59,10 @@ def flush() -> None:
 def span(
     name: str, parent: Mapping[str, str] | None = None, **attributes: str | int | float
 ) -> Iterator[Span]:
-    """A span around what is done within. `parent`: `here` of the process that asked for it;
-    otherwise the span that it is within.
+    """Open a span around what is done within.
+
+    `parent` is the `trace_context` of the process that asked for it; without one it is the span
+    that this one is within.
 
     Of an error that leaves it, it keeps the kind alone: what errors say is only later made fit to
     be told (`tasks.logs.redacted_errors`).
@@ -77,7 +79,7 @@ def span(
             raise
 
 
-def here() -> dict[str, str]:
+def trace_context() -> dict[str, str]:
     """The current span, as another process can take it for a parent (W3C trace context); empty
     where there is none.
     """

@@ -13,6 +13,7 @@ from wordmask.flows.execution.cluster import SHARDS_PER_WORKER
 from wordmask.model.segmenter import Segmenter
 from wordmask.schemas.runs import Plan, Receipt
 from wordmask.schemas.settings import ModelSettings, RunSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.convert.scenes import export_scenes
 from wordmask.tasks.plan import make_plan
 from wordmask.tasks.shard import process_shard
@@ -47,5 +48,6 @@ def plan_of(settings: RunSettings, segmenter: Segmenter) -> Plan:
 
 def work_through(plan: Plan, settings: RunSettings, segmenter: Segmenter) -> Iterator[Receipt]:
     """As a Dask worker does it: two shards at a time, of which one has the model."""
+    context = ShardContext(segmenter)
     with ThreadPoolExecutor(SHARDS_PER_WORKER) as threads:
-        yield from threads.map(lambda shard: process_shard(shard, settings, segmenter), plan.shards)
+        yield from threads.map(lambda shard: process_shard(shard, settings, context), plan.shards)

@@ -35,9 +35,9 @@ from wordmask.flows.execution.futures import WorkerPool
 from wordmask.schemas.runs import Plan, Receipt, RowRange, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.output.catalog import status
-from wordmask.tasks.shard import process_shard
+from wordmask.tasks.shard import run_shard
 from wordmask.tasks.storage import Store
-from wordmask.tasks.worker import BrokenDeviceError, UnhealthyWorkerError, resident_segmenter
+from wordmask.tasks.worker import BrokenDeviceError, UnhealthyWorkerError, context_of, resident_name
 
 FAKE = "tests.support.fakes:FakeSegmenter"
 
@@ -163,7 +163,10 @@ def test_a_worker_that_lacks_the_package_is_named(standing: LocalCluster) -> Non
     with open_cluster(
         settings(scheduler=standing.scheduler_address), REVISION, FAKE
     ) as client:  # the failure is not kept
-        loaded = client.run(lambda: type(resident_segmenter(REVISION, SegmentSettings())).__name__)
+        name = resident_name(REVISION, SegmentSettings())
+        loaded = client.run(
+            lambda dask_worker: type(context_of(dask_worker.plugins, name).segmenter).__name__
+        )
     assert set(loaded.values()) == {"FakeSegmenter"}
 
 
@@ -216,9 +219,9 @@ def failing(
             file.write(f"{shard.shard_id}\n")
         if shard.shard_id in ids:
             raise error
-        return process_shard(shard, *args, **options)
+        return run_shard(shard, *args, **options)
 
-    monkeypatch.setattr(dispatcher, "process_shard", process)
+    monkeypatch.setattr(dispatcher, "run_shard", process)
     return lambda: diary.read_text().split()
 
 
@@ -272,13 +275,13 @@ def test_rows_that_kill_are_looked_for_after_a_single_retry(
     def process(shard: Shard, *args: Any, hints: ShardHints, **options: Any) -> Receipt:
         if shard.shard_id == bad and not hints.poison_rows:
             raise KilledWorker(bad, gone, 0)
-        return process_shard(shard, *args, hints=hints, **options)
+        return run_shard(shard, *args, hints=hints, **options)
 
     def try_rows(shard: Shard, _: RunSettings, start: int, stop: int) -> None:
         if start < stop:
             raise KilledWorker(shard.shard_id, gone, 0)
 
-    monkeypatch.setattr(dispatcher, "process_shard", process)
+    monkeypatch.setattr(dispatcher, "run_shard", process)
     monkeypatch.setattr(bisect, "try_rows", try_rows)
     receipts: list[Receipt] = []
     with open_cluster(asked, plan.shards[0].model_revision, FAKE) as client:
@@ -351,9 +354,9 @@ def breaking(
         address = get_worker().address
         if address in unfit or shard.shard_id in ids:
             raise error("device lost", address)
-        return process_shard(shard, *args, **options)
+        return run_shard(shard, *args, **options)
 
-    monkeypatch.setattr(dispatcher, "process_shard", process)
+    monkeypatch.setattr(dispatcher, "run_shard", process)
 
 
 def test_an_unfit_worker_gets_no_more_shards_and_costs_none_an_attempt(

@@ -17,6 +17,7 @@ from tests.support.runs import plan_of, publish_run, require_every_row_once
 from tests.support.tables import png, write_input
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks import storage
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.catalog import newest_run, read_receipts, status
 from wordmask.tasks.output.verify import verify
 from wordmask.tasks.shard import process_shard
@@ -58,7 +59,7 @@ def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) 
         ("deep/b.parquet", 2),
     ]
     for shard in plan.pending:
-        process_shard(shard, settings, FakeSegmenter())
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
     require_every_row_once(plan, settings)
     publish_run(plan, settings)
     output = Store.open(settings.output)
@@ -70,7 +71,7 @@ def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) 
     ]
     assert plan_of(settings, REVISION).pending == ()
     for shard in plan.shards:
-        process_shard(shard, settings, FakeSegmenter())
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
     assert written == [
         receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)
     ]
@@ -104,7 +105,9 @@ def test_replies_that_break_off_are_asked_for_anew(
     plan = plan_of(settings, REVISION)
     assert proxy.faults[0].happened == 3
     proxy.faults = [Fault(request=r"GET .*", kind=kind, times=3)]
-    receipts = [process_shard(shard, settings, FakeSegmenter()) for shard in plan.pending]
+    receipts = [
+        process_shard(shard, settings, ShardContext(FakeSegmenter())) for shard in plan.pending
+    ]
     assert proxy.faults[0].happened == 3
     assert sum(receipt.masks for receipt in receipts) == len(ROWS)
     require_every_row_once(plan, settings)
@@ -131,10 +134,10 @@ def test_a_replaced_object_is_noticed_and_planned_anew(lake: Store, tmp_path: Pa
     put_table(lake, "in/a.parquet", ROWS, tmp_path)
     settings = settings_of(lake)
     before = plan_of(settings, REVISION)
-    process_shard(before.shards[0], settings, FakeSegmenter())
+    process_shard(before.shards[0], settings, ShardContext(FakeSegmenter()))
     put_table(lake, "in/a.parquet", ROWS[::-1], tmp_path)
     with pytest.raises(InputChangedError, match="Run again"):
-        process_shard(before.shards[1], settings, FakeSegmenter())
+        process_shard(before.shards[1], settings, ShardContext(FakeSegmenter()))
     after = plan_of(settings, REVISION)
     assert after.done == frozenset()
     assert {shard.shard_id for shard in before.shards}.isdisjoint(
@@ -147,7 +150,7 @@ def test_a_lost_row_is_seen_in_what_lies_there(lake: Store, tmp_path: Path) -> N
     settings = settings_of(lake)
     plan = plan_of(settings, REVISION)
     for shard in plan.pending:
-        process_shard(shard, settings, FakeSegmenter())
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
     output = Store.open(settings.output)
     (receipt,) = read_receipts(output, [plan.shards[1].shard_id])
     output.remove(receipt.masks_part.path)

@@ -26,6 +26,7 @@ from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks import shard as shard_module
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.catalog import newest_run, status
 from wordmask.tasks.output.verify import AccountingError, require, verify, verify_output
 from wordmask.tasks.shard import ModelChangedError, process_shard
@@ -45,7 +46,7 @@ def settings_for(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> 
 def run_all(settings: RunSettings) -> Plan:
     plan = plan_of(settings, REVISION)
     for shard in plan.pending:
-        process_shard(shard, settings, FakeSegmenter())
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
     return plan
 
 
@@ -243,17 +244,20 @@ def test_input_replaced_after_planning(tmp_path: Path) -> None:
     plan = plan_of(settings, REVISION)
     write_input(tmp_path / "in.parquet", [GOOD, GOOD])
     with pytest.raises(InputChangedError, match="Run again"):
-        process_shard(plan.shards[0], settings, FakeSegmenter())
+        process_shard(plan.shards[0], settings, ShardContext(FakeSegmenter()))
 
 
 def test_another_model_on_the_worker(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD])
     with pytest.raises(ModelChangedError):
-        process_shard(plan_of(settings, "planned").shards[0], settings, FakeSegmenter())
+        process_shard(
+            plan_of(settings, "planned").shards[0], settings, ShardContext(FakeSegmenter())
+        )
 
 
 KILL_BEFORE_RECEIPT = """
 import os, sys
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.shard import process_shard
 from wordmask.schemas.settings import RunSettings
 from tests.support.runs import plan_of
@@ -269,7 +273,7 @@ def die_at_the_receipt(self, path, data):
     write(self, path, data)
 
 Store.write_bytes = die_at_the_receipt
-process_shard(plan_of(settings, REVISION).pending[0], settings, FakeSegmenter())
+process_shard(plan_of(settings, REVISION).pending[0], settings, ShardContext(FakeSegmenter()))
 """
 
 
@@ -357,12 +361,12 @@ def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(
         written.append(own)
         if len(written) == 1:
             (tmp_path / "a.png").unlink()
-            process_shard(shard, settings, FakeSegmenter())
+            process_shard(shard, settings, ShardContext(FakeSegmenter()))
             publish_run(plan, settings)
         return own
 
     monkeypatch.setattr(shard_module, "write_parts", interrupted)
-    process_shard(shard, settings, FakeSegmenter())
+    process_shard(shard, settings, ShardContext(FakeSegmenter()))
     assert written[0] != written[1]
     assert verify_output(Store.open(settings.output)).holds
     require_every_row_once(plan, settings)

@@ -20,6 +20,7 @@ from tests.support.tables import png, write_input
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import RowRange
 from wordmask.schemas.settings import Columns, RunSettings, SegmentSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.plan import _shards, cut
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.table.footers import InputFile, RowGroup, _images
@@ -371,7 +372,7 @@ def test_what_runs_wrote_is_no_input_wherever_the_output_lies(
     write_input(tmp_path / "in/a.parquet", rows(3))
     settings = run_settings(tmp_path / input, tmp_path / output)
     for shard in plan_of(settings, REVISION).pending:
-        process_shard(shard, settings, FakeSegmenter())
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
     again = plan_of(settings, REVISION)
     assert (again.files, again.rows, again.pending) == (1, 3, ())
 
@@ -397,7 +398,7 @@ def test_rows_are_told_by_what_becomes_of_them(tmp_path: Path) -> None:
     settings = run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2)
     before = plan_of(settings, REVISION)
     for shard in before.pending:
-        process_shard(shard, settings, FakeSegmenter())
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
     publish_run(before, settings)
     write_input(tmp_path / "in/edited.parquet", rows(4, 10))
     write_input(tmp_path / "in/fresh.parquet", rows(5, 20))

@@ -6,7 +6,6 @@ import pickle
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,17 +13,17 @@ import torch
 
 from wordmask.model.hub.registry import ModelError, resolve_model
 from wordmask.schemas.settings import ModelSettings, SegmentSettings
-from wordmask.tasks import worker
+from wordmask.tasks.context import ModelLock, ShardContext
 from wordmask.tasks.worker import (
     BrokenDeviceError,
-    ModelLock,
     NoModelError,
     ResidentModel,
     UnhealthyWorkerError,
+    context_of,
     load_segmenter,
     own_device,
+    resident_context,
     resident_name,
-    resident_segmenter,
     translate_device_errors,
 )
 
@@ -42,9 +41,23 @@ class Family:
     make = classmethod(lambda cls, model, **settings: cls(model, **settings))
 
 
-@pytest.fixture
-def no_resident(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_resident", {})
+class WorkerStub:
+    """Takes plugins and lets them go as a Dask worker does."""
+
+    name = "w"
+
+    def __init__(self) -> None:
+        self.plugins: dict[str, ResidentModel] = {}
+
+    def add(self, plugin: ResidentModel) -> None:
+        self.plugins[plugin.name] = plugin
+        plugin.setup(self)
+
+    def remove(self, plugin: ResidentModel) -> None:
+        self.plugins.pop(plugin.name).teardown(self)
+
+    def context(self, revision: str, segment: SegmentSettings) -> ShardContext:
+        return context_of(self.plugins, resident_name(revision, segment))
 
 
 def test_the_model_is_made_with_the_settings_values() -> None:
@@ -65,39 +78,42 @@ def test_the_model_is_made_with_the_settings_values() -> None:
     }
 
 
-@pytest.mark.usefixtures("no_resident")
-def test_resident_from_setup_to_teardown() -> None:
-    asked = ("r1", SegmentSettings())
-    plugin = ResidentModel(ModelSettings(revision="main"), asked[1], revision="r1", factory=FACTORY)
+def test_a_model_is_resident_from_setup_to_teardown() -> None:
+    dask, segment = WorkerStub(), SegmentSettings()
+    plugin = ResidentModel(ModelSettings(revision="main"), segment, revision="r1", factory=FACTORY)
     with pytest.raises(NoModelError, match=r"register tasks\.worker\.ResidentModel"):
-        resident_segmenter(*asked)
-    plugin.setup(SimpleNamespace(name="w"))
-    assert resident_segmenter(*asked) is resident_segmenter(*asked)
-    assert resident_segmenter(*asked).asked["revision"] == "r1", (
+        dask.context("r1", segment)
+    dask.add(plugin)
+    assert dask.context("r1", segment) is dask.context("r1", segment)
+    assert dask.context("r1", segment).segmenter.asked["revision"] == "r1", (
         "as planned, whatever branch was asked for"
     )
-    plugin.teardown(SimpleNamespace(name="w"))
+    dask.remove(plugin)
     with pytest.raises(NoModelError):
-        resident_segmenter(*asked)
+        dask.context("r1", segment)
 
 
-@pytest.mark.usefixtures("no_resident")
+def test_outside_of_a_dask_task_there_is_no_model() -> None:
+    with pytest.raises(NoModelError, match=r"register tasks\.worker\.ResidentModel"):
+        resident_context("r1", SegmentSettings())
+
+
 def test_runs_with_other_settings_on_one_worker_each_have_their_own_model() -> None:
     few, many = SegmentSettings(refiner_iterations=1), SegmentSettings(refiner_iterations=5)
     plugins = [
         ResidentModel(ModelSettings(), segment, revision="r1", factory=FACTORY)
         for segment in (few, many)
     ]
+    dask = WorkerStub()
     for plugin in plugins:
-        plugin.setup(SimpleNamespace(name="w"))
-    assert [
-        resident_segmenter("r1", segment).asked["refiner_iterations"] for segment in (few, many)
-    ] == [1, 5]
-    plugins[1].teardown(SimpleNamespace(name="w"))
-    assert resident_segmenter("r1", few).asked["refiner_iterations"] == 1
+        dask.add(plugin)
+    contexts = [dask.context("r1", segment) for segment in (few, many)]
+    assert [context.segmenter.asked["refiner_iterations"] for context in contexts] == [1, 5]
+    assert contexts[0].model_lock is contexts[1].model_lock, "they share the device"
+    dask.remove(plugins[1])
+    assert dask.context("r1", few) is contexts[0]
 
 
-@pytest.mark.usefixtures("no_resident")
 @pytest.mark.parametrize("refiner", [None, "demo"])
 def test_a_local_model_is_loaded_by_the_revision_of_its_content(
     refiner: str | None, monkeypatch: pytest.MonkeyPatch
@@ -112,14 +128,12 @@ def test_a_local_model_is_loaded_by_the_revision_of_its_content(
 
     monkeypatch.setattr(Family, "make", Located)
     planned = resolve_model("demo", refiner=refiner).revision
-    ResidentModel(
-        ModelSettings(refiner=refiner), SegmentSettings(), revision=planned, factory=FACTORY
-    ).setup(SimpleNamespace(name="w"))
-    assert resident_segmenter(planned, SegmentSettings()).revision == planned
+    dask, segment = WorkerStub(), SegmentSettings()
+    model = ModelSettings(refiner=refiner)
+    dask.add(ResidentModel(model, segment, revision=planned, factory=FACTORY))
+    assert dask.context(planned, segment).segmenter.revision == planned
     with pytest.raises(ModelError, match="its content is"):
-        ResidentModel(ModelSettings(), SegmentSettings(), revision="other", factory=FACTORY).setup(
-            SimpleNamespace(name="w")
-        )
+        dask.add(ResidentModel(ModelSettings(), segment, revision="other", factory=FACTORY))
 
 
 def test_settings_that_do_not_concern_the_model_share_it() -> None:
@@ -129,29 +143,28 @@ def test_settings_that_do_not_concern_the_model_share_it() -> None:
     assert resident_name("r2", SegmentSettings()) != resident_name("r1", SegmentSettings())
 
 
-@pytest.mark.usefixtures("no_resident")
 def test_a_model_that_could_not_be_loaded_says_why_to_the_shard() -> None:
-    plugin = ResidentModel(
-        ModelSettings(), SegmentSettings(), revision="r1", factory="tests.nowhere:made"
-    )
+    dask, segment = WorkerStub(), SegmentSettings()
     with pytest.raises(ModuleNotFoundError):
-        plugin.setup(SimpleNamespace(name="w"))
+        dask.add(
+            ResidentModel(ModelSettings(), segment, revision="r1", factory="tests.nowhere:made")
+        )
     with pytest.raises(
         NoModelError, match=r"could not load the model: ModuleNotFoundError: .*tests\.nowhere"
     ):
-        resident_segmenter("r1", SegmentSettings())
+        dask.context("r1", segment)
 
 
-def test_an_unfit_worker_says_which_it_is() -> None:
+def test_an_unhealthy_worker_says_which_it_is() -> None:
     for error, kind in (
         (NoModelError("none"), UnhealthyWorkerError),
         (torch.AcceleratorError("device lost"), BrokenDeviceError),
     ):
         with pytest.raises(kind) as caught, translate_device_errors():
             raise error
-        told = pickle.loads(pickle.dumps(caught.value))
-        assert (type(told), told.address) == (kind, platform.node())
-        assert str(told).startswith(f"worker {platform.node()}: ")
+        error = pickle.loads(pickle.dumps(caught.value))
+        assert (type(error), error.address) == (kind, platform.node())
+        assert str(error).startswith(f"worker {platform.node()}: ")
     with pytest.raises(MemoryError), translate_device_errors():
         raise MemoryError
 
@@ -180,13 +193,13 @@ def test_each_worker_takes_the_gpu_of_its_number(
 
 
 def test_one_shard_at_a_time_has_the_model_and_idle_is_what_lies_between() -> None:
-    turn = ModelLock()
+    lock = ModelLock()
     inside, most = 0, 0
     idle: list[float] = []
 
     def work() -> None:
         nonlocal inside, most
-        with turn.taken(time.perf_counter()) as waited:
+        with lock.hold(time.perf_counter()) as waited:
             idle.append(waited)
             inside += 1
             most = max(most, inside)
@@ -202,9 +215,9 @@ def test_one_shard_at_a_time_has_the_model_and_idle_is_what_lies_between() -> No
     )
     began = time.perf_counter()
     time.sleep(0.02)
-    with turn.taken(began) as waited:
+    with lock.hold(began) as waited:
         assert waited >= 0.02, "it was wanted and free"
-    with pytest.raises(ValueError, match="broken"), turn.taken(began):
+    with pytest.raises(ValueError, match="broken"), lock.hold(began):
         raise ValueError("broken")
-    with turn.taken(time.perf_counter()):
+    with lock.hold(time.perf_counter()):
         pass

@@ -20,11 +20,14 @@ from tests.support.tables import png
 from wordmask.model.types import Query, Segmentation
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import RowRange, Shard
-from wordmask.schemas.settings import SegmentSettings
+from wordmask.schemas.settings import RunSettings, SegmentSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.images.decode import decode
-from wordmask.tasks.infer import stage as infer_module
-from wordmask.tasks.infer.stage import infer
-from wordmask.tasks.table.read import Row
+from wordmask.tasks.infer import images as images_module
+from wordmask.tasks.infer import stream
+from wordmask.tasks.infer.checks import check_rows
+from wordmask.tasks.infer.stage import infer_rows
+from wordmask.tasks.rows import Row, ShardResult
 
 Asked = Iterable[tuple[np.ndarray, Sequence[tuple[int, Query]]]]
 Answered = Iterator[tuple[int, Future[Segmentation]]]
@@ -56,7 +59,7 @@ class Recorder(FakeSegmenter):
 def row(number: int, image: int = 0, query: str | None = None, **values: Any) -> Row:
     fields = {"image_uri": None, "spatial_refs": (), "mode": None, "carried": {}} | values
     return Row(
-        row=number,
+        position=number,
         row_id=f"r{number}",
         image_bytes=PNGS[image],
         query=f"thing {number}" if query is None else query,
@@ -78,17 +81,32 @@ def shard_of(rows: Sequence[Row], **values: Any) -> Shard:
     )
 
 
+def infer(
+    rows: Sequence[Row],
+    model: FakeSegmenter,
+    batch_rows: int,
+    *,
+    settings: SegmentSettings = SETTINGS,
+    duplicates: tuple[int, ...] = (),
+) -> ShardResult:
+    """Check the rows and give those that are sound to the model."""
+    shard = shard_of(rows, duplicates=duplicates)
+    run = RunSettings(input="in.parquet", output="out", segment=settings, batch_rows=batch_rows)
+    sound, unsound = check_rows(rows, shard, model)
+    return infer_rows(sound, shard, run, ShardContext(model)).including(unsound)
+
+
 @given(images=st.lists(st.integers(0, 3), min_size=1, max_size=30), batch_rows=st.integers(1, 8))
 @hypothesis_settings(derandomize=True, deadline=None, max_examples=50)
 def test_one_stream_answers_each_row_as_if_alone(images: list[int], batch_rows: int) -> None:
     rows = [row(number, image) for number, image in enumerate(images)]
     model = Recorder()
-    answers = infer(rows, shard_of(rows), SETTINGS, model, batch_rows)
-    assert answers.rejects == []
+    answers = infer(rows, model, batch_rows)
+    assert answers.rejects == ()
     assert [mask.row for mask in answers.masks] == rows
     assert [at_once for at_once, _ in model.calls] == [batch_rows]
     for mask, asked in zip(answers.masks, rows, strict=True):
-        (alone,) = infer([asked], shard_of([asked]), SETTINGS, FakeSegmenter(), 1).masks
+        (alone,) = infer([asked], FakeSegmenter(), 1).masks
         assert (mask.image_id, mask.segmentation.rle) == (alone.image_id, alone.segmentation.rle)
 
 
@@ -96,16 +114,16 @@ def test_each_distinct_image_is_decoded_once_and_its_rows_meet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoded: list[bytes] = []
-    decode = infer_module.decode
+    decode = images_module.decode
 
     def record(data: bytes, settings: SegmentSettings) -> np.ndarray:
         decoded.append(data)
         return decode(data, settings)
 
-    monkeypatch.setattr(infer_module, "decode", record)
+    monkeypatch.setattr(images_module, "decode", record)
     rows = [row(number, number % 2) for number in range(8)]
     model = Recorder()
-    infer(rows, shard_of(rows), SETTINGS, model, 8)
+    infer(rows, model, 8)
     assert sorted(decoded) == sorted(PNGS[:2])
     assert model.calls == [
         (
@@ -121,11 +139,11 @@ def test_each_distinct_image_is_decoded_once_and_its_rows_meet(
 @pytest.mark.parametrize("bad", [{3}, {0}, {5}, {1, 2}, set(range(6))])
 def test_only_the_rows_the_model_fails_on_are_rejected(bad: set[int]) -> None:
     rows = [row(number, number % 2, "explode" if number in bad else None) for number in range(6)]
-    answers = infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
-    assert [mask.row.row for mask in answers.masks] == [
+    answers = infer(rows, FakeSegmenter(), 4)
+    assert [mask.row.position for mask in answers.masks] == [
         number for number in range(6) if number not in bad
     ]
-    assert [reject.row.row for reject in answers.rejects] == sorted(bad)
+    assert [reject.row.position for reject in answers.rejects] == sorted(bad)
     assert {(reject.code, reject.detail) for reject in answers.rejects} == {
         (RejectCode.MODEL_ERROR, "RuntimeError: this row is explosive")
     }
@@ -164,11 +182,13 @@ def test_the_model_is_given_no_more_than_there_is_room_for_and_in_the_end_all(
     one = decode(PNGS[0], SETTINGS).nbytes
     model = Greedy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer_module, "MOST_HELD", most * one)
-        answers = infer(rows, shard_of(rows), SETTINGS, model, 4)
+        patch.setattr(stream, "MAX_BYTES", most * one)
+        answers = infer(rows, model, 4)
     assert max(model.held) <= max(most * one, one + one // 3), "a row by itself is always taken"
-    assert [reject.row.row for reject in answers.rejects] == sorted(bad & set(range(len(rows))))
-    assert [mask.row.row for mask in answers.masks] == [
+    assert [reject.row.position for reject in answers.rejects] == sorted(
+        bad & set(range(len(rows)))
+    )
+    assert [mask.row.position for mask in answers.masks] == [
         number for number in range(len(rows)) if number not in bad
     ]
 
@@ -190,13 +210,13 @@ class Broken(FakeSegmenter):
 
 def test_a_row_that_fails_beside_the_model_is_rejected_alone() -> None:
     rows = [row(number) for number in range(3)]
-    answers = infer(rows, shard_of(rows), SETTINGS, Broken(ValueError("no such path")), 4)
-    assert [mask.row.row for mask in answers.masks] == [0, 2]
-    assert [(reject.row.row, reject.detail) for reject in answers.rejects] == [
+    answers = infer(rows, Broken(ValueError("no such path")), 4)
+    assert [mask.row.position for mask in answers.masks] == [0, 2]
+    assert [(reject.row.position, reject.detail) for reject in answers.rejects] == [
         (1, "ValueError: no such path")
     ]
     with pytest.raises(MemoryError):
-        infer(rows, shard_of(rows), SETTINGS, Broken(MemoryError()), 4)
+        infer(rows, Broken(MemoryError()), 4)
 
 
 @pytest.mark.parametrize(
@@ -212,17 +232,17 @@ def test_the_machines_failures_end_the_shard(
     monkeypatch.setattr(model, "stream", exhausted)
     rows = [row(0), row(1)]
     with pytest.raises(type(error), match="no memory left"):
-        infer(rows, shard_of(rows), SETTINGS, model, 4)
+        infer(rows, model, 4)
 
 
 def test_a_store_that_cannot_be_reached_ends_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any) -> bytes:
         raise ConnectionError("the store does not answer")
 
-    monkeypatch.setattr(infer_module, "bytes_of", unreachable)
+    monkeypatch.setattr(images_module, "bytes_of", unreachable)
     rows = [
         Row(
-            row=0,
+            position=0,
             row_id="r",
             image_bytes=None,
             image_uri="a.png",
@@ -233,25 +253,25 @@ def test_a_store_that_cannot_be_reached_ends_the_shard(monkeypatch: pytest.Monke
         )
     ]
     with pytest.raises(ConnectionError):
-        infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
+        infer(rows, FakeSegmenter(), 4)
 
 
 @pytest.mark.parametrize("part", ["bytes_of", "decode"])
 def test_what_nobody_thought_of_costs_the_rows_of_one_image(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = getattr(infer_module, part)
+    real = getattr(images_module, part)
 
     def odd(what: Any, *rest: Any) -> Any:
         if PNGS[1] in (what, getattr(what, "image_bytes", None)):
             raise TypeError("about thing 1: not a number")
         return real(what, *rest)
 
-    monkeypatch.setattr(infer_module, part, odd)
+    monkeypatch.setattr(images_module, part, odd)
     rows = [row(number, number % 2) for number in range(4)]
-    answers = infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
-    assert [mask.row.row for mask in answers.masks] == [0, 2]
-    found = [(reject.row.row, reject.code, reject.detail) for reject in answers.rejects]
+    answers = infer(rows, FakeSegmenter(), 4)
+    assert [mask.row.position for mask in answers.masks] == [0, 2]
+    found = [(reject.row.position, reject.code, reject.detail) for reject in answers.rejects]
     assert found == [
         (number, RejectCode.IMAGE_UNREADABLE, "TypeError: about ***: not a number")
         for number in (1, 3)
@@ -260,10 +280,9 @@ def test_what_nobody_thought_of_costs_the_rows_of_one_image(
 
 def test_a_scheme_that_nobody_knows_is_the_rows_own_fault() -> None:
     rows = [replace(row(0), image_bytes=None, image_uri="nonsense://x/a.png"), row(1)]
-    answers = infer(
-        rows, shard_of(rows), SegmentSettings(allow_roots=("nonsense://",)), FakeSegmenter(), 4
-    )
-    assert [(reject.row.row, reject.code) for reject in answers.rejects] == [
+    settings = SegmentSettings(allow_roots=("nonsense://",))
+    answers = infer(rows, FakeSegmenter(), 4, settings=settings)
+    assert [(reject.row.position, reject.code) for reject in answers.rejects] == [
         (0, RejectCode.IMAGE_UNREADABLE)
     ]
     assert "Protocol not known: nonsense" in answers.rejects[0].detail
@@ -278,8 +297,8 @@ def test_rows_rejected_early_never_reach_the_model() -> None:
         row(4, mode=""),
     ]
     model = Recorder()
-    answers = infer(rows, shard_of(rows, duplicates=(2,)), SETTINGS, model, 4)
-    assert [(reject.row.row, reject.code) for reject in answers.rejects] == [
+    answers = infer(rows, model, 4, duplicates=(2,))
+    assert [(reject.row.position, reject.code) for reject in answers.rejects] == [
         (0, RejectCode.UNSUPPORTED_MODE),
         (1, RejectCode.EMPTY_QUERY),
         (2, RejectCode.DUPLICATE_ROW_ID),
@@ -314,7 +333,7 @@ class Failing(FakeSegmenter):
 def test_what_is_the_machines_fault_rejects_no_row(error: Exception) -> None:
     rows = [row(0), row(1)]
     with pytest.raises(type(error)):
-        infer(rows, shard_of(rows), SETTINGS, Failing(error), 8)
+        infer(rows, Failing(error), 8)
 
 
 class Cramped(FakeSegmenter):
@@ -337,7 +356,7 @@ class Cramped(FakeSegmenter):
 def test_where_the_device_has_too_little_memory_half_as_many_rows_are_decoded_at_a_time() -> None:
     rows = [row(number, number // 3) for number in range(9)]
     model = Cramped()
-    answers = infer(rows, shard_of(rows), SETTINGS, model, 9)
+    answers = infer(rows, model, 9)
     assert [mask.row for mask in answers.masks] == rows
     assert model.at_once == [9, 4, 2]
     assert sorted(model.answered) == list(range(9)), "each row was answered once"
@@ -376,26 +395,26 @@ class Failures(FakeSegmenter):
 )
 def test_no_row_is_lost_when_asking_again_fails_too(errors: tuple[Exception, ...]) -> None:
     rows = [row(number, number // 3) for number in range(12)]
-    answers = infer(rows, shard_of(rows), SETTINGS, Failures(*errors), 8)
-    assert [answer.row.row for answer in (*answers.masks, *answers.rejects)] == list(range(12))
+    answers = infer(rows, Failures(*errors), 8)
+    assert [answer.row.position for answer in (*answers.masks, *answers.rejects)] == list(range(12))
 
 
 def test_rows_asked_again_still_share_their_pictures() -> None:
     rows = [row(number, number // 3) for number in range(12)]
     model = Failures(torch.OutOfMemoryError("full"))
-    infer(rows, shard_of(rows), SETTINGS, model, 8)
+    infer(rows, model, 8)
     assert model.words == [3, 3, 3, 3]
 
 
 def test_a_device_that_fails_beside_the_model_ends_the_shard_with_its_row() -> None:
     rows = [row(number) for number in range(40)]
     with pytest.raises(torch.OutOfMemoryError):
-        infer(rows, shard_of(rows), SETTINGS, Broken(torch.OutOfMemoryError("full")), 8)
+        infer(rows, Broken(torch.OutOfMemoryError("full")), 8)
 
 
 def test_a_model_that_fails_before_it_takes_a_picture_ends_the_shard() -> None:
     with pytest.raises(RuntimeError, match="at once"):
-        infer([row(0)], shard_of([row(0)]), SETTINGS, Failing(RuntimeError("at once")), 8)
+        infer([row(0)], Failing(RuntimeError("at once")), 8)
 
 
 class FailingAtTheEnd(Failures):
@@ -408,13 +427,7 @@ class FailingAtTheEnd(Failures):
 
 def test_a_row_that_was_answered_is_not_rejected_too() -> None:
     with pytest.raises(RuntimeError, match="after the answer"):
-        infer(
-            [row(0), row(1)],
-            shard_of([row(0), row(1)]),
-            SETTINGS,
-            FailingAtTheEnd(ValueError("no")),
-            8,
-        )
+        infer([row(0), row(1)], FailingAtTheEnd(ValueError("no")), 8)
 
 
 def test_pictures_that_cannot_be_read_for_a_reason_of_our_own_end_the_shard(
@@ -423,20 +436,20 @@ def test_pictures_that_cannot_be_read_for_a_reason_of_our_own_end_the_shard(
     def broken(*_: Any) -> np.ndarray:
         raise MemoryError("none left")
 
-    monkeypatch.setattr(infer_module, "decode", broken)
+    monkeypatch.setattr(images_module, "decode", broken)
     with pytest.raises(MemoryError):
-        infer([row(0), row(1, 1)], shard_of([row(0), row(1)]), SETTINGS, FakeSegmenter(), 4)
+        infer([row(0), row(1, 1)], FakeSegmenter(), 4)
 
 
 def test_the_wait_for_pictures_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = infer_module.decode
+    decode = images_module.decode
 
     def slowly(data: bytes, settings: SegmentSettings) -> np.ndarray:
         time.sleep(0.05)
         return decode(data, settings)
 
-    monkeypatch.setattr(infer_module, "decode", slowly)
+    monkeypatch.setattr(images_module, "decode", slowly)
     rows = [row(number, number) for number in range(4)]
-    answers = infer(rows, shard_of(rows), SETTINGS, FakeSegmenter(), 4)
+    answers = infer(rows, FakeSegmenter(), 4)
     assert answers.idle_seconds >= 0.09, "four images in two threads"
     assert answers.infer_seconds < answers.idle_seconds

@@ -14,6 +14,7 @@ from tests.support.runs import plan_of, publish_run
 from tests.support.tables import png, write_input
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.catalog import status
 from wordmask.tasks.output.garbage import find_garbage, remove_garbage
 from wordmask.tasks.output.results import rejected
@@ -35,7 +36,7 @@ def run(tmp_path: Path, revision: str = REVISION, *, published: bool = True) -> 
     plan, model = plan_of(settings, revision), FakeSegmenter()
     model.revision = revision
     for shard in plan.pending:
-        process_shard(shard, settings, model)
+        process_shard(shard, settings, ShardContext(model))
     if published:
         publish_run(plan, settings)
     return settings

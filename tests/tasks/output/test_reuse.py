@@ -15,6 +15,7 @@ from tests.support.tables import part_of, png, read_rows, write_input
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import KINDS, Plan, Receipt, ShardHints
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.results import rejected
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.output.verify import verify_output
@@ -51,7 +52,9 @@ def carry_out(plan: Plan, settings: RunSettings) -> tuple[list[str], list[Receip
     """The words that the model was asked about in a run, and the receipts."""
     model = Counting()
     receipts = [
-        process_shard(shard, settings, model, plan.hints.get(shard.shard_id, NO_HINTS))
+        process_shard(
+            shard, settings, ShardContext(model), plan.hints.get(shard.shard_id, NO_HINTS)
+        )
         for shard in plan.pending
     ]
     require_every_row_once(plan, settings)
@@ -186,7 +189,7 @@ def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
     monkeypatch.setattr(Store, "write_bytes", die)
     shard = plan.pending[0]
     with pytest.raises(KeyboardInterrupt):
-        process_shard(shard, settings, FakeSegmenter(), plan.hints[shard.shard_id])
+        process_shard(shard, settings, ShardContext(FakeSegmenter()), plan.hints[shard.shard_id])
     monkeypatch.undo()
     assert {kind: read_rows(with_rejects.output, kind) for kind in KINDS} == before
     assert verify_output(Store.open(with_rejects.output)).holds
@@ -201,7 +204,12 @@ def test_a_retry_that_stopped_between_shards_leaves_the_published_run_as_it_was(
     plan, settings = retry_plan(Store.open(with_rejects.output), (RejectCode.IMAGE_NOT_FOUND,))
     for name in ("late.png", "never.png"):
         (tmp_path / name).write_bytes(b"no image")
-    process_shard(plan.pending[0], settings, FakeSegmenter(), plan.hints[plan.pending[0].shard_id])
+    process_shard(
+        plan.pending[0],
+        settings,
+        ShardContext(FakeSegmenter()),
+        plan.hints[plan.pending[0].shard_id],
+    )
     assert rejected(Store.open(with_rejects.output), 9) == before
     assert verify_output(Store.open(with_rejects.output)).holds
 
@@ -216,7 +224,7 @@ def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(
         process_shard(
             shard,
             settings,
-            FakeSegmenter(),
+            ShardContext(FakeSegmenter()),
             ShardHints(poison_rows=(0,)) if shard is plan.pending[0] else NO_HINTS,
         )
     publish_run(plan, settings)
@@ -225,7 +233,7 @@ def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(
     receipt = process_shard(
         first,
         settings,
-        FakeSegmenter(),
+        ShardContext(FakeSegmenter()),
         again.hints[first.shard_id].model_copy(update={"poison_rows": (0, 1)}),
     )
     assert receipt.rejects == {"worker_killed": 2}

@@ -16,6 +16,7 @@ from tests.support.tables import png, read_rows, write_input
 from wordmask.model.masks import rle
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.review.overlay import (
     CAPTION,
     COLOURS,
@@ -123,7 +124,7 @@ def run(tmp_path: Path, queries: list[str | None]) -> RunSettings:
     )
     plan = plan_of(settings, REVISION)
     for shard in plan.shards:
-        process_shard(shard, settings, FakeSegmenter())
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
     publish_run(plan, settings)
     return settings
 

@@ -19,10 +19,13 @@ from wordmask.model.masks import rle
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.review.overlay import TILE, contact_sheet, note_of, overlay
 from wordmask.tasks.review.preview import preview, random_rows
 from wordmask.tasks.shard import process_shard
+from wordmask.tasks.storage import Store
 from wordmask.tasks.table.read import read_rows
+from wordmask.tasks.table.row_groups import ReaderCache
 
 
 def planned(folder: Path, queries: list[str | None], **options: int) -> tuple[Plan, RunSettings]:
@@ -37,7 +40,11 @@ def planned(folder: Path, queries: list[str | None], **options: int) -> tuple[Pl
 
 def test_rows_are_drawn_by_seed_without_repetition_and_read_back(tmp_path: Path) -> None:
     plan, settings = planned(tmp_path, [f"thing {i}" for i in range(11)], shard_rows=5)
-    drawn = [read_rows(shard, settings.segment)[0] for shard in random_rows(plan, 20, seed=0)]
+    store, readers = Store.open(settings.input), ReaderCache()
+    drawn = [
+        read_rows(store, shard, settings.segment, readers)[0]
+        for shard in random_rows(plan, 20, seed=0)
+    ]
     assert [[row.row_id for row in rows] for rows in drawn] == [[f"r{i}"] for i in range(11)]
     some = [[shard.first_row for shard in random_rows(plan, 4, seed)] for seed in (0, 0, 1)]
     assert some[0] == some[1] != some[2]
@@ -57,7 +64,7 @@ def test_a_sheet_shows_the_masks_that_a_run_would_write_and_writes_none(tmp_path
     plan, settings = planned(tmp_path, ["one", "absent", "two"])
     page, rows = preview(plan, settings, FakeSegmenter(), 3)
     assert not (tmp_path / "out").exists()
-    process_shard(plan.shards[0], settings, FakeSegmenter())
+    process_shard(plan.shards[0], settings, ShardContext(FakeSegmenter()))
     masks = rows_of(tmp_path / "out", "masks")
     images = [np.asarray(Image.open(io.BytesIO(png(i)))) for i in range(3)]
     tiles = [

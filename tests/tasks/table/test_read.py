@@ -25,9 +25,11 @@ from tests.support.tables import png, write_input
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.storage import STORE_ERRORS, Store, is_damaged_parquet
 from wordmask.tasks.table.read import DamagedInputError, read_rows
+from wordmask.tasks.table.row_groups import ReaderCache
 
 
 def run(
@@ -36,7 +38,9 @@ def run(
     """Masks and rejects of a whole run, its accounts checked."""
     settings = RunSettings.model_validate({"input": str(input), "output": str(output), **options})
     plan = plan_of(settings, REVISION)
-    receipts = [process_shard(shard, settings, FakeSegmenter()) for shard in plan.pending]
+    receipts = [
+        process_shard(shard, settings, ShardContext(FakeSegmenter())) for shard in plan.pending
+    ]
     require_every_row_once(plan, settings)
     masks, rejects = tables.read_rows(output, "masks"), tables.read_rows(output, "rejects")
     assert sum(receipt.masks for receipt in receipts) == len(masks)
@@ -65,10 +69,14 @@ def test_shards_together_read_every_row_once_in_order(
     shards = plan_of(settings, REVISION).shards
     order = list(range(len(shards)))
     random.Random(count).shuffle(order)
-    read = {place: read_rows(shards[place], settings.segment)[0] for place in [*order, *order[:3]]}
-    found = [read[place] for place in range(len(shards))]
+    store, readers = Store.open(settings.input), ReaderCache()
+    read = {
+        index: read_rows(store, shards[index], settings.segment, readers)[0]
+        for index in [*order, *order[:3]]
+    }
+    found = [read[index] for index in range(len(shards))]
     assert [row.query for rows in found for row in rows] == [f"thing {i}" for i in range(count)]
-    assert [[row.row for row in rows] for rows in found] == [
+    assert [[row.position for row in rows] for rows in found] == [
         list(range(shard.rows)) for shard in shards
     ]
     assert len({row.row_id for rows in found for row in rows}) == count
@@ -96,8 +104,9 @@ def test_a_row_group_of_many_shards_is_read_once(
     shards = plan_of(settings, REVISION).shards
     assert len(shards) > 70
     read[0] = 0
+    store, readers = Store.open(settings.input), ReaderCache()
     with ThreadPoolExecutor(2) as pool:  # as a worker reads: for two shards at a time
-        list(pool.map(lambda shard: read_rows(shard, settings.segment), shards))
+        list(pool.map(lambda shard: read_rows(store, shard, settings.segment, readers), shards))
     assert rows <= read[0] <= 3 * rows
 
 
@@ -257,7 +266,7 @@ def test_a_damaged_page_is_told_by_its_file_and_is_no_fault_of_the_store(
     with pytest.raises(
         DamagedInputError, match=r"input in\.parquet rows 300-499: the file is damaged"
     ) as caught:
-        process_shard(shard, settings, FakeSegmenter())
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
     assert not isinstance(caught.value, STORE_ERRORS), (
         "or it would be tried again, and count against the store"
     )

@@ -18,8 +18,10 @@ from tests.support.runs import plan_of
 from tests.support.tables import png, write_input
 from wordmask.schemas.redaction import redacted
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.telemetry import logs
+from wordmask.tasks.telemetry.shards import observed_shard
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,8 @@ def run_one(folder: Path, query: str) -> None:
     )
     settings = RunSettings(input=str(folder / "in.parquet"), output=str(folder / "out"))
     (shard,) = plan_of(settings, REVISION).shards
-    process_shard(shard, settings, Gossip(), run_id="run-1")
+    with observed_shard(shard, "run-1", {}, "worker"):
+        process_shard(shard, settings, ShardContext(Gossip()))
 
 
 def test_records_say_which_run_shard_and_row_they_are_about(

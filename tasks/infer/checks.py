@@ -1,0 +1,63 @@
+"""Find what is wrong with a row before its image is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wordmask.model.types import QueryError
+from wordmask.schemas.rejects import RejectCode
+from wordmask.schemas.runs import Shard
+from wordmask.tasks.context import SegmenterLike
+from wordmask.tasks.rows import Reject, Row
+
+
+def check_rows(
+    rows: Sequence[Row], shard: Shard, segmenter: SegmenterLike
+) -> tuple[list[Row], list[Reject]]:
+    """Split rows into those that can go to the model and the rejects of the others."""
+    sound: list[Row] = []
+    rejects: list[Reject] = []
+    for row in rows:
+        reject = _reject_unsound(row, shard) or _reject_query(row, segmenter)
+        if reject is None:
+            sound.append(row)
+        else:
+            rejects.append(reject)
+    return sound, rejects
+
+
+def references(row: Row) -> tuple[tuple[float, ...], ...]:
+    """Return the spatial references of a row that holds no nulls, in unit of image."""
+    return tuple(
+        tuple(float(value) for value in ref if value is not None)
+        for ref in row.spatial_refs
+        if ref is not None
+    )
+
+
+def _reject_unsound(row: Row, shard: Shard) -> Reject | None:
+    if row.position in shard.duplicates:
+        detail = f"row_id = {row.row_id!r} stands in an earlier row"
+        return Reject(row=row, code=RejectCode.DUPLICATE_ROW_ID, detail=detail)
+    if row.invalid_utf8:
+        detail = f"{', '.join(row.invalid_utf8)}: holds bytes that are no UTF-8"
+        return Reject(row=row, code=RejectCode.INVALID_TEXT, detail=detail)
+    if row.mode not in (None, "", "one"):
+        detail = f'mode = {row.mode!r}: only "one" is supported'
+        return Reject(row=row, code=RejectCode.UNSUPPORTED_MODE, detail=detail)
+    if row.query is None or not row.query.strip():
+        return Reject(row=row, code=RejectCode.EMPTY_QUERY, detail=f"query = {row.query!r}")
+    if any(ref is None or None in ref for ref in row.spatial_refs):
+        detail = f"spatial_refs = {row.spatial_refs!r}: holds a null"
+        return Reject(row=row, code=RejectCode.BAD_SPATIAL_REF, detail=detail)
+    if row.image_bytes is None and not row.image_uri:
+        return Reject(row=row, code=RejectCode.MISSING_IMAGE, detail="the image is null")
+    return None
+
+
+def _reject_query(row: Row, segmenter: SegmenterLike) -> Reject | None:
+    try:
+        segmenter.check_query(str(row.query), references(row))
+    except QueryError as error:
+        return Reject(row=row, code=RejectCode(error.code), detail=error.detail)
+    return None

@@ -1,0 +1,70 @@
+"""End rows without the model, where an earlier run or a bisection knows how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wordmask.schemas.rejects import RejectCode
+from wordmask.schemas.runs import Shard, ShardHints
+from wordmask.tasks.output.catalog import read_receipts
+from wordmask.tasks.output.reuse import Earlier, answers_of, rejects_of
+from wordmask.tasks.rows import Mask, Reject, Row, RowResult
+from wordmask.tasks.storage import Store
+
+KILLED = "every process that worked on this row alone died; the rows beside it did not harm it"
+
+
+def apply_hints(
+    rows: Sequence[Row], shard: Shard, hints: ShardHints, output: Store
+) -> tuple[list[Row], list[RowResult]]:
+    """Split rows into those that are open and the results of those that hints settle.
+
+    Rows that kill processes are rejected. Where rejects of some codes are tried again, all other
+    rows of the shard stay what they are.
+    """
+    poisoned = [
+        Reject(row=rows[position], code=RejectCode.WORKER_KILLED, detail=KILLED)
+        for position in hints.poison_rows
+    ]
+    kept = _kept_results(rows, shard, hints, output)
+    settled = [*poisoned, *(result for result in kept if not _is_poison(result.row, hints))]
+    positions = {result.row.position for result in settled}
+    return [row for row in rows if row.position not in positions], settled
+
+
+def reusable_answers(hints: ShardHints, output: Store) -> dict[str, Earlier]:
+    """Return the answers of the shards that hints name, by `row_key`."""
+    receipts = read_receipts(output, hints.reuse_from)
+    return {answer.row_key: answer for answer in answers_of(output, receipts)}
+
+
+def copied_mask(row: Row, answer: Earlier) -> Mask:
+    """Return the answer of an earlier run as that of a row with the same image and query."""
+    return Mask(
+        row=row,
+        image_id=answer.image_id,
+        height=answer.height,
+        width=answer.width,
+        segmentation=answer.segmentation,
+        copied=True,
+    )
+
+
+def _kept_results(
+    rows: Sequence[Row], shard: Shard, hints: ShardHints, output: Store
+) -> list[RowResult]:
+    """Return what the shard wrote before, without the rejects that are tried again."""
+    if not hints.retry_codes:
+        return []
+    (receipt,) = read_receipts(output, [shard.shard_id])  # once, so that both parts are of one pair
+    masks = [copied_mask(rows[answer.row], answer) for answer in answers_of(output, [receipt])]
+    rejects = [
+        Reject(row=rows[values["row"]], code=RejectCode(values["code"]), detail=values["detail"])
+        for values in rejects_of(output, receipt)
+        if values["code"] not in hints.retry_codes
+    ]
+    return [*masks, *rejects]
+
+
+def _is_poison(row: Row, hints: ShardHints) -> bool:
+    return row.position in hints.poison_rows
