@@ -1,8 +1,8 @@
-"""Sizes and ids of a Moondream Segmentation model: one frozen section per part of the paper.
+"""Sizes and token ids of a model: one frozen section for each part of the paper.
 
 Defaults are those of `moondream/moondream3-preview` and `moondream/SegHeadRefiner`; a smaller model
 is the same classes with other numbers. Field names follow the published configuration files, so
-that those load as they are.
+that those load as they are. docs/model.md says what the parts compute.
 """
 
 from __future__ import annotations
@@ -13,59 +13,60 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+# A prompt is read in one pass, whose scores take memory by the square of its length.
+MAX_PROMPT_TOKENS = 1024
+# What is decoded before the path: coordinate, coordinate, size.
+BOX_TOKENS = 3
 
-def _require(section: str, field: str, value: object, holds: bool, rule: str) -> None:
+
+def _require(holds: bool, field: str, value: object, rule: str) -> None:
     if not holds:
-        raise ValueError(f"{section}.{field} = {value!r}: {rule}")
+        raise ValueError(f"{field} = {value!r}: {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """The image encoder: crops, vision transformer, projection to the decoder's width."""
 
-    enc_dim: int = 1152
-    enc_patch_size: int = 14
-    enc_n_layers: int = 27
-    enc_ff_dim: int = 4304
+    enc_dim: int = 1152  # width of the transformer
+    enc_patch_size: int = 14  # side of a patch, pixels
+    enc_n_layers: int = 27  # blocks
+    enc_ff_dim: int = 4304  # hidden width of a block's perceptron
     enc_n_heads: int = 16
-    proj_out_dim: int = 2048
-    proj_inner_dim: int = 8192
-    crop_size: int = 378
-    in_channels: int = 3
-    max_crops: int = 12
-    overlap_margin: int = 4
-    early_layer: int = 8
+    proj_out_dim: int = 2048  # width of an image token: the decoder's
+    proj_inner_dim: int = 8192  # hidden width of the projection
+    crop_size: int = 378  # side of a crop, pixels
+    in_channels: int = 3  # RGB
+    max_crops: int = 12  # local tiles of an image at most, beside the crop of the whole
+    overlap_margin: int = 4  # patches on each side of a tile that its neighbours cover too
+    early_layer: int = 8  # index of the block whose output is the early features
 
     def __post_init__(self) -> None:
         _require(
-            "vision",
-            "crop_size",
-            self.crop_size,
             self.crop_size % self.enc_patch_size == 0,
+            "vision.crop_size",
+            self.crop_size,
             "must be a multiple of enc_patch_size",
         )
         _require(
-            "vision",
-            "enc_dim",
-            self.enc_dim,
             self.enc_dim % self.enc_n_heads == 0,
+            "vision.enc_dim",
+            self.enc_dim,
             "must be a multiple of enc_n_heads",
         )
         _require(
-            "vision",
-            "overlap_margin",
-            self.overlap_margin,
             0 <= 2 * self.overlap_margin < self.grid,
+            "vision.overlap_margin",
+            self.overlap_margin,
             f"must leave a window inside the grid of {self.grid} patches",
         )
         _require(
-            "vision",
-            "early_layer",
-            self.early_layer,
             0 <= self.early_layer < self.enc_n_layers,
+            "vision.early_layer",
+            self.early_layer,
             f"must be a block index below {self.enc_n_layers}",
         )
-        _require("vision", "max_crops", self.max_crops, self.max_crops >= 1, "must be at least 1")
+        _require(self.max_crops >= 1, "vision.max_crops", self.max_crops, "must be at least 1")
 
     @property
     def grid(self) -> int:
@@ -74,7 +75,7 @@ class VisionConfig:
 
     @property
     def n_tokens(self) -> int:
-        """Image tokens the decoder sees, whatever the image's size (729)."""
+        """Image tokens that the decoder reads, whatever the image's size (729)."""
         return self.grid**2
 
     @property
@@ -90,156 +91,150 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
-    """Mixture of experts in the decoder's blocks from `start_layer` on."""
+    """The mixture of experts in the decoder's later blocks."""
 
     num_experts: int = 64
-    start_layer: int = 4
+    start_layer: int = 4  # index of the first block with experts; those before are dense
     experts_per_token: int = 8
-    expert_inner_dim: int = 1024
+    expert_inner_dim: int = 1024  # hidden width of one expert
 
     def __post_init__(self) -> None:
         _require(
-            "text.moe",
-            "experts_per_token",
-            self.experts_per_token,
             1 <= self.experts_per_token <= self.num_experts,
+            "text.moe.experts_per_token",
+            self.experts_per_token,
             f"must be 1..{self.num_experts} (num_experts)",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The decoder."""
+    """The text decoder."""
 
-    dim: int = 2048
-    ff_dim: int = 8192
+    dim: int = 2048  # width of the residual stream
+    ff_dim: int = 8192  # hidden width of a dense block's perceptron
     n_layers: int = 24
     vocab_size: int = 51200
-    max_context: int = 32768
+    max_context: int = 32768  # positions at most, the image's included
     n_heads: int = 32
     n_kv_heads: int = 32
-    prefix_attn: int = 730
-    rope_theta: float = 1_500_000.0
-    rotary_dim: int = 32
+    prefix_attn: int = 730  # first positions that attend in both directions: BOS and the image
+    rope_theta: float = 1_500_000.0  # base of the rotary frequencies
+    rotary_dim: int = 32  # leading dims of a head that are rotated
     moe: MoeConfig = MoeConfig()
 
     def __post_init__(self) -> None:
         _require(
-            "text", "dim", self.dim, self.dim % self.n_heads == 0, "must be a multiple of n_heads"
+            self.dim % self.n_heads == 0, "text.dim", self.dim, "must be a multiple of n_heads"
         )
         _require(
-            "text",
-            "n_kv_heads",
-            self.n_kv_heads,
             self.n_kv_heads == self.n_heads,
+            "text.n_kv_heads",
+            self.n_kv_heads,
             "grouped-query attention is not part of this architecture; set it to n_heads",
         )
         _require(
-            "text",
-            "rotary_dim",
-            self.rotary_dim,
             self.rotary_dim % 2 == 0 and self.rotary_dim <= self.head_dim,
+            "text.rotary_dim",
+            self.rotary_dim,
             f"must be even and at most the head's {self.head_dim}",
         )
 
     @property
     def head_dim(self) -> int:
+        """Width of one head (64)."""
         return self.dim // self.n_heads
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionConfig:
-    """Coordinates and sizes as tokens."""
+    """The region head: coordinates and sizes as tokens."""
 
-    dim: int = 2048
-    coord_feat_dim: int = 256
-    coord_out_dim: int = 1024
-    size_feat_dim: int = 512
-    size_out_dim: int = 2048
+    dim: int = 2048  # width of the decoder
+    coord_feat_dim: int = 256  # Fourier features of a coordinate, cosines and sines together
+    coord_out_dim: int = 1024  # bins of a coordinate
+    size_feat_dim: int = 512  # Fourier features of a size, cosines and sines together
+    size_out_dim: int = 2048  # bins of width and of height together
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerConfig:
-    """The refiner head. `embed_dim` is its width; the feature width `enc_dim` is the encoder's."""
+    """The refiner head."""
 
-    enc_dim: int = 1152
-    embed_dim: int = 256
+    enc_dim: int = 1152  # width of the features that it reads: the encoder's
+    embed_dim: int = 256  # its own width
     num_heads: int = 8
-    num_layers: int = 2
-    num_masks: int = 4
-    mlp_ratio: int = 8
-    iterations: int = 5
+    num_layers: int = 2  # two-way blocks
+    num_masks: int = 4  # candidate masks of one pass
+    mlp_ratio: int = 8  # hidden width of a block's perceptron, in units of embed_dim
+    iterations: int = 5  # passes over one mask
 
     def __post_init__(self) -> None:
         _require(
-            "refiner",
-            "embed_dim",
-            self.embed_dim,
             self.embed_dim % 32 == 0,
+            "refiner.embed_dim",
+            self.embed_dim,
             "must be a multiple of 32 (GroupNorm)",
         )
         _require(
-            "refiner", "iterations", self.iterations, self.iterations >= 0, "must not be negative"
+            self.iterations >= 0, "refiner.iterations", self.iterations, "must not be negative"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenConfig:
-    """Token ids with a meaning of their own and the fixed parts of the `segment` prompt (facts,
-    section 5).
+    """Token ids with a meaning of their own, and the fixed parts of the `segment` prompt.
+
+    Source: docs/model.md, Prompt and path tokens.
     """
 
     bos_id: int = 0
     eos_id: int = 0
-    coord_id: int = 5
-    size_id: int = 6
-    prompt_prefix: tuple[int, ...] = (1, 17374, 2)
-    prompt_suffix: tuple[int, ...] = (3,)
-    max_new_tokens: int = 768
-    max_query_tokens: int = 256
+    coord_id: int = 5  # stands for a coordinate, whose embedding the region head makes
+    size_id: int = 6  # stands for a size (w, h), likewise
+    prompt_prefix: tuple[int, ...] = (1, 17374, 2)  # between the image and the query
+    prompt_suffix: tuple[int, ...] = (3,)  # after the query
+    max_new_tokens: int = 768  # longest path
+    max_query_tokens: int = 256  # longest expression
 
 
-MOST_PROMPT_TOKENS = (
-    1024  # a prompt is read in one pass, whose scores take memory by the square of its length
-)
-BOX_TOKENS = 3  # coordinate, coordinate, size: what is drawn before the path
-
-_SECTIONS = {
+_SECTIONS: dict[str, Any] = {
     "vision": VisionConfig,
     "text": TextConfig,
     "region": RegionConfig,
     "refiner": RefinerConfig,
     "tokens": TokenConfig,
 }
+_PUBLISHED_SECTIONS = ("vision", "text", "region", "refiner")
 _TOKEN_IDS = ("bos_id", "eos_id", "coord_id", "size_id")
 
 
-def _section(name: str, values: Any) -> Any:
-    """One frozen section from a dict; unknown fields are an error that names them."""
-    cls = _SECTIONS[name]
-    if isinstance(values, cls):
+def _build_section(name: str, values: Any) -> Any:
+    """Return one frozen section from a dict, or the section itself where it is one already."""
+    section_class = _SECTIONS[name]
+    if isinstance(values, section_class):
         return values
-    values = dict(values or {})
-    if isinstance(values.get("moe"), dict):
-        values["moe"] = _known("text.moe", MoeConfig, values["moe"])
-    return _known(
-        name,
-        cls,
-        {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()},
-    )
+    fields = dict(values or {})
+    for key, value in fields.items():
+        if isinstance(value, list):  # JSON has no tuples
+            fields[key] = tuple(value)
+    if isinstance(fields.get("moe"), dict):
+        fields["moe"] = _from_fields("text.moe", MoeConfig, fields["moe"])
+    return _from_fields(name, section_class, fields)
 
 
-def _known(name: str, cls: Any, values: dict[str, Any]) -> Any:
-    known = {field.name for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - known):
+def _from_fields(name: str, section_class: Any, values: dict[str, Any]) -> Any:
+    """Return a section made of its fields; an unknown field is an error that names it."""
+    fields = {field.name for field in dataclasses.fields(section_class)}
+    if unknown := sorted(set(values) - fields):
         raise ValueError(
-            f"{name}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            f"{name}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(fields))}"
         )
-    return cls(**values)
+    return section_class(**values)
 
 
 def _from_published(values: dict[str, Any], model_type: str) -> dict[str, Any]:
-    """A published config.json in our terms; our own is returned as it is.
+    """Return a published config.json in the terms of this module; one of ours stays as it is.
 
     Published ones hold the sections below `config`, and only where they differ from the full size.
     What else they hold (auto_map, skills, prompts of other tasks) does not concern segmentation.
@@ -247,31 +242,29 @@ def _from_published(values: dict[str, Any], model_type: str) -> dict[str, Any]:
     if values.get("model_type") == model_type:
         return values
     nested = values.get("config") or values
-    sections = {
-        name: dict(nested[name])
-        for name in ("vision", "text", "region", "refiner")
-        if nested.get(name)
-    }
-    for section in sections.values():
-        section.pop(
-            "group_size", None
-        )  # quantisation of other checkpoints; shapes and dtypes tell here
-    ids = {
-        key: value for key, value in (nested.get("tokenizer") or {}).items() if key in _TOKEN_IDS
-    }
-    return (
-        sections
-        | ({"tokens": ids} if ids else {})
-        | {key: values[key] for key in ("dtype", "torch_dtype") if key in values}
-    )
+    ours: dict[str, Any] = {}
+    for name in _PUBLISHED_SECTIONS:
+        if nested.get(name):
+            ours[name] = dict(nested[name])
+            # Quantisation of other checkpoints: here shapes and dtypes of the tensors decide.
+            ours[name].pop("group_size", None)
+    tokenizer = nested.get("tokenizer") or {}
+    if token_ids := {key: tokenizer[key] for key in _TOKEN_IDS if key in tokenizer}:
+        ours["tokens"] = token_ids
+    for key in ("dtype", "torch_dtype"):
+        if key in values:
+            ours[key] = values[key]
+    return ours
 
 
 class MoondreamSegmentationConfig(PreTrainedConfig):
     """Everything that decides the shape and the ids of a model; the full-size model by default.
 
+    Each section is given as an instance or as a dict of its fields.
+
     Raises:
         ValueError: a field is unknown, out of range, or does not fit another; the message names
-        both.
+            both.
     """
 
     model_type = "moondream_segmentation"
@@ -285,56 +278,58 @@ class MoondreamSegmentationConfig(PreTrainedConfig):
         tokens: Any = None,
         **kwargs: Any,
     ) -> None:
-        self.vision: VisionConfig = _section("vision", vision)
-        self.text: TextConfig = _section("text", text)
-        self.region: RegionConfig = _section("region", region)
-        self.refiner: RefinerConfig = _section("refiner", refiner)
-        self.tokens: TokenConfig = _section("tokens", tokens)
+        self.vision: VisionConfig = _build_section("vision", vision)
+        self.text: TextConfig = _build_section("text", text)
+        self.region: RegionConfig = _build_section("region", region)
+        self.refiner: RefinerConfig = _build_section("refiner", refiner)
+        self.tokens: TokenConfig = _build_section("tokens", tokens)
+        self._check_sections_fit()
+        super().__init__(**kwargs)
+
+    def _check_sections_fit(self) -> None:
+        image_tokens = self.vision.n_tokens
         _require(
-            "text",
-            "prefix_attn",
+            self.text.prefix_attn == 1 + image_tokens,
+            "text.prefix_attn",
             self.text.prefix_attn,
-            self.text.prefix_attn == 1 + self.vision.n_tokens,
-            f"must be BOS + {self.vision.n_tokens} image tokens",
+            f"must be BOS + {image_tokens} image tokens",
         )
         _require(
-            "vision",
-            "proj_out_dim",
-            self.vision.proj_out_dim,
             self.vision.proj_out_dim == self.text.dim,
+            "vision.proj_out_dim",
+            self.vision.proj_out_dim,
             f"must be text.dim = {self.text.dim}",
         )
         _require(
-            "region",
-            "dim",
-            self.region.dim,
             self.region.dim == self.text.dim,
+            "region.dim",
+            self.region.dim,
             f"must be text.dim = {self.text.dim}",
         )
         _require(
-            "refiner",
-            "enc_dim",
-            self.refiner.enc_dim,
             self.refiner.enc_dim == self.vision.enc_dim,
+            "refiner.enc_dim",
+            self.refiner.enc_dim,
             f"must be vision.enc_dim = {self.vision.enc_dim}",
         )
-        super().__init__(**kwargs)
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Longest prompt after the image: `MOST_PROMPT_TOKENS`, or what leaves room in the context
-        for the box and the longest path.
+        """Longest prompt after the image, in tokens.
+
+        It is `MAX_PROMPT_TOKENS`, or what leaves room in the context for the box and the longest
+        path.
         """
-        return min(
-            MOST_PROMPT_TOKENS,
-            self.text.max_context - self.text.prefix_attn - BOX_TOKENS - self.tokens.max_new_tokens,
-        )
+        decoded = BOX_TOKENS + self.tokens.max_new_tokens
+        return min(MAX_PROMPT_TOKENS, self.text.max_context - self.text.prefix_attn - decoded)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a configuration file, published or our own; see the base class."""
         values, unused = super().get_config_dict(*args, **kwargs)
         return _from_published(values, cls.model_type), unused
 
     def to_dict(self) -> dict[str, Any]:
-        values = super().to_dict()
-        return values | {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
+        """Return the configuration as plain values, its sections as dicts."""
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
+        return super().to_dict() | sections

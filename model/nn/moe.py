@@ -1,10 +1,14 @@
-"""Mixture of experts: tokens sorted by expert, one grouped matrix product per layer of the experts
-(facts, section 3).
+"""The mixture of experts: tokens sorted by expert, one grouped matrix product for each layer.
 
-Shapes: N tokens, K experts per token, E experts, D width, I inner width of an expert.
+Formulas in docs/model.md, Text decoder.
+
+Shapes: N tokens, K experts per token, E experts, D width, I inner width of an expert, R sorted
+rows (one for each token and expert of it, and filler rows).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +18,18 @@ from wordmask.model.nn.config import MoeConfig
 from wordmask.model.runtime.devices import ROW_BLOCK
 
 
+class Segments(NamedTuple):
+    """Where rows sorted by expert lie.
+
+    `index_M` (N * K) is the row of each sorted choice; `ends_E` (int32) is where each expert's
+    segment of rows ends; `rows` is the number of rows R.
+    """
+
+    index_M: Tensor
+    ends_E: Tensor
+    rows: int
+
+
 class ExpertWeights(nn.Module):
     """The weights of one layer of all experts, (E, out, in)."""
 
@@ -21,14 +37,23 @@ class ExpertWeights(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_experts, out, inner))
 
-    def forward(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
-        """Rows sorted by expert; rows up to `ends_E[e]` belong to experts 0..e."""
-        return F.grouped_mm(x_ND, self.weight.transpose(1, 2).to(x_ND.dtype), offs=ends_E)
+    def forward(self, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+        """Multiply rows sorted by expert, (R, in) to (R, out).
+
+        Rows below `ends_E[e]` belong to experts 0..e.
+        """
+        return F.grouped_mm(x_RD, self.transposed(x_RD.dtype), offs=ends_E)
+
+    def transposed(self, dtype: torch.dtype) -> Tensor:
+        """Return the weights as (E, in, out)."""
+        return self.weight.transpose(1, 2).to(dtype)
 
 
 class MixtureOfExperts(nn.Module):
-    """Router, top K by logit, softmax over those K in float32; expert = fc2(GELU(h) * (g + 1)) with
-    (h, g) = fc1(x).
+    """A router and the experts among which it chooses, (..., D) to (..., D).
+
+    The router takes the top K experts by logit and weighs them by a softmax over those K in
+    float32. An expert is fc2(GELU(h) * (g + 1)) with (h, g) = fc1(x).
     """
 
     def __init__(self, dim: int, config: MoeConfig) -> None:
@@ -39,60 +64,64 @@ class MixtureOfExperts(nn.Module):
         self.fc2 = ExpertWeights(config.num_experts, dim, config.expert_inner_dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Send each token through its own experts."""
         x_ND = x_BTD.flatten(0, -2)
         weight_NK, expert_NK = self._route(x_ND)
-        order = expert_NK.flatten().argsort(stable=True)
-        place, ends_E, rows = self._segments(expert_NK.flatten()[order])
-        token = torch.zeros(rows, dtype=torch.long, device=order.device).index_copy_(
-            0, place, order // self.experts_per_token
-        )
-        h, g = self.fc1(x_ND[token], ends_E).chunk(2, dim=-1)
-        sorted_out = self.fc2(F.gelu(h) * (g + 1), ends_E)
+        expert_M = expert_NK.flatten()
+        order_M = expert_M.argsort(stable=True)
+        segments = self._segments(expert_M[order_M])
 
-        # Put back by gathering rather than by adding in place: the order of summation is then
-        # fixed.
-        back = torch.empty_like(order).index_copy_(0, order, place)
-        out_NKD = sorted_out[back].unflatten(0, (-1, self.experts_per_token))
+        # Filler rows keep token 0; their results are never read.
+        token_R = torch.zeros(segments.rows, dtype=torch.long, device=order_M.device)
+        token_R.index_copy_(0, segments.index_M, order_M // self.experts_per_token)
+        h, g = self.fc1(x_ND[token_R], segments.ends_E).chunk(2, dim=-1)
+        out_RD = self.fc2(F.gelu(h) * (g + 1), segments.ends_E)
+
+        # Results are gathered, not added in place: the order of summation is then fixed.
+        row_M = torch.empty_like(order_M).index_copy_(0, order_M, segments.index_M)
+        out_NKD = out_RD[row_M].unflatten(0, (-1, self.experts_per_token))
         return (out_NKD * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
 
     def forward_all_experts(self, x_BTD: Tensor) -> Tensor:
-        """The same by sending every token through every expert: products whose shapes do not depend
-        on the routing.
+        """Send each token through every expert, and use the results of its own.
 
-        A product's last digits depend on its shape. Where a row must not depend on its neighbours
-        (see `engine`), neither may how many tokens an expert gets.
+        The shapes of the products then do not depend on the routing. A product's last digits
+        depend on its shape: where a row must not depend on its neighbours, neither may the number
+        of tokens that an expert gets. Slower than `forward`, otherwise the same.
         """
         x_ND = x_BTD.flatten(0, -2)
         weight_NK, expert_NK = self._route(x_ND)
-        n_experts = self.router.out_features
-        h, g = torch.bmm(
-            x_ND.expand(n_experts, -1, -1), self.fc1.weight.transpose(1, 2).to(x_ND.dtype)
-        ).chunk(2, dim=-1)
-        out_END = torch.bmm(F.gelu(h) * (g + 1), self.fc2.weight.transpose(1, 2).to(x_ND.dtype))
-        tokens_N1 = torch.arange(len(x_ND), device=x_ND.device)[:, None]
-        return (out_END[expert_NK, tokens_N1] * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
-
-    def _segments(self, expert_M: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Where sorted tokens stand, where each expert's segment ends, and how many rows there are.
-        On a CPU segments are whole row blocks, so that how many other tokens went to its expert
-        leaves a token's last digits alone."""
-        experts = torch.arange(self.router.out_features, device=expert_M.device)
-        ends_E = torch.searchsorted(expert_M, experts, right=True)
-        place, tokens = torch.arange(len(expert_M), device=expert_M.device), len(expert_M)
-        if expert_M.device.type != "cpu":
-            return place, ends_E.to(torch.int32), tokens
-        filler_E = (
-            -ends_E.diff(prepend=ends_E.new_zeros(1)) % ROW_BLOCK
-        )  # rows that fill an expert's last block
-        fillers_E = filler_E.cumsum(0)
-        block_ends_E = ends_E + fillers_E
-        return (
-            place + (fillers_E - filler_E)[expert_M],
-            block_ends_E.to(torch.int32),
-            int(block_ends_E[-1]),
-        )
+        x_END = x_ND.expand(self.router.out_features, -1, -1)
+        h, g = torch.bmm(x_END, self.fc1.transposed(x_ND.dtype)).chunk(2, dim=-1)
+        out_END = torch.bmm(F.gelu(h) * (g + 1), self.fc2.transposed(x_ND.dtype))
+        token_N1 = torch.arange(len(x_ND), device=x_ND.device)[:, None]
+        out_NKD = out_END[expert_NK, token_N1]
+        return (out_NKD * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
 
     def _route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and numbers of each token's experts, both (N, K)."""
+        """Return weights and indices of each token's experts, both (N, K)."""
         logits_NK, expert_NK = self.router(x_ND).topk(self.experts_per_token, dim=-1)
         return logits_NK.float().softmax(dim=-1).to(x_ND.dtype), expert_NK
+
+    def _segments(self, expert_M: Tensor) -> Segments:
+        """Lay out sorted choices in rows, one segment for each expert.
+
+        On a CPU segments are whole row blocks, so that the number of other tokens that went to an
+        expert leaves a token's last digits alone.
+        """
+        device = expert_M.device
+        experts = torch.arange(self.router.out_features, device=device)
+        ends_E = torch.searchsorted(expert_M, experts, right=True)
+        index_M = torch.arange(len(expert_M), device=device)
+        if device.type != "cpu":
+            return Segments(index_M, ends_E.to(torch.int32), len(expert_M))
+        lengths_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+        filler_E = -lengths_E % ROW_BLOCK  # rows that fill an expert's last block
+        filler_up_to_E = filler_E.cumsum(0)
+        filler_before_E = filler_up_to_E - filler_E
+        block_ends_E = ends_E + filler_up_to_E
+        return Segments(
+            index_M=index_M + filler_before_E[expert_M],
+            ends_E=block_ends_E.to(torch.int32),
+            rows=int(block_ends_E[-1]),
+        )

@@ -1,7 +1,8 @@
 """The whole model as one transformers model: `model.{vision,text,region}` and the refiner `head`.
 
-Names are those of the published checkpoints (facts, section 9, format A; `head` for the refiner),
-so `from_pretrained` reads them as they are. `model.weights` reads every published layout.
+Names are those of the published checkpoints (docs/model.md, Checkpoints, layout A; `head` for the
+refiner), so `from_pretrained` reads them as they are. `hub/checkpoints.py` reads every published
+layout.
 """
 
 from __future__ import annotations
@@ -30,16 +31,13 @@ from wordmask.model.nn.text import TextDecoder
 from wordmask.model.nn.vision import VisionEncoder
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-SPREAD = (
-    "auto",
-    "balanced",
-    "balanced_low_0",
-    "sequential",
-)  # device maps that transformers works out
+OUR_OPTIONS = {"device_map", "dtype", "torch_dtype"}
+# Device maps that transformers works out itself.
+SPREAD_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 class Moondream(nn.Module):
-    """The vision-language model that draws the path."""
+    """The vision-language model that decodes the box and the path."""
 
     def __init__(self, config: MoondreamSegmentationConfig) -> None:
         super().__init__()
@@ -65,14 +63,16 @@ class MoondreamSegmentation(PreTrainedModel):
     def from_pretrained(
         cls, name: str | Path, *args: Any, refiner: str | None = None, **kwargs: Any
     ) -> Any:
-        """transformers' `from_pretrained`, but strict, and for every published layout.
+        """Load a model as transformers' `from_pretrained` does, but strictly, of any layout.
 
         Args:
+            name: a local folder or a hub repository.
+            args: for transformers' own loader.
             refiner: where `head.*` comes from if not with the model: a local folder or file, or a
-            hub repository. kwargs: `revision` and other options of the download, `dtype` (the
-            configuration's by default, else float32)
-                and `device_map` (one device); with any further option, or several devices,
-                transformers' own loader does the work, which reads layout A only.
+                hub repository.
+            kwargs: `revision` and other options of the download, `dtype` (the configuration's by
+                default, else float32) and `device_map` (one device). With any further option, or
+                several devices, transformers' own loader does the work, which reads layout A only.
 
         Raises:
             ModelError: the files or the configuration cannot be had.
@@ -80,18 +80,21 @@ class MoondreamSegmentation(PreTrainedModel):
                 (transformers itself would warn and go on with random weights.)
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
-        folder = Path(name) if Path(name).is_dir() else download_model(str(name), **hub)
-        refiner_files = resolve_model(refiner).model.weights() if refiner else ()
-        device, dtype = (
-            _one_device(kwargs.get("device_map")),
-            kwargs.get("dtype", kwargs.get("torch_dtype")),
-        )
-        if args or device is None or not kwargs.keys() <= {"device_map", "dtype", "torch_dtype"}:
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = download_model(str(name), **hub)
+        refiner_files: tuple[Path, ...] = ()
+        if refiner:
+            refiner_files = resolve_model(refiner).model.weights()
+        device = _one_device(kwargs.get("device_map"))
+        if args or device is None or not kwargs.keys() <= OUR_OPTIONS:
             return cls._through_transformers(folder, refiner_files, *args, **kwargs)
-        if isinstance(dtype, str):
-            dtype = None if dtype == "auto" else getattr(torch, dtype)
         return cls.from_files(
-            folder, weight_files(folder), refiner_files, device=device, dtype=dtype
+            folder,
+            weight_files(folder),
+            refiner_files,
+            device=device,
+            dtype=_dtype_of(kwargs.get("dtype", kwargs.get("torch_dtype"))),
         )
 
     @classmethod
@@ -101,26 +104,25 @@ class MoondreamSegmentation(PreTrainedModel):
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = super().from_pretrained(folder, *args, **kwargs)
-        missing = [
-            key
-            for key in sorted(info["missing_keys"])
-            if not (refiner_files and key.startswith("head."))
-        ]
+        missing = sorted(info["missing_keys"])
+        if refiner_files:
+            missing = [key for key in missing if not key.startswith("head.")]
         misshapen = [
             f"{key} is {tuple(found)}, expected {tuple(shape)}"
             for key, found, shape in info["mismatched_keys"]
         ]
         raise_misfit(str(folder), missing, sorted(info["unexpected_keys"]), misshapen)
         if refiner_files:
-            head = nn.ModuleDict({"head": model.head})
             load_weights(
-                head,
+                nn.ModuleDict({"head": model.head}),
                 (),
                 refiner_files=refiner_files,
                 device=model.head.image_pe.device,
                 dtype=model.dtype,
             )
-        return (model, info) if with_info else model
+        if with_info:
+            return model, info
+        return model
 
     @classmethod
     def from_files(
@@ -132,11 +134,16 @@ class MoondreamSegmentation(PreTrainedModel):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """A model for inference from weight files of any known layout and the configuration in
-        `folder`.
+        """Load a model for inference from weight files of any published layout.
 
-        Weights are held once while loading, and copied: the files may change afterwards. `dtype` is
-        the configuration's by default, else float32.
+        Weights are in memory once while loading, and copied: the files may change afterwards.
+
+        Args:
+            folder: where the configuration is.
+            files: the weights.
+            refiner_files: where `head.*` comes from if not from `files`.
+            device: where the model is put.
+            dtype: the configuration's by default, else float32.
 
         Raises:
             ModelError: the configuration is missing or not ours.
@@ -150,8 +157,9 @@ class MoondreamSegmentation(PreTrainedModel):
         return model.eval()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights scaled by fan-in, zero biases: a start for training, replaced by any
-        checkpoint.
+        """Start training with normal weights scaled by fan-in, and zero biases.
+
+        Any checkpoint replaces them.
         """
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -167,13 +175,17 @@ class MoondreamSegmentation(PreTrainedModel):
             nn.init.normal_(module.coord_features, std=2.0)
             nn.init.normal_(module.size_features, std=2.0)
         elif isinstance(module, RefinerHead):
-            for token in (module.image_pe, module.mask_tokens, module.iou_token, module.output_pe):
-                nn.init.normal_(token, std=0.02 if token is module.image_pe else 1.0)
+            nn.init.normal_(module.image_pe, std=0.02)
+            nn.init.normal_(module.mask_tokens, std=1.0)
+            nn.init.normal_(module.iou_token, std=1.0)
+            nn.init.normal_(module.output_pe, std=1.0)
 
 
 def read_config(folder: Path) -> MoondreamSegmentationConfig:
-    """The configuration in a model's folder, published or our own. Raises ModelError if it is
-    missing or not ours.
+    """Read the configuration in a model's folder, published or our own.
+
+    Raises:
+        ModelError: it is missing or not ours.
     """
     if not (folder / CONFIG_FILE).is_file():
         full_size = "give it the model's, or {} for the published full size"
@@ -185,20 +197,33 @@ def read_config(folder: Path) -> MoondreamSegmentationConfig:
 
 
 def _one_device(device_map: Any) -> torch.device | None:
-    """The device of a `device_map` that is one device (the CPU if it is None), else None."""
+    """Return the device of a `device_map` that is one device (the CPU if it is None), else None."""
     if isinstance(device_map, dict):
-        device_map = device_map.get("", "auto") if len(device_map) == 1 else "auto"
-    if isinstance(device_map, str) and device_map in SPREAD:
+        if device_map.keys() != {""}:
+            return None
+        device_map = device_map[""]
+    if device_map is None:
+        return torch.device("cpu")
+    if device_map in SPREAD_DEVICE_MAPS:
         return None
-    return torch.device("cpu" if device_map is None else device_map)
+    return torch.device(device_map)
+
+
+def _dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return the dtype of an option as transformers takes it; None is the configuration's."""
+    if dtype == "auto":
+        return None
+    if isinstance(dtype, str):
+        return getattr(torch, dtype)
+    return dtype
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Parameters in all, wherever they are (also on the meta device)."""
+    """Return the number of parameters, wherever they are (also on the meta device)."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def build_on_meta(config: MoondreamSegmentationConfig) -> MoondreamSegmentation:
-    """A model with every name and shape, and no memory."""
+    """Return a model with every name and shape, and no memory."""
     with torch.device("meta"):
         return MoondreamSegmentation(config)

@@ -1,5 +1,7 @@
-"""Rotary position embedding, split-half (NeoX) convention, on the first `rotary_dim` of each head's
-dims.
+"""Rotary position embedding on the leading dims of each head, in the split-half convention.
+
+Split-half (NeoX): dim i of the first half is rotated with dim i of the second half. Formula in
+docs/model.md, Text decoder.
 """
 
 from __future__ import annotations
@@ -9,20 +11,22 @@ from torch import Tensor
 
 
 def rotary_table(positions_BT: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each (B, 1, T, rotary_dim / 2) float32, for integer positions."""
-    half = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions_BT.device)
-    frequency = theta ** -(half / rotary_dim)
+    """Return cosines and sines of integer positions, each (B, 1, T, rotary_dim / 2) float32."""
+    even_dims = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions_BT.device)
+    frequency = theta ** -(even_dims / rotary_dim)
     angle = positions_BT.float()[:, None, :, None] * frequency
     return angle.cos(), angle.sin()
 
 
 def rotate(x_BHTd: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the leading dims of each head; the rest pass through. Computed in float32, returned in
-    x's dtype.
+    """Rotate the leading dims of each head; the rest pass through.
+
+    It is computed in float32 and returned in the dtype of the input.
     """
     cos, sin = table
     half = cos.shape[-1]
-    first, second, rest = x_BHTd.float().split([half, half, x_BHTd.shape[-1] - 2 * half], dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1).to(
-        x_BHTd.dtype
-    )
+    unrotated = x_BHTd.shape[-1] - 2 * half
+    first, second, rest = x_BHTd.float().split([half, half, unrotated], dim=-1)
+    rotated_first = first * cos - second * sin
+    rotated_second = first * sin + second * cos
+    return torch.cat([rotated_first, rotated_second, rest], dim=-1).to(x_BHTd.dtype)

@@ -81,9 +81,10 @@ class ForwardContext:
         self.rotary = rotary_table(positions_BT, config.rotary_dim, config.rope_theta)
         self.position_scale_LBTH = position_scales(alpha_LH, positions_BT, dtype)
         if cache is not None:
-            # The cache holds a row's own positions only; those of the prefix lie before them.
-            prefix_length = 0 if prefix is None else prefix.length
-            self.flat_indices = cache.flat_indices(positions_BT - prefix_length)
+            if prefix is not None:
+                # The cache holds a row's own positions only; those of the prefix lie before them.
+                positions_BT = positions_BT - prefix.length
+            self.flat_indices = cache.flat_indices(positions_BT)
 
     def extend_cache(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values to attend to, each (B, H, S, d); the cache keeps new ones."""

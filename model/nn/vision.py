@@ -1,7 +1,9 @@
-"""The image encoder: a pre-norm vision transformer over crops, stitched and projected to the
-decoder (facts, section 2).
+"""The vision encoder: a pre-norm transformer over crops, stitched and projected to the decoder.
 
-Shapes: N crops, P patches of a crop (grid squared), D encoder width, G grid side.
+Formulas in docs/model.md, Vision encoder.
+
+Shapes: N crops, P patches of a crop (grid squared), D encoder width, G grid side, H heads, d head
+width.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from wordmask.model.nn.layers import NORM_EPS, Mlp
 
 
 class CropFeatures(NamedTuple):
-    """Features of crops, each (N, P, D): after the final norm, and the residual stream after block
-    `early_layer`.
+    """Features of crops, each (N, P, D).
+
+    `final` is the result of the final norm, `early` the residual stream after block `early_layer`.
     """
 
     final: Tensor
@@ -26,7 +29,7 @@ class CropFeatures(NamedTuple):
 
 
 class VisionAttention(nn.Module):
-    """Full self-attention over a crop's patches."""
+    """Full self-attention over a crop's patches, (N, P, D) to (N, P, D)."""
 
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()
@@ -35,11 +38,15 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_NPD: Tensor) -> Tensor:
-        q, k, v = self.qkv(x_NPD).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        qkv_NP3Hd = self.qkv(x_NPD).unflatten(-1, (3, self.n_heads, -1))
+        q, k, v = qkv_NP3Hd.permute(2, 0, 3, 1, 4)
+        out_NHPd = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out_NHPd.transpose(1, 2).flatten(2))
 
 
 class VisionBlock(nn.Module):
+    """One pre-norm layer: x += attn(ln1(x)); x += mlp(ln2(x))."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(config.enc_dim, eps=NORM_EPS)
@@ -53,33 +60,51 @@ class VisionBlock(nn.Module):
 
 
 def patchify(crops_NCHW: Tensor, patch: int) -> Tensor:
-    """(N, C, H, W) to (N, P, C * patch * patch): patches row-major, each flattened as (channel, y,
-    x).
+    """Cut crops into flattened patches, (N, C, H, W) to (N, P, C * patch * patch).
+
+    Patches come row by row; each is flattened as (channel, y, x).
     """
-    n, c, h, w = crops_NCHW.shape
-    x = crops_NCHW.reshape(n, c, h // patch, patch, w // patch, patch)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // patch) * (w // patch), c * patch * patch)
+    count, channels, height, width = crops_NCHW.shape
+    rows = height // patch
+    cols = width // patch
+    tiled = crops_NCHW.reshape(count, channels, rows, patch, cols, patch)
+    patches = tiled.permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(count, rows * cols, channels * patch * patch)
 
 
 def stitch(tiles_NPD: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
-    """Features of local tiles to one map (rows * window + 2 * margin, cols * window + 2 * margin,
-    D).
+    """Join the features of local tiles to one map of the image.
 
-    Each tile gives the window it owns; tiles on the border also keep their outer margin. `margin`
-    in patches.
+    Each tile gives the window it owns; tiles on the border also keep their outer margin.
+
+    Args:
+        tiles_NPD: features of rows * cols tiles, row by row.
+        tiling: (rows, cols).
+        margin: overlap on each side of a tile, patches.
+
+    Returns:
+        The map (rows * window + 2 * margin, cols * window + 2 * margin, D), where a window has
+        G - 2 * margin patches.
     """
     rows, cols = tiling
     grid = int(tiles_NPD.shape[1] ** 0.5)
     tiles = tiles_NPD.unflatten(1, (grid, grid)).unflatten(0, (rows, cols))
-
-    def own(index: int, count: int) -> slice:
-        return slice(0 if index == 0 else margin, grid if index == count - 1 else grid - margin)
-
-    bands = [
-        torch.cat([tiles[r, c, own(r, rows), own(c, cols)] for c in range(cols)], dim=1)
-        for r in range(rows)
-    ]
+    bands = []
+    for row in range(rows):
+        y = _owned(row, rows, grid, margin)
+        windows = [tiles[row, col, y, _owned(col, cols, grid, margin)] for col in range(cols)]
+        bands.append(torch.cat(windows, dim=1))
     return torch.cat(bands, dim=0)
+
+
+def _owned(index: int, count: int, grid: int, margin: int) -> slice:
+    """Return the patches that tile `index` of `count` gives along one axis."""
+    start, stop = margin, grid - margin
+    if index == 0:
+        start = 0
+    if index == count - 1:
+        stop = grid
+    return slice(start, stop)
 
 
 class VisionEncoder(nn.Module):
@@ -95,8 +120,9 @@ class VisionEncoder(nn.Module):
         self.proj_mlp = Mlp(2 * config.enc_dim, config.proj_inner_dim, config.proj_out_dim)
 
     def forward(self, crops_NCHW: Tensor) -> CropFeatures:
-        """Encode crops in -1..1, (N, C, crop, crop)."""
-        x_NPD = self.patch_emb(patchify(crops_NCHW, self.config.enc_patch_size)) + self.pos_emb
+        """Encode crops (N, C, crop, crop) with values in -1..1."""
+        patches = patchify(crops_NCHW, self.config.enc_patch_size)
+        x_NPD = self.patch_emb(patches) + self.pos_emb
         early_NPD = x_NPD
         for index, block in enumerate(self.blocks):
             x_NPD = block(x_NPD)
@@ -105,24 +131,37 @@ class VisionEncoder(nn.Module):
         return CropFeatures(final=self.post_ln(x_NPD), early=early_NPD)
 
     def project(self, final_NPD: Tensor, tilings: list[tuple[int, int]]) -> Tensor:
-        """Final features of the crops of several images, one after another, to image tokens
-        (images, P, decoder width).
+        """Project the final features of images' crops to image tokens.
 
-        `tilings` says how many crops each image has: 1 for a 1 x 1 tiling (see `ImageCrops`), else
-        1 + rows * cols.
+        Args:
+            final_NPD: features of the crops of several images, one image after another.
+            tilings: (rows, cols) of each image, which say how many crops it has (see `ImageCrops`).
+
+        Returns:
+            Image tokens (images, P, decoder width).
         """
-        counts = [1 if tiling == (1, 1) else 1 + tiling[0] * tiling[1] for tiling in tilings]
-        pairs = [
-            self._global_and_local(crops, tiling)
-            for crops, tiling in zip(final_NPD.split(counts), tilings, strict=True)
+        counts = [crop_count(tiling) for tiling in tilings]
+        pairs_P2D = [
+            self._global_and_local(crops_NPD, tiling)
+            for crops_NPD, tiling in zip(final_NPD.split(counts), tilings, strict=True)
         ]
-        return self.proj_mlp(torch.stack(pairs))
+        return self.proj_mlp(torch.stack(pairs_P2D))
 
     def _global_and_local(self, crops_NPD: Tensor, tiling: tuple[int, int]) -> Tensor:
-        whole_PD = crops_NPD[0]
+        """Return the features of the whole beside those of the tiles, (P, 2 D)."""
+        global_PD = crops_NPD[0]
         if tiling == (1, 1):
             # The one tile equals the whole, and pooling a grid to its own size changes nothing.
-            return torch.cat([whole_PD, whole_PD], dim=-1)
-        local_HWD = stitch(crops_NPD[1:], tiling, self.config.overlap_margin)
-        pooled_DGG = F.adaptive_avg_pool2d(local_HWD.permute(2, 0, 1).float(), self.config.grid)
-        return torch.cat([whole_PD, pooled_DGG.flatten(1).T.to(whole_PD.dtype)], dim=-1)
+            return torch.cat([global_PD, global_PD], dim=-1)
+        stitched_DHW = stitch(crops_NPD[1:], tiling, self.config.overlap_margin).permute(2, 0, 1)
+        pooled_DGG = F.adaptive_avg_pool2d(stitched_DHW.float(), self.config.grid)
+        local_PD = pooled_DGG.flatten(1).T.to(global_PD.dtype)
+        return torch.cat([global_PD, local_PD], dim=-1)
+
+
+def crop_count(tiling: tuple[int, int]) -> int:
+    """Return how many crops an image of this tiling has: the whole, and its tiles if several."""
+    rows, cols = tiling
+    if rows * cols == 1:
+        return 1
+    return 1 + rows * cols

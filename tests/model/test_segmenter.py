@@ -20,7 +20,7 @@ from wordmask.model.decoding.requests import Decoded
 from wordmask.model.masks import rle
 from wordmask.model.masks.crops import cut, paste
 from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
-from wordmask.model.nn.config import MOST_PROMPT_TOKENS, MoondreamSegmentationConfig
+from wordmask.model.nn.config import MAX_PROMPT_TOKENS, MoondreamSegmentationConfig
 from wordmask.model.nn.layers import gelu_tanh
 from wordmask.model.scenes.compose import TEST_SEEDS
 from wordmask.model.scenes.dataset import SceneDataset
@@ -193,7 +193,7 @@ def test_deterministic_rows_do_not_depend_on_their_place_with_an_odd_number_of_t
 
 
 def test_the_longest_prompt_is_bounded_whatever_the_context() -> None:
-    assert MoondreamSegmentationConfig().max_prompt_tokens == MOST_PROMPT_TOKENS
+    assert MoondreamSegmentationConfig().max_prompt_tokens == MAX_PROMPT_TOKENS
     assert (
         MoondreamSegmentationConfig(text={"max_context": 1600}).max_prompt_tokens
         == 1600 - 730 - 3 - 768

@@ -39,7 +39,7 @@ class Scripted(RefinerHead):
         super().__init__(RefinerConfig(enc_dim=WIDTH, embed_dim=32, num_heads=2), 5)
         self.answers, self.asked = answers, []
 
-    def best(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> tuple[Tensor, Tensor]:
+    def best_candidate(self, fused_BCGG: Tensor, mask_BSS: Tensor) -> tuple[Tensor, Tensor]:
         self.asked.append(mask_BSS)
         logits, iou = self.answers[len(self.asked) - 1]
         return torch.stack(
@@ -112,7 +112,7 @@ def test_the_best_is_the_candidate_of_highest_predicted_iou(head):
     final, early = features(3)
     fused = head.fuse(final, early)
     every = head(fused, boxes(3))
-    logits, iou = head.best(fused, boxes(3))
+    logits, iou = head.best_candidate(fused, boxes(3))
     best = every.iou.argmax(dim=1)
     assert torch.equal(iou, every.iou.amax(dim=1))
     torch.testing.assert_close(logits, every.logits[torch.arange(3), best], rtol=0, atol=1e-5)
