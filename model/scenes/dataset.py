@@ -1,27 +1,28 @@
-"""Scenes with something asked about them, of the kind that a stage trains on."""
+"""Scenes and expressions about them, of one split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from wordmask.model.scenes.canvas import Scene
-from wordmask.model.scenes.compose import make_scene
+from wordmask.model.scenes.compose import OBJECTS, make_scene
 from wordmask.model.scenes.expressions import ABSENT_SHARE, Expression, sample_expressions
 from wordmask.model.scenes.splits import SPLITS
 from wordmask.model.scenes.sprites import SpriteLibrary, load, load_shipped
 
-SIDE = 120  # pixels: what `make_scene` draws by itself is up to so high or wide
+SIDE = 120  # pixels: the short side that `make_scene` draws by itself is up to so long
 SOURCES = ("fetched", "shipped")
 
 
 @dataclass(frozen=True)
 class SceneDataset:
-    """Draws scenes and questions. `source`: sprites that were "fetched", or those that are
-    "shipped". `side`: the crop size of the model that is asked, which scenes are about as large
-    as."""
+    """Scenes of a split by their seeds, and expressions about them.
+
+    `source` says whose sprites: those that were "fetched", or those that are "shipped". `side` is
+    the crop size of the model, in pixels: scenes are about as large.
+    """
 
     source: str
     split: str = "train"
@@ -33,18 +34,28 @@ class SceneDataset:
 
     @cached_property
     def sprites(self) -> SpriteLibrary:
-        """The sprites of the split's styles. FileNotFoundError, with what to do, if they were not
-        fetched yet.
-        """
-        return (load() if self.source == "fetched" else load_shipped()).only(
-            SPLITS[self.split].styles
-        )
+        """The sprites of the split's styles.
 
-    def scene(self, seed: int, **options: Any) -> Scene:
-        """The scene of a seed, see `make_scene`."""
-        if self.side != SIDE and not options.keys() & {"height", "width"}:
-            options["height"] = self.side
-        return make_scene(seed, sprites=self.sprites, **options)
+        Raises:
+            FileNotFoundError: if they were not fetched yet, with the command that does.
+        """
+        library = load() if self.source == "fetched" else load_shipped()
+        return library.only(SPLITS[self.split].styles)
+
+    def scene(
+        self,
+        seed: int,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        n_objects: tuple[int, int] = OBJECTS,
+    ) -> Scene:
+        """Make the scene of a seed; the options are those of `make_scene`."""
+        if self.side != SIDE and height is None and width is None:
+            height = self.side
+        return make_scene(
+            seed, sprites=self.sprites, height=height, width=width, n_objects=n_objects
+        )
 
     def expressions(
         self,
@@ -54,13 +65,15 @@ class SceneDataset:
         absent: float = ABSENT_SHARE,
         templates: Iterable[str] | None = None,
     ) -> list[Expression]:
-        """Up to `count` expressions, of which a share of `absent` names nothing. `templates`: some
-        of the split's, instead of all.
+        """Draw up to `count` expressions about a scene.
+
+        Args:
+            absent: share of expressions that name nothing.
+            templates: some of the split's, instead of all.
         """
         allowed = SPLITS[self.split].templates
-        templates = (
-            allowed if templates is None else [name for name in templates if name in allowed]
-        )
+        if templates is not None:
+            allowed = tuple(name for name in templates if name in allowed)
         return sample_expressions(
-            scene, seed, count, nouns=self.sprites.nouns, templates=templates, absent=absent
+            scene, seed, count, nouns=self.sprites.nouns, templates=allowed, absent=absent
         )

@@ -1,38 +1,41 @@
-"""What is said about scenes: expressions that name exactly one object, and some that name none.
+"""Expressions about scenes, in words: most name exactly one object, and some name none.
 
-An expression is true by construction (`model/train/templates.py`), and never a close call: what it
-picks out is apart from everything else by a margin of size, place or colour
-(`model/train/groups.py`).
+An expression is true by construction, and never a close call: its object is apart from everything
+else by a margin of size, position or colour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from string import Formatter
 
 import numpy as np
 
 from wordmask.model.scenes.canvas import Scene
-from wordmask.model.scenes.relations import SceneRelations
-from wordmask.model.scenes.templates import SYNONYMS, TEMPLATES, Found, Template
+from wordmask.model.scenes.colours import COLOUR_NAMES
+from wordmask.model.scenes.finders.found import Found
+from wordmask.model.scenes.finders.positions import ORDINALS
+from wordmask.model.scenes.nouns import NOUNS
+from wordmask.model.scenes.relations import ANY_NOUN, SceneRelations
+from wordmask.model.scenes.shapes import SHAPES
+from wordmask.model.scenes.templates import SYNONYMS, TEMPLATES, Template
 
-# How often each kind is asked for, where a scene has something of each to ask.
+# Of expressions about a scene that has something to say of each kind.
 KIND_SHARES = {"attribute": 0.27, "size": 0.13, "position": 0.2, "ordinal": 0.08, "relation": 0.32}
 ABSENT_SHARE = 0.12
 ARTICLE_SHARE = 0.7  # of expressions that begin with "the"
 NOUN_SHARE = 0.75  # of expressions that could name a noun, or any object
 THING_SHARE = 0.4  # of objects without a noun that are called things
+STEP = 5  # in the grammar's lines, of the nouns that stand beside one word that is no noun
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expression:
-    """`text` names object number `target` and no other, or, where `target` is None, nothing in the
-    scene.
+    """A text that names object number `target` of a scene and no other; None: nothing in it.
 
-    `kind` is one of `KIND_SHARES`, or "absent"; `template` says which of its patterns the text was
-    made by.
+    `kind` is one of `KIND_SHARES`, or "absent"; `template` is the name of its pattern.
     """
 
     text: str
@@ -50,110 +53,155 @@ def sample_expressions(
     templates: Iterable[str] = tuple(TEMPLATES),
     absent: float = ABSENT_SHARE,
 ) -> list[Expression]:
-    """Up to `count` different expressions about a scene, kinds by their shares, templates of a kind
-    alike, targets balanced.
+    """Draw up to `count` different expressions about a scene.
 
-    `nouns` are all that scenes are drawn from: what is said to be absent is one of them. `absent`:
-    share of expressions that name nothing; at 0 there are none, else more where a scene gives
-    nothing else to say. KeyError for a template that there is none of.
+    Kinds come by their shares, templates of a kind evenly, and targets as evenly as they can.
+
+    Args:
+        nouns: all that scenes are drawn from; what is said to be absent is one of them.
+        templates: names of those to use.
+        absent: share of expressions that name nothing. At 0 there are none; else there are more
+            where a scene gives nothing else to say.
+
+    Raises:
+        KeyError: for a template that there is none of.
     """
-    rng = np.random.default_rng((seed, 19))
-    view = SceneRelations(scene, nouns)
-    left = {
-        name: TEMPLATES[name] for name in templates if absent or TEMPLATES[name].kind != "absent"
-    }
-    found: dict[str, list[Found]] = {}
-    asked: dict[int | None, int] = dict.fromkeys([*range(len(scene.objects)), None], 0)
-    said: dict[str, Expression] = {}
-    of_nothing = rng.random() < absent
-    while left and len(said) < count:
-        name = _draw_template(rng, left, of_nothing)
-        options = (
-            found[name] if name in found else found.setdefault(name, list(left[name].find(view)))
-        )
-        if not options:
-            del left[name]
-            continue
-        option = _choose(rng, options, asked)
-        text = _say(rng, left[name], option)
-        if text not in said:
-            said[text] = Expression(
-                text=text, target=option.target, kind=left[name].kind, template=name
-            )
-            asked[option.target] += 1
-            of_nothing = rng.random() < absent
-    return list(said.values())
+    sampler = _Sampler(
+        rng=np.random.default_rng((seed, 19)),
+        relations=SceneRelations(scene, nouns),
+        left={name: TEMPLATES[name] for name in templates},
+        absent=absent,
+        uses=dict.fromkeys([*range(len(scene.objects)), None], 0),
+    )
+    return sampler.sample(count)
 
 
 def all_expressions(
     scene: Scene, *, nouns: Sequence[str], templates: Iterable[str] = tuple(TEMPLATES)
 ) -> list[Expression]:
-    """Every expression of some templates in every wording, with its article; what training the
-    tokenizer and the tests are about.
-    """
-    view = SceneRelations(scene, nouns)
-    said: dict[str, Expression] = {}
+    """Return every expression of some templates in every wording, with its article."""
+    relations = SceneRelations(scene, nouns)
+    found: dict[str, Expression] = {}
     for name in templates:
         template = TEMPLATES[name]
-        for option in template.find(view):
+        for option in template.find(relations):
             for text in _wordings(template, option):
-                said[text] = Expression(
-                    text=text, target=option.target, kind=template.kind, template=name
-                )
-    return list(said.values())
+                found[text] = _expression(text, name, option)
+    return list(found.values())
 
 
-def _draw_template(rng: np.random.Generator, left: dict[str, Template], absent: bool) -> str:
-    """One of the templates that are left, of a kind drawn by its share; one about something absent,
-    or not, while there is one.
+def grammar_lines() -> Iterator[str]:
+    """Yield lines of text with every word of the grammar, for the tokenizer to learn from.
+
+    Every noun stands in every colour, and every other word beside many a noun.
     """
-    wanted = [
-        name for name, template in left.items() if (template.kind == "absent") == absent
-    ] or list(left)
-    kinds = sorted({left[name].kind for name in wanted})
-    kind = kinds[_weighted(rng, [KIND_SHARES.get(kind, 1.0) for kind in kinds])]
-    names = [name for name in wanted if left[name].kind == kind]
-    return names[rng.integers(len(names))]
+    nouns = (*NOUNS, *SHAPES, ANY_NOUN, "thing")
+    colours = [word for colour in COLOUR_NAMES for word in SYNONYMS.get(colour, (colour,))]
+    words = [word for group in SYNONYMS.values() for word in group] + list(ORDINALS)
+    patterns = [wording for template in TEMPLATES.values() for wording in template.wordings]
+    for number, noun in enumerate(nouns):
+        for colour in colours:
+            yield f"the {colour} {noun}"
+        for word in words[number % STEP :: STEP]:
+            yield f"the {word} {noun}"
+        slots = dict.fromkeys("pabcors", f"the {noun}")
+        slots["z"] = colours[number % len(colours)]
+        for pattern in patterns[number % STEP :: STEP]:
+            yield pattern.format(**slots)
 
 
-def _weighted(rng: np.random.Generator, weights: Sequence[float]) -> int:
-    """A place, drawn by weights of any sum."""
-    sums = np.cumsum(weights)
-    return int(np.searchsorted(sums[:-1], rng.random() * sums[-1], side="right"))
+@dataclass
+class _Sampler:
+    """Draws expressions about one scene.
 
-
-def _choose(rng: np.random.Generator, options: list[Found], asked: dict[int | None, int]) -> Found:
-    """Take one of the options: of an object asked for least, and rather by its noun than as an
-    object.
+    `left` are the templates that still find something; `uses` counts the expressions of each
+    target.
     """
-    fewest = min(asked[option.target] for option in options)
-    places = [place for place, option in enumerate(options) if asked[option.target] == fewest]
-    named = [place for place in places if not options[place].slots["p"].endswith("object")]
-    if named and rng.random() < NOUN_SHARE:
-        places = named
-    return options.pop(places[rng.integers(len(places))])
+
+    rng: np.random.Generator
+    relations: SceneRelations
+    left: dict[str, Template]
+    absent: float
+    uses: dict[int | None, int]
+    options: dict[str, list[Found]] = field(default_factory=dict)
+
+    def sample(self, count: int) -> list[Expression]:
+        found: dict[str, Expression] = {}
+        if not self.absent:
+            self.left = {name: t for name, t in self.left.items() if t.kind != "absent"}
+        wants_absent = self._wants_absent()
+        while self.left and len(found) < count:
+            name = self._draw_template(wants_absent)
+            options = self._options_of(name)
+            if not options:
+                del self.left[name]
+                continue
+            option = self._pop(options)
+            text = self._word(TEMPLATES[name], option)
+            if text not in found:
+                found[text] = _expression(text, name, option)
+                self.uses[option.target] += 1
+                wants_absent = self._wants_absent()
+        return list(found.values())
+
+    def _wants_absent(self) -> bool:
+        return self.rng.random() < self.absent
+
+    def _options_of(self, name: str) -> list[Found]:
+        """Return what is left of a template's options."""
+        if name not in self.options:
+            self.options[name] = list(TEMPLATES[name].find(self.relations))
+        return self.options[name]
+
+    def _draw_template(self, absent: bool) -> str:
+        """Draw a template of a kind drawn by its share; about nothing or not, as far as can be."""
+        wanted = [name for name, each in self.left.items() if (each.kind == "absent") == absent]
+        wanted = wanted or list(self.left)
+        kinds = sorted({self.left[name].kind for name in wanted})
+        kind = kinds[self._weighted([KIND_SHARES.get(kind, 1.0) for kind in kinds])]
+        return self._one_of([name for name in wanted if self.left[name].kind == kind])
+
+    def _weighted(self, weights: Sequence[float]) -> int:
+        """Draw an index by weights of any sum."""
+        sums = np.cumsum(weights)
+        return int(np.searchsorted(sums[:-1], self.rng.random() * sums[-1], side="right"))
+
+    def _pop(self, options: list[Found]) -> Found:
+        """Take an option of a target with the fewest uses, rather with a noun than without."""
+        fewest = min(self.uses[option.target] for option in options)
+        best = [i for i, option in enumerate(options) if self.uses[option.target] == fewest]
+        named = [i for i in best if not options[i].slots["p"].endswith(ANY_NOUN)]
+        if named and self.rng.random() < NOUN_SHARE:
+            best = named
+        return options.pop(best[self.rng.integers(len(best))])
+
+    def _word(self, template: Template, option: Found) -> str:
+        """Put an option into one of its many wordings."""
+        pattern = self._one_of(template.wordings)
+        words = {slot: self._synonym(word) for slot, word in option.slots.items()}
+        text = "the " + pattern.format(**words)
+        if self.rng.random() < THING_SHARE:
+            text = text.replace(ANY_NOUN, "thing")
+        return text if self.rng.random() < ARTICLE_SHARE else text.removeprefix("the ")
+
+    def _synonym(self, word: str) -> str:
+        words = SYNONYMS.get(word, (word,))
+        return words[0] if len(words) == 1 else self._one_of(words)
+
+    def _one_of(self, options: Sequence[str]) -> str:
+        return options[self.rng.integers(len(options))]
 
 
-def _say(rng: np.random.Generator, template: Template, option: Found) -> str:
-    """One wording of many."""
-    pattern = template.wordings[rng.integers(len(template.wordings))]
-    words = {slot: _any(rng, SYNONYMS.get(word, (word,))) for slot, word in option.slots.items()}
-    text = "the " + pattern.format(**words)
-    if rng.random() < THING_SHARE:
-        text = text.replace("object", "thing")
-    return text if rng.random() < ARTICLE_SHARE else text.removeprefix("the ")
+def _expression(text: str, name: str, option: Found) -> Expression:
+    kind = TEMPLATES[name].kind
+    return Expression(text=text, target=option.target, kind=kind, template=name)
 
 
-def _any(rng: np.random.Generator, words: Sequence[str]) -> str:
-    return words[rng.integers(len(words))] if len(words) > 1 else words[0]
-
-
-def _wordings(template: Template, option: Found) -> Iterable[str]:
-    """Every wording, for objects and for things."""
+def _wordings(template: Template, option: Found) -> Iterator[str]:
+    """Yield every wording of an option, for objects and for things."""
     for pattern in template.wordings:
         slots = [slot for _, slot, _, _ in Formatter().parse(pattern) if slot]
-        for words in product(
-            *(SYNONYMS.get(option.slots[slot], (option.slots[slot],)) for slot in slots)
-        ):
+        plain = [option.slots[slot] for slot in slots]
+        for words in product(*(SYNONYMS.get(word, (word,)) for word in plain)):
             text = "the " + pattern.format(**dict(zip(slots, words, strict=True)))
-            yield from dict.fromkeys((text, text.replace("object", "thing")))
+            yield from dict.fromkeys((text, text.replace(ANY_NOUN, "thing")))

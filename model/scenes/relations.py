@@ -1,44 +1,41 @@
-"""What can be said about a scene: which objects a phrase fits, and how they lie to one another,
-each beyond doubt or not at all.
+"""What is true of the objects of a scene, each beyond doubt or not at all.
 
-Sets of objects are bit masks. A relation is certain, certainly not so, or too close a call;
-`TriState` keeps the first and the last apart, and an expression is made only where nothing is too
-close.
+Sets of objects are bit masks: bit i stands for object i. A relation is certain, certainly not so,
+or too close a call; `TriState` keeps the first and the last apart, and an expression is made only
+where nothing is too close.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
 from wordmask.model.scenes.canvas import MIN_GAP, Scene, SceneObject
+from wordmask.model.scenes.colours import COLOUR_NAMES
 
 SIZE_RATIO = 1.3  # of longer sides, and of areas: less than this apart, neither is the larger
-# of the way across: an object that is less to the left than this share of what it is above is not
-# plainly left
+# Of the way across: an object that is less to the left than this share of what it is above is not
+# plainly left.
 CONE = 0.5
 NEAR_RATIO = 1.35  # of distances: less than this apart, neither is the closer
 NEXT_TO = 0.45  # of the short side: centres further apart are not next to each other
-BETWEEN = (
-    0.2,
-    0.8,
-    0.18,
-)  # along the line of two anchors from, to; furthest off it, unit of its length
+# Along the line of two anchors from, to; furthest off it, unit of its length.
+BETWEEN = (0.2, 0.8, 0.18)
 NOT_BETWEEN = (-0.05, 1.05, 0.45)
-SIDES = {
-    "left": (0, 1),
-    "right": (0, -1),
-    "top": (1, 1),
-    "bottom": (1, -1),
-}  # axis, sign of increasing order
+CORNER = (0.38, 0.5)  # of the side: centres up to this are in a corner, beyond that are not
+SPREAD = 1.5  # a row is at least this much longer than high
+# Axis, and the sign by which positions along it increase from that side on.
+SIDES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
+ANY_NOUN = "object"
 
 
 class Group(NamedTuple):
-    """A phrase without article, and the objects it fits: all of them, and surely no other. `colour`
-    is "" where it names none.
+    """A phrase without article, and the set of objects that it fits, and surely no other.
+
+    `colour` is "" where the phrase names none.
     """
 
     phrase: str
@@ -50,36 +47,57 @@ class Group(NamedTuple):
     def count(self) -> int:
         return self.members.bit_count()
 
+    @property
+    def has_noun(self) -> bool:
+        return self.noun != ANY_NOUN
+
+
+class Anchor(NamedTuple):
+    """A phrase with article, and the one object that it names."""
+
+    phrase: str
+    index: int
+
 
 class TriState(NamedTuple):
-    """Objects of which something is true, and those of which it might be."""
+    """The objects of which something is true, and those of which it might be."""
 
     true: int = 0
     unsure: int = 0
 
     def only(self, among: int) -> int | None:
-        """The one object of `among` of which it is true while it is false of all others, or
-        None.
-        """
-        found = self.true & among
-        return (
-            found.bit_length() - 1 if found.bit_count() == 1 and not self.unsure & among else None
-        )
+        """Return the one object of a set of which it is true while false of all others."""
+        if self.unsure & among:
+            return None
+        return single(self.true & among)
 
     def none(self, among: int) -> bool:
-        """Whether it is false of all of `among`."""
+        """Whether it is false of all objects of a set."""
         return not (self.true | self.unsure) & among
 
 
-def bits(members: int) -> list[int]:
-    """Places of the bits that are set."""
-    return [place for place in range(members.bit_length()) if members >> place & 1]
+def single(members: int) -> int | None:
+    """Return the object of a set of one; None for other sets."""
+    return members.bit_length() - 1 if members.bit_count() == 1 else None
+
+
+def indices(members: int) -> list[int]:
+    """Return the objects of a set in order."""
+    return [index for index in range(members.bit_length()) if members >> index & 1]
+
+
+def without(members: int, *excluded: int) -> int:
+    """Return a set without some objects."""
+    for index in excluded:
+        members &= ~(1 << index)
+    return members
 
 
 @dataclass(frozen=True)
 class SceneRelations:
-    """A scene as it can be talked about. `nouns` are all names that a scene might have had objects
-    of.
+    """A scene as expressions are made about it.
+
+    `nouns` are all names that a scene might have had objects of.
     """
 
     scene: Scene
@@ -91,29 +109,32 @@ class SceneRelations:
 
     @cached_property
     def everything(self) -> int:
+        """The set of all objects."""
         return (1 << len(self.objects)) - 1
 
     @cached_property
     def names(self) -> dict[str, int]:
         """The objects of each name."""
         found: dict[str, int] = {}
-        for place, thing in enumerate(self.objects):
-            found[thing.name] = found.get(thing.name, 0) | 1 << place
+        for index, thing in enumerate(self.objects):
+            found[thing.name] = found.get(thing.name, 0) | 1 << index
         return found
 
     @cached_property
     def colours(self) -> dict[str, TriState]:
-        """The objects of each colour that some object has or could be said to have."""
+        """The objects of each colour that some object has or might have.
+
+        Their order is that of the objects, then that of COLOUR_NAMES: that of a set of words
+        differs from process to process.
+        """
         found: dict[str, TriState] = {}
-        for place, thing in enumerate(self.objects):
-            for colour in thing.could_be | ({thing.colour} if thing.colour else set()):
-                true, unsure = found.get(colour, TriState())
-                mine = 1 << place
-                found[colour] = (
-                    TriState(true | mine, unsure)
-                    if colour == thing.colour
-                    else TriState(true, unsure | mine)
-                )
+        for index, thing in enumerate(self.objects):
+            for name in COLOUR_NAMES:
+                true, unsure = found.get(name, TriState())
+                if name == thing.colour:
+                    found[name] = TriState(true | 1 << index, unsure)
+                elif name in thing.possible_colours:
+                    found[name] = TriState(true, unsure | 1 << index)
         return found
 
     @cached_property
@@ -122,145 +143,187 @@ class SceneRelations:
         return tuple(self._groups())
 
     def _groups(self) -> Iterator[Group]:
-        for noun, members in (*self.names.items(), ("object", self.everything)):
+        for noun, members in (*self.names.items(), (ANY_NOUN, self.everything)):
             yield Group(noun, members, noun, "")
             for colour, state in self.colours.items():
-                if state.true & members and not state.unsure & members:
-                    yield Group(f"{colour} {noun}", state.true & members, noun, colour)
+                coloured = state.true & members
+                if coloured and not state.unsure & members:
+                    yield Group(f"{colour} {noun}", coloured, noun, colour)
+
+    def groups_of(self, least: int) -> Iterator[Group]:
+        """Yield the groups of at least so many objects."""
+        return (group for group in self.groups if group.count >= least)
 
     @cached_property
-    def anchors(self) -> tuple[tuple[str, int], ...]:
-        """Phrases of one object each that others can be related to; a colour is said only where the
-        noun is not enough.
+    def anchors(self) -> tuple[Anchor, ...]:
+        """Phrases of one object each that others can be related to.
+
+        A colour is said only where the noun is not enough.
         """
-        single = [group for group in self.groups if group.count == 1 and group.noun != "object"]
-        plain = {group.noun for group in single if not group.colour}
-        chosen = [group for group in single if not group.colour or group.noun not in plain]
-        return tuple((f"the {group.phrase}", group.members.bit_length() - 1) for group in chosen)
+        named = [group for group in self.groups if group.count == 1 and group.has_noun]
+        plain = {group.noun for group in named if not group.colour}
+        chosen = [group for group in named if not group.colour or group.noun not in plain]
+        return tuple(
+            Anchor(f"the {group.phrase}", group.members.bit_length() - 1) for group in chosen
+        )
 
     @cached_property
-    def places(self) -> list[tuple[float, float]]:
+    def centres(self) -> list[tuple[float, float]]:
         """Centre of what is visible of each object, (x, y) in pixels."""
         return [thing.centre for thing in self.objects]
 
     @cached_property
-    def extent(self) -> tuple[int, int]:
-        """Width and height of the image."""
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the image in pixels."""
         height, width = self.scene.image_HW3.shape[:2]
         return width, height
 
     @cached_property
     def sizes(self) -> list[tuple[float, float]]:
         """Longer side and area of what is visible of each object, in pixels."""
-        return [
-            (max(t.box[2] - t.box[0], t.box[3] - t.box[1]), float(t.mask_HW.sum()))
-            for t in self.objects
-        ]
+        return [(thing.extent, float(thing.mask_HW.sum())) for thing in self.objects]
 
     def larger(self, a: int, b: int) -> bool:
         """Whether `a` is plainly larger than `b`, by both measures."""
-        return all(x >= SIZE_RATIO * y for x, y in zip(self.sizes[a], self.sizes[b], strict=True))
+        pairs = zip(self.sizes[a], self.sizes[b], strict=True)
+        return all(x >= SIZE_RATIO * y for x, y in pairs)
+
+    def smaller(self, a: int, b: int) -> bool:
+        """Whether `a` is plainly smaller than `b`, by both measures."""
+        return self.larger(b, a)
 
     def by_size(self, members: int, *, smallest_first: bool) -> list[int] | None:
-        """Objects in order of size, as far as each is plainly apart from the next; None where not
-        even the first is.
-        """
-        order = sorted(
-            bits(members), key=lambda place: self.sizes[place], reverse=not smallest_first
-        )
-        before = (lambda a, b: self.larger(b, a)) if smallest_first else self.larger
-        return _clear(
-            order, [all(before(a, b) for b in order[rank + 1 :]) for rank, a in enumerate(order)]
-        )
+        """Order objects by size, as far as each is plainly apart from all that follow.
 
-    def by_place(self, members: int, side: str) -> list[int] | None:
-        """Objects from a side on, as far as each is plainly apart from the next; None where not
-        even the first is.
+        Returns: None where not even the first is.
+        """
+        before = self.smaller if smallest_first else self.larger
+        order = sorted(indices(members), key=self.sizes.__getitem__, reverse=not smallest_first)
+        apart = [
+            all(before(index, later) for later in order[rank + 1 :])
+            for rank, index in enumerate(order)
+        ]
+        return _as_far_as_apart(order, apart)
+
+    def by_position(self, members: int, side: str) -> list[int] | None:
+        """Order objects from a side on, as far as each is plainly apart from the next.
+
+        Returns: None where not even the first is.
         """
         axis, sign = SIDES[side]
-        along = [sign * place[axis] / self.extent[axis] for place in self.places]
-        order = sorted(bits(members), key=along.__getitem__)
-        return _clear(order, [along[b] - along[a] >= MIN_GAP for a, b in pairwise(order)])
+        along = [sign * centre[axis] / self.image_size[axis] for centre in self.centres]
+        order = sorted(indices(members), key=along.__getitem__)
+        apart = [along[b] - along[a] >= MIN_GAP for a, b in pairwise(order)]
+        return _as_far_as_apart(order, apart)
 
     def distance(self, a: int, b: int) -> float:
-        (ax, ay), (bx, by) = self.places[a], self.places[b]
+        """Return the distance of two centres in pixels."""
+        (ax, ay), (bx, by) = self.centres[a], self.centres[b]
         return float(((ax - bx) ** 2 + (ay - by) ** 2) ** 0.5)
 
     def by_distance(self, members: int, anchor: int, *, nearest_first: bool) -> int | None:
-        """The nearest (or farthest) object where it plainly is."""
-        order = sorted(
-            bits(members & ~(1 << anchor)),
-            key=lambda place: self.distance(place, anchor),
-            reverse=not nearest_first,
-        )
+        """Return the object nearest to an anchor (or farthest from it), where one plainly is."""
+
+        def distance(index: int) -> float:
+            return self.distance(index, anchor)
+
+        others = indices(without(members, anchor))
+        order = sorted(others, key=distance, reverse=not nearest_first)
         if len(order) < 2:
             return None
-        near, far = sorted(self.distance(place, anchor) for place in order[:2])
-        return (
-            order[0]
-            if far >= NEAR_RATIO * near and far - near >= MIN_GAP * min(self.extent)
-            else None
-        )
+        near, far = sorted(map(distance, order[:2]))
+        apart = far >= NEAR_RATIO * near and far - near >= MIN_GAP * min(self.image_size)
+        return order[0] if apart else None
 
     def on_side(self, side: str, anchor: int) -> TriState:
-        """Objects that lie to the left of (to the right of, above, below) another."""
+        """Return the objects that lie to the left of an anchor (right of, above, below)."""
         return self._on_side[side, anchor]
 
     @cached_property
     def _on_side(self) -> dict[tuple[str, int], TriState]:
-        places = range(len(self.objects))
-        return {(side, anchor): self._beside(side, anchor) for side in SIDES for anchor in places}
+        anchors = range(len(self.objects))
+        return {(side, anchor): self._beside(side, anchor) for side in SIDES for anchor in anchors}
 
     def _beside(self, side: str, anchor: int) -> TriState:
         axis, sign = SIDES[side]
-        true = unsure = 0
-        for place, centre in enumerate(self.places):
-            if place == anchor:
-                continue
-            along = sign * (self.places[anchor][axis] - centre[axis])
-            across = abs(self.places[anchor][1 - axis] - centre[1 - axis])
-            least = MIN_GAP * self.extent[axis]
+        origin = self.centres[anchor]
+        least = MIN_GAP * self.image_size[axis]
+
+        def verdict(index: int) -> bool | None:
+            centre = self.centres[index]
+            along = sign * (origin[axis] - centre[axis])
+            across = abs(origin[1 - axis] - centre[1 - axis])
             if along >= least and along >= CONE * across:
-                true |= 1 << place
-            elif along > -least:
-                unsure |= 1 << place
+                return True
+            return None if along > -least else False
+
+        return self._judge(verdict, anchor)
+
+    def _judge(self, verdict: Callable[[int], bool | None], *anchors: int) -> TriState:
+        """Collect what a verdict says of all objects but the anchors; None is unsure."""
+        true = unsure = 0
+        for index in indices(without(self.everything, *anchors)):
+            found = verdict(index)
+            if found:
+                true |= 1 << index
+            elif found is None:
+                unsure |= 1 << index
         return TriState(true, unsure)
 
     def sized_against(self, anchor: int, *, larger: bool) -> TriState:
-        """Objects that are larger (or smaller) than another."""
-        true = unsure = 0
-        for place in range(len(self.objects)):
-            if place == anchor:
-                continue
-            if self.larger(place, anchor) if larger else self.larger(anchor, place):
-                true |= 1 << place
-            elif not (self.larger(anchor, place) if larger else self.larger(place, anchor)):
-                unsure |= 1 << place
-        return TriState(true, unsure)
+        """Return the objects that are larger (or smaller) than an anchor."""
+
+        def verdict(index: int) -> bool | None:
+            if self.larger(index, anchor):
+                return larger
+            return not larger if self.smaller(index, anchor) else None
+
+        return self._judge(verdict, anchor)
 
     def between(self, a: int, b: int) -> TriState:
-        """Objects between two others."""
-        (ax, ay), (bx, by) = self.places[a], self.places[b]
+        """Return the objects between two others."""
+        (ax, ay), (bx, by) = self.centres[a], self.centres[b]
         dx, dy = bx - ax, by - ay
         length = dx * dx + dy * dy
-        true = unsure = 0
-        if length < (2 * MIN_GAP * min(self.extent)) ** 2:
+        if length < (2 * MIN_GAP * min(self.image_size)) ** 2:
             return TriState(0, self.everything)
-        for place, (x, y) in enumerate(self.places):
-            if place in (a, b):
-                continue
+
+        def verdict(index: int) -> bool | None:
+            x, y = self.centres[index]
             along = ((x - ax) * dx + (y - ay) * dy) / length
             off = abs((x - ax) * dy - (y - ay) * dx) / length
             if BETWEEN[0] <= along <= BETWEEN[1] and off <= BETWEEN[2]:
-                true |= 1 << place
-            elif NOT_BETWEEN[0] < along < NOT_BETWEEN[1] and off < NOT_BETWEEN[2]:
-                unsure |= 1 << place
-        return TriState(true, unsure)
+                return True
+            near = NOT_BETWEEN[0] < along < NOT_BETWEEN[1] and off < NOT_BETWEEN[2]
+            return None if near else False
+
+        return self._judge(verdict, a, b)
+
+    def in_corner(self, *sides: str) -> TriState:
+        """Return the objects in the corner of two sides."""
+
+        def verdict(index: int) -> bool | None:
+            off = max(self._share_from(side, index) for side in sides)
+            if off <= CORNER[0]:
+                return True
+            return None if off < CORNER[1] else False
+
+        return self._judge(verdict)
+
+    def _share_from(self, side: str, index: int) -> float:
+        """Return how far a centre is from a side of the image, in unit of the way across."""
+        axis, sign = SIDES[side]
+        share = self.centres[index][axis] / self.image_size[axis]
+        return share if sign > 0 else 1 - share
+
+    def in_line(self, order: list[int], axis: int) -> bool:
+        """Whether objects lie in a row (axis 0) or in a column (axis 1)."""
+        along = [self.centres[index][axis] for index in order]
+        across = [self.centres[index][1 - axis] for index in order]
+        return max(along) - min(along) >= SPREAD * (max(across) - min(across))
 
 
-def _clear(order: list[int], steps: list[bool]) -> list[int] | None:
-    """`order` as far as its steps are clear: what comes before the first unclear one has its rank
-    beyond doubt.
-    """
-    clear = steps.index(False) if False in steps else len(order)
-    return order[:clear] or None
+def _as_far_as_apart(order: list[int], apart: list[bool]) -> list[int] | None:
+    """Cut an order at the first object that is not apart: those before it have a certain rank."""
+    end = apart.index(False) if False in apart else len(order)
+    return order[:end] or None

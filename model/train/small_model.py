@@ -17,7 +17,7 @@ from wordmask.model.hub.registry import TOKENIZER_FILE, resolve_model
 from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
-from wordmask.model.scenes.corpus import grammar_lines
+from wordmask.model.scenes.expressions import grammar_lines
 from wordmask.model.train.lora import add_lora, load_trainable_state_dict, merge_lora
 
 SMALL_VISION = {

@@ -10,8 +10,8 @@ import torch
 
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
-from wordmask.model.scenes.compose import TEST_SEEDS
 from wordmask.model.scenes.dataset import SceneDataset
+from wordmask.model.scenes.splits import TEST_SEEDS
 from wordmask.model.segmenter import Query, Segmenter
 
 PHOTOGRAPH = (480, 640)  # height, width

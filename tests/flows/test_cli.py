@@ -18,8 +18,7 @@ from PIL import Image
 from tests.support.commands import WORDMASK, wordmask
 from tests.support.tables import read_rows
 from wordmask.model.masks import rle
-from wordmask.model.scenes.compose import TEST_SEEDS, TRAIN_SEEDS
-from wordmask.model.scenes.splits import SPLITS
+from wordmask.model.scenes.splits import SPLITS, TEST_SEEDS, TRAIN_SEEDS
 from wordmask.model.scenes.sprites import fetched_path, load_shipped, save
 
 

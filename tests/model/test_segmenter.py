@@ -22,8 +22,8 @@ from wordmask.model.masks.crops import cut, paste
 from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
 from wordmask.model.nn.config import MAX_PROMPT_TOKENS, MoondreamSegmentationConfig
 from wordmask.model.nn.layers import gelu_tanh
-from wordmask.model.scenes.compose import TEST_SEEDS
 from wordmask.model.scenes.dataset import SceneDataset
+from wordmask.model.scenes.splits import TEST_SEEDS
 from wordmask.model.segmenter import Query, Segmenter
 from wordmask.model.types import QueryError
 

@@ -43,8 +43,8 @@ from wordmask.model.nn.image_crops import normalise
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.nn.refiner import Candidates
 from wordmask.model.scenes.canvas import Scene, unit_box
-from wordmask.model.scenes.compose import TRAIN_SEEDS
 from wordmask.model.scenes.dataset import SOURCES, SceneDataset
+from wordmask.model.scenes.splits import TRAIN_SEEDS
 from wordmask.model.train.loop import OnProgress, ignore_progress, save_checkpoint, warmup_cosine
 from wordmask.model.train.rl.rewards import filled
 from wordmask.model.train.rl.rollouts import Policy, generate_rollouts, make_prompts

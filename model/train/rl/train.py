@@ -49,8 +49,8 @@ from wordmask.model.hub.registry import TOKENIZER_FILE, resolve_model
 from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.runtime.devices import keep_freed_memory
-from wordmask.model.scenes.compose import TRAIN_SEEDS, VAL_SEEDS
 from wordmask.model.scenes.dataset import SceneDataset
+from wordmask.model.scenes.splits import TRAIN_SEEDS, VAL_SEEDS
 from wordmask.model.train.loop import (
     OnProgress,
     average_gradients,

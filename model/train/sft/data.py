@@ -24,11 +24,12 @@ from wordmask.model.nn.image_crops import crop_image
 from wordmask.model.nn.region import coord_bin, size_bin
 from wordmask.model.scenes.canvas import Scene, unit_box
 from wordmask.model.scenes.colours import COLOUR_NAMES
-from wordmask.model.scenes.compose import SIZE_NAMES, TRAIN_SEEDS
+from wordmask.model.scenes.compose import SIZE_NAMES
 from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.scenes.expressions import Expression
 from wordmask.model.scenes.nouns import NOUNS
 from wordmask.model.scenes.shapes import SHAPES
+from wordmask.model.scenes.splits import TRAIN_SEEDS
 from wordmask.model.scenes.templates import SYNONYMS
 from wordmask.model.train.targets import patch_owners, patch_shares, path_target
 

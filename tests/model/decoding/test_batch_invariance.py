@@ -21,8 +21,8 @@ from wordmask.model.decoding.prefill import prefill_prefix
 from wordmask.model.decoding.prompt import build_prompt, embed_prompts
 from wordmask.model.nn.kv_cache import SharedPrefix
 from wordmask.model.nn.text import causal_mask
-from wordmask.model.scenes.compose import TEST_SEEDS
 from wordmask.model.scenes.dataset import SceneDataset
+from wordmask.model.scenes.splits import TEST_SEEDS
 from wordmask.model.segmenter import Query, Segmentation, Segmenter
 
 SCENES, BATCHES, ALIKE = 250, (1, 7, 32), 0.998

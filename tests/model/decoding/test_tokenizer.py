@@ -15,8 +15,7 @@ from wordmask.model.decoding.tokenizer import (
     build_tokenizer,
 )
 from wordmask.model.scenes.compose import make_scene
-from wordmask.model.scenes.corpus import grammar_lines
-from wordmask.model.scenes.expressions import all_expressions
+from wordmask.model.scenes.expressions import all_expressions, grammar_lines
 from wordmask.model.scenes.nouns import NOUNS
 from wordmask.model.scenes.sprites import load_shipped
 

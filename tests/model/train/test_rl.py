@@ -15,7 +15,7 @@ import torch
 from tests.support.training import assert_equal, stop_at, weights
 from wordmask.model.hub.registry import resolve_model
 from wordmask.model.loading import load_model
-from wordmask.model.scenes.compose import TRAIN_SEEDS
+from wordmask.model.scenes.splits import TRAIN_SEEDS
 from wordmask.model.train.export import export_model
 from wordmask.model.train.rl import train as rl
 from wordmask.model.train.rl.rollouts import (

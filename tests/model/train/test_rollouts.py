@@ -20,8 +20,8 @@ from wordmask.model.decoding.sampler import GumbelSampler
 from wordmask.model.hub.registry import resolve_model
 from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.region import coord_bin, size_bin
-from wordmask.model.scenes.compose import VAL_SEEDS
 from wordmask.model.scenes.dataset import SceneDataset
+from wordmask.model.scenes.splits import VAL_SEEDS
 from wordmask.model.train.rl.rollouts import (
     Policy,
     Question,

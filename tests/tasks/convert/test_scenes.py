@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from wordmask.model.masks import rle
-from wordmask.model.scenes.compose import TEST_SEEDS, make_scene
-from wordmask.model.scenes.splits import SPLITS
+from wordmask.model.scenes.compose import make_scene
+from wordmask.model.scenes.splits import SPLITS, TEST_SEEDS
 from wordmask.model.scenes.sprites import TRAIN_STYLES, load_shipped
 from wordmask.schemas.queries import InputError
 from wordmask.tasks.convert.scenes import export_scenes
