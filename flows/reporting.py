@@ -1,11 +1,13 @@
-"""Progress of a run, for the terminal and for Prefect, and a run's results as Prefect artifacts."""
+"""Progress and results of runs and of training, for the terminal and as artifacts of Prefect."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -17,9 +19,13 @@ from prefect.artifacts import (
 from wordmask.schemas.runs import Receipt, RunSummary
 from wordmask.tasks.telemetry.logs import logger
 
+if TYPE_CHECKING:
+    from wordmask.model.train.loop import OnProgress as OnTrainingProgress
+
 ARTIFACT_SECONDS = 2.0  # between two updates of the progress artifact
 # Between two attempts while Prefect is away: each takes time in which no shard is submitted.
 OUTAGE_SECONDS = 60.0
+LOG_ROWS = 200  # of a training stage's log in Prefect; its log.csv has all
 
 
 @dataclass
@@ -162,3 +168,33 @@ def publish_artifacts(summary: RunSummary) -> None:
         f" {summary.seconds} s."
     )
     prefect.call(create_markdown_artifact, markdown=text, key="wordmask-run")
+
+
+@contextmanager
+def stage_artifacts(stage: str) -> Generator[OnTrainingProgress]:
+    """Yield a callback that shows a training stage's progress in Prefect.
+
+    The stage's log is published as a table when the stage ends or is stopped.
+    """
+    artifact = create_progress_artifact(progress=0.0, key=f"training-{stage}")
+    assert isinstance(artifact, UUID)
+    rows: list[dict[str, Any]] = []
+
+    def on_progress(part: str, done: int, steps: int, means: Mapping[str, float]) -> None:
+        rounded = {name: round(mean, 4) for name, mean in means.items()}
+        rows.append({"part": part, "step": done} | rounded)
+        update_progress_artifact(
+            artifact,
+            progress=100.0 * done / steps,
+            description=f"{part}: step {done:,} of {steps:,}",
+        )
+
+    try:
+        yield on_progress
+    finally:
+        if rows:
+            create_table_artifact(
+                rows[:: 1 + len(rows) // LOG_ROWS],
+                key=f"training-{stage}-log",
+                description="means since the row before",
+            )

@@ -9,7 +9,7 @@ import pytest
 from prefect.artifacts import Artifact
 
 from wordmask.flows import train as train_module
-from wordmask.flows.train import MEASURES, TrainSettings, supervised, train
+from wordmask.flows.train import MEASURES, TrainSettings, train, train_sft
 from wordmask.model.segmenter import Segmenter
 from wordmask.model.train.sft import train as sft
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 def test_a_model_is_trained_tested_and_taken_up_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "TESTS", ("test",))
-    monkeypatch.setattr(train_module, "TESTED", (("rl", "model", (1,)),))
+    monkeypatch.setattr(train_module, "TEST_SPLITS", ("test",))
+    monkeypatch.setattr(train_module, "TESTED_MODELS", (("rl", "model", 1),))
     settings = TrainSettings(
         out=tmp_path, scenes="shipped", init="demo", share=1e-6, test_rows=4, workers=0
     )
@@ -47,4 +47,4 @@ def test_a_model_is_trained_tested_and_taken_up_again(
         raise AssertionError("what is done is not done again")
 
     monkeypatch.setattr(sft, "_step", again)
-    supervised.fn(settings)
+    train_sft.fn(settings)
