@@ -25,9 +25,10 @@ from wordmask.model.hub.registry import resolve_model
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan, RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import newest_run, publish, summarize
+from wordmask.tasks.output.catalog import newest_run, publish
 from wordmask.tasks.output.lease import acquire_lease
 from wordmask.tasks.output.reuse import retry_plan
+from wordmask.tasks.output.summary import summarize
 from wordmask.tasks.output.verify import VerifyReport, require, verify
 from wordmask.tasks.plan import make_plan
 from wordmask.tasks.storage import STORE_ERRORS, Store

@@ -9,23 +9,6 @@ from pydantic import Field
 
 from wordmask.schemas.settings import Frozen, RunSettings
 
-KINDS = ("masks", "rejects")  # of parts
-DIGITS = 16  # of a part's SHA-256 in its name
-
-
-def part_path(kind: str, shard_id: str, digest: str) -> str:
-    """Where a part of a shard is, relative to the output. Its name says what is in it: nothing that
-    is written later changes it, not even by who works on the shard a second time and finds other
-    images."""
-    return f"{kind}/part-{shard_id}-{digest[:DIGITS]}.parquet"
-
-
-def receipt_path(shard_id: str) -> str:
-    """Where a shard's receipt is, written when both of its parts are. It alone says which parts
-    these are.
-    """
-    return f"receipts/{shard_id}.json"
-
 
 class RowRange(NamedTuple):
     """Rows start..stop of one row group."""
@@ -113,6 +96,11 @@ class Plan(Frozen):
     @property
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def model_revision(self) -> str:
+        """Of all its shards; empty where there is none."""
+        return self.shards[0].model_revision if self.shards else ""
 
     @property
     def pending(self) -> tuple[Shard, ...]:

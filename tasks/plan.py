@@ -1,7 +1,7 @@
-"""Cut the input into shards from Parquet footers, and see which are done.
+"""The plan of a run: the input cut into shards, and which of them are done.
 
-No row is read, with one exception: where there is a row_id column, that column alone is, to know
-which ids occur twice.
+Parquet footers are enough for this. No row is read, with one exception: the row_id column, where
+there is one, to find the ids that occur twice.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan, RowRange, Shard, Unusable
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import new_run_id, newest_run_if_any
-from wordmask.tasks.output.reuse import changed_shards, earlier_answers
+from wordmask.tasks.output.catalog import done_shards, new_run_id, newest_run_if_any
+from wordmask.tasks.output.reuse import changed_shards, reuse_hints
 from wordmask.tasks.storage import Store, is_damaged_parquet
 from wordmask.tasks.table.footers import (
     FOOTERS_AT_ONCE,
@@ -32,94 +32,134 @@ from wordmask.tasks.table.footers import (
 )
 from wordmask.tasks.table.read import values_of
 
+Hashes = NDArray[np.int64]
+
 
 def make_plan(
     settings: RunSettings, model_revision: str, output: Store, *, refuse: bool = True
 ) -> Plan:
-    """Shards of the whole input in a fixed order. Unless told to `refuse` them, files of no use to
-    a run are left out and named.
+    """Return the plan of a run: shards of the whole input, in a fixed order.
+
+    Args:
+        settings: the settings of the run.
+        model_revision: the revision of its model.
+        output: the store of its output.
+        refuse: raise on a file that a run cannot use, instead of leaving it out of the shards and
+            naming it in the plan.
 
     Raises:
         InputError: there is no Parquet file, or one is unreadable, or its row ids are, or a column
-        is missing or of the wrong type.
+            is missing or of the wrong type.
     """
-    source = Store.open(settings.input)
-    found = input_files(source, output, settings.segment, refuse=refuse)
-    files = [file for file in found if not file.problem]
-    duplicates = duplicate_rows(files, settings)
-    shards = tuple(
-        shard
-        for file in files
-        for shard in _shards(file, settings, model_revision, duplicates.get(file.name, ()))
-    )
-    receipts = output.names("receipts", ".json")
-    done = frozenset(shard.shard_id for shard in shards) & receipts
-    pending = [shard for shard in shards if shard.shard_id not in done]
-    newest = newest_run_if_any(output) if pending else None
-    unusable = (
-        Unusable(name=f.name, rows=f.rows if f.readable else None, why=f.problem)
-        for f in found
-        if f.problem
-    )
-    return Plan(
+    found = input_files(Store.open(settings.input), output, settings.segment, refuse=refuse)
+    usable = [file for file in found if not file.problem]
+    shards = _all_shards(usable, settings, model_revision)
+    all_done = done_shards(output)
+    plan = Plan(
         run_id=new_run_id(),
         shards=shards,
-        done=done,
-        hints=earlier_answers(newest, pending, shards, settings, output, receipts)
-        if newest
-        else {},
-        changed=changed_shards(newest, pending) if newest else frozenset(),
+        done=all_done.intersection(shard.shard_id for shard in shards),
         files=len(found),
         input_bytes=sum(file.size for file in found),
-        images=distinct_images(files),
-        unusable=tuple(unusable),
+        images=distinct_images(usable),
+        unusable=tuple(_unusable(found)),
     )
+    if not plan.pending:
+        return plan
+    newest = newest_run_if_any(output)
+    if newest is None:
+        return plan
+    hints = reuse_hints(output, settings, shards, newest, all_done)
+    changed = changed_shards(newest, plan.pending)
+    return plan.model_copy(update={"hints": hints, "changed": changed})
+
+
+def _unusable(files: Sequence[InputFile]) -> Iterator[Unusable]:
+    for file in files:
+        if file.problem:
+            rows = file.rows if file.readable else None
+            yield Unusable(name=file.name, rows=rows, why=file.problem)
+
+
+def _all_shards(
+    files: Sequence[InputFile], settings: RunSettings, model_revision: str
+) -> tuple[Shard, ...]:
+    duplicates = duplicate_rows(files, settings)
+    shards: list[Shard] = []
+    for file in files:
+        shards += file_shards(file, settings, model_revision, duplicates.get(file.name, ()))
+    return tuple(shards)
 
 
 def duplicate_rows(files: Sequence[InputFile], settings: RunSettings) -> dict[str, tuple[int, ...]]:
-    """Per file, the rows whose row_id stood in an earlier row of the input. Null ids repeat
-    nothing.
+    """Return, by file name, the rows whose row_id stands in an earlier row of the input.
 
-    Ids are told apart by hashes of 8 bytes, so that those of ten million rows fit in memory; only
-    where hashes meet are the ids themselves looked at.
+    A null id repeats nothing. Hashes of 8 bytes are compared, so that those of ten million rows fit
+    in memory; the ids themselves are read again only where hashes are equal.
     """
     column = settings.segment.columns.row_id
     files = [file for file in files if file.has_row_ids]
-    ends = np.cumsum([file.rows for file in files], dtype=np.int64)
-
-    def hashes(file: InputFile) -> NDArray[np.int64]:
-        ids = enumerate(_column(file, column))
-        return np.fromiter(
-            (hash((file.name, row) if value is None else str(value)) for row, value in ids),
-            np.int64,
-            file.rows,
-        )
-
-    every = np.empty(sum(file.rows for file in files), np.int64)
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        for file, end, own in zip(files, ends, pool.map(hashes, files), strict=True):
-            every[end - file.rows : end] = own
-    ordered = np.sort(every)
-    met = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        hashes = list(pool.map(lambda file: _id_hashes(file, column), files))
+    repeated = _repeated_hashes(hashes)
+    if repeated.size == 0:
+        return {}
     seen: set[str] = set()
-    repeated: dict[str, tuple[int, ...]] = {}
-    for file, end in zip(files, ends, strict=True) if met.size else ():
-        own = every[end - file.rows : end]
-        suspects = {
-            *np.flatnonzero(met[np.searchsorted(met, own).clip(max=met.size - 1)] == own).tolist()
-        }
-        rows: list[int] = []
-        for row, value in enumerate(_column(file, column)) if suspects else ():
-            if row in suspects and value is not None:
-                if str(value) in seen:
-                    rows.append(row)
-                seen.add(str(value))
+    duplicates: dict[str, tuple[int, ...]] = {}
+    for file, own in zip(files, hashes, strict=True):
+        suspects = np.flatnonzero(_is_among(own, repeated)).tolist()
+        rows = _rows_seen_before(file, column, suspects, seen)
         if rows:
-            repeated[file.name] = tuple(rows)
-    return repeated
+            duplicates[file.name] = rows
+    return duplicates
 
 
-def _column(file: InputFile, column: str) -> Iterator[Any]:
+def _id_hashes(file: InputFile, column: str) -> Hashes:
+    """Return a hash of each row's id; of a null id, one that no other row has."""
+
+    def hashes() -> Iterator[int]:
+        for row, value in enumerate(_ids(file, column)):
+            unique = (file.name, row) if value is None else str(value)
+            yield hash(unique)
+
+    return np.fromiter(hashes(), np.int64, file.rows)
+
+
+def _repeated_hashes(hashes: Sequence[Hashes]) -> Hashes:
+    """Return the hashes that occur more than once, sorted."""
+    if not hashes:
+        return np.empty(0, np.int64)
+    every = np.concatenate(hashes)
+    every.sort()
+    equals_previous = every[1:] == every[:-1]
+    return np.unique(every[1:][equals_previous])
+
+
+def _is_among(values: Hashes, sorted_values: Hashes) -> NDArray[np.bool_]:
+    """Return which of the values are among others. (np.isin would sort the many, not the few.)"""
+    index = np.searchsorted(sorted_values, values).clip(max=sorted_values.size - 1)
+    found: NDArray[np.bool_] = sorted_values[index] == values
+    return found
+
+
+def _rows_seen_before(
+    file: InputFile, column: str, suspects: Sequence[int], seen: set[str]
+) -> tuple[int, ...]:
+    """Return the suspected rows whose id was seen, and add the ids of all of them to `seen`."""
+    if not suspects:
+        return ()
+    suspected = set(suspects)
+    rows = []
+    for row, value in enumerate(_ids(file, column)):
+        if row not in suspected or value is None:
+            continue
+        if str(value) in seen:
+            rows.append(row)
+        seen.add(str(value))
+    return tuple(rows)
+
+
+def _ids(file: InputFile, column: str) -> Iterator[Any]:
     try:
         with Store.open(file.uri).parquet("") as parquet:
             for batch in parquet.iter_batches(columns=[column], use_threads=False):
@@ -134,62 +174,86 @@ def _column(file: InputFile, column: str) -> Iterator[Any]:
         raise InputError(problem) from error
 
 
-def _shards(
-    file: InputFile, settings: RunSettings, model_revision: str, repeated: tuple[int, ...]
+def file_shards(
+    file: InputFile, settings: RunSettings, model_revision: str, duplicates: Sequence[int]
 ) -> Iterator[Shard]:
-    first, settings_hash = 0, settings.segment.settings_hash
+    """Yield the shards of a file.
+
+    Args:
+        file: a file of the input.
+        settings: the settings of the run.
+        model_revision: the revision of its model.
+        duplicates: rows of the file whose id occurred before, ascending.
+    """
+    settings_hash = settings.segment.settings_hash
+    first_row = 0
     for ranges in cut(file.row_groups, settings.shard_rows, settings.shard_bytes):
         rows = sum(part.stop - part.start for part in ranges)
-        duplicates = tuple(
-            row - first
-            for row in repeated[bisect_left(repeated, first) : bisect_left(repeated, first + rows)]
-        )
+        start = bisect_left(duplicates, first_row)
+        stop = bisect_left(duplicates, first_row + rows)
+        own_duplicates = tuple(row - first_row for row in duplicates[start:stop])
         identity = [
             file.name,
             file.fingerprint,
-            first,
+            first_row,
             ranges,
-            duplicates,
+            own_duplicates,
             model_revision,
             settings_hash,
         ]
-        shard_id = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         yield Shard(
-            shard_id=shard_id,
+            shard_id=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
             file=file.uri,
             name=file.name,
             fingerprint=file.fingerprint,
             ranges=ranges,
-            first_row=first,
-            duplicates=duplicates,
+            first_row=first_row,
+            duplicates=own_duplicates,
             model_revision=model_revision,
             settings_hash=settings_hash,
         )
-        first += rows
+        first_row += rows
 
 
 def cut(
-    row_groups: Sequence[RowGroup], most: int, most_bytes: int
+    row_groups: Sequence[RowGroup], max_rows: int, max_bytes: int
 ) -> Iterator[tuple[RowRange, ...]]:
-    """Ranges of at most `most` rows and, unless it is one row, `most_bytes` in file order: small
-    row groups are joined, large ones cut.
+    """Yield the row ranges of each shard, in file order.
 
-    A footer knows the bytes of a row group, not of a row: each is taken for an equal share.
+    Small row groups are joined, large ones cut. A footer gives the bytes of a row group, not of a
+    row: each row counts as an equal share.
+
+    Args:
+        row_groups: the row groups of a file.
+        max_rows: the most rows of a shard.
+        max_bytes: the most bytes of a shard, unless it is a single row.
     """
     ranges: list[RowRange] = []
-    room, room_bytes = most, most_bytes
+    rows_left = max_rows
+    bytes_left = max_bytes
     for index, group in enumerate(row_groups):
         start = 0
         while start < group.rows:
-            fit = min(room, room_bytes * group.rows // group.bytes) if group.bytes else room
-            taken = min(group.rows - start, max(fit, 0 if ranges else 1))
+            taken = _rows_that_fit(group, start, rows_left, bytes_left, at_least=0 if ranges else 1)
             if taken:
                 ranges.append(RowRange(index, start, start + taken))
                 start += taken
-                room -= taken
-                room_bytes -= taken * group.bytes // group.rows
-            if start < group.rows or room == 0:
+                rows_left -= taken
+                bytes_left -= taken * group.bytes // group.rows
+            if start < group.rows or rows_left == 0:
                 yield tuple(ranges)
-                ranges, room, room_bytes = [], most, most_bytes
+                ranges = []
+                rows_left = max_rows
+                bytes_left = max_bytes
     if ranges:
         yield tuple(ranges)
+
+
+def _rows_that_fit(
+    group: RowGroup, start: int, rows_left: int, bytes_left: int, *, at_least: int
+) -> int:
+    """Return how many rows of a row group, from `start` on, fit in the rest of a shard."""
+    fit = rows_left
+    if group.bytes:
+        fit = min(fit, bytes_left * group.rows // group.bytes)
+    return min(group.rows - start, max(fit, at_least))

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 
-from wordmask.schemas.runs import Part, Receipt, Shard, ShardHints, Timings, receipt_path
+from wordmask.schemas.runs import Part, Receipt, Shard, ShardHints, Timings
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.hints import apply_hints, reusable_answers
 from wordmask.tasks.infer.stage import infer_rows
+from wordmask.tasks.output.catalog import write_receipt
 from wordmask.tasks.rows import Row, ShardResult
 from wordmask.tasks.storage import Store
 from wordmask.tasks.table.read import read_rows
@@ -111,7 +112,7 @@ def process_shard(
     )
     receipt = _make_receipt(shard, result, masks, rejects, timings, started_at)
     # Last of all: where there is a receipt, both parts are whole.
-    output.write_bytes(receipt_path(shard.shard_id), receipt.model_dump_json(indent=1).encode())
+    write_receipt(output, receipt)
     metrics.count(receipt)
     _log_result(receipt, result)
     return receipt

@@ -1,7 +1,7 @@
-"""Where tables lie: any fsspec URI, with what S3-compatible stores need.
+"""Files of any fsspec URI, with what S3-compatible stores need.
 
-Writes go to their final name in one put. An object store shows an object whole or not at all; on a
-local disk the same is had by writing beside it and renaming.
+A write is one put to the final name. An object store shows an object whole or not at all; on a
+local disk the file is written beside its name and then renamed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import aiohttp
 import fsspec
@@ -26,8 +26,10 @@ import urllib3.exceptions
 from botocore.exceptions import BotoCoreError, ResponseStreamingError  # type: ignore[import-untyped]
 from fsspec import AbstractFileSystem
 
+T = TypeVar("T")
+
 S3_SCHEMES = ("s3", "s3a")
-# A reply that broke off after it had begun; fsspec's own timeout is a TimeoutError.
+# A reply that broke off after it had begun. fsspec's own timeout is a TimeoutError.
 BROKEN_REPLY = (
     aiohttp.ClientError,
     urllib3.exceptions.HTTPError,
@@ -37,24 +39,25 @@ BROKEN_REPLY = (
 )
 STORE_ERRORS = (OSError, BotoCoreError, *BROKEN_REPLY)  # what a store that fails raises
 WRITE_ATTEMPTS = 3
-# by s3fs. Requests are repeated by botocore, with backoff and jitter, which slows down when told to
-BODY_ATTEMPTS = 2
-READ_ATTEMPTS = (
-    6  # of a reply that breaks off, which neither of them repeats if aiohttp is who says so
-)
-# seconds before the second, twice as long before each further one, and up to half of it less by
-# chance
+# By botocore, of each request, with backoff and jitter; slower when a store asks for it.
+REQUEST_ATTEMPTS = 6
+BODY_ATTEMPTS = 2  # by s3fs
+# By `retry_reads`, of a reply that breaks off: the other two do not repeat what aiohttp reports.
+READ_ATTEMPTS = 6
+# Seconds before the second attempt, twice as long before each further one. Up to half of it is
+# left out by chance.
 READ_PAUSE = 0.2
-READ_BUFFER = (
-    1 << 20
-)  # bytes; without it a column of a row group is read whole, however few of its rows are wanted
+# Bytes. Without a buffer a column of a row group is read whole, however few of its rows are wanted.
+READ_BUFFER = 1 << 20
 
 
 def storage_options(uri: str) -> dict[str, Any]:
-    """Options for the file system of a URI. An S3 endpoint comes from AWS_ENDPOINT_URL; credentials
-    as botocore finds them.
+    """Return the options for the file system of a URI.
+
+    An S3 endpoint comes from AWS_ENDPOINT_URL, and credentials from where botocore finds them.
     """
-    if uri.split("://", 1)[0] not in S3_SCHEMES or "://" not in uri:
+    scheme, separator, _ = uri.partition("://")
+    if not separator or scheme not in S3_SCHEMES:
         return {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return {
@@ -66,18 +69,13 @@ def storage_options(uri: str) -> dict[str, Any]:
             "s3": {"addressing_style": "path"} if endpoint else {},
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
-            "retries": {"max_attempts": 6, "mode": "adaptive"},
+            "retries": {"max_attempts": REQUEST_ATTEMPTS, "mode": "adaptive"},
         },
     }
 
 
-Read = TypeVar("Read")
-
-
-def steadily(read: Callable[[], Read]) -> Read:
-    """What `read` gives. If the reply breaks off it is read anew, a bounded number of times with
-    pauses.
-    """
+def retry_reads(read: Callable[[], T]) -> T:
+    """Return what `read` returns, and repeat it a few times, with pauses, if a reply breaks off."""
     for attempt in range(READ_ATTEMPTS - 1):
         try:
             return read()
@@ -86,35 +84,33 @@ def steadily(read: Callable[[], Read]) -> Read:
     return read()
 
 
-class _SteadyFile(io.RawIOBase):
-    """A file of a store, each read of which is done `steadily` and gives all the bytes that were
-    asked for and are there.
-    """
+class _RetryingFile(io.RawIOBase):
+    """A file of a store whose reads are repeated, and return all bytes asked for that exist."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
 
     def read(self, size: int = -1) -> bytes:
-        start, end = self._file.tell(), self._file.size
-        wanted = max(0, end - start if size < 0 else min(size, end - start))
+        start = self._file.tell()
+        length = self._file.size - start
+        if size >= 0:
+            length = min(size, length)
+        return retry_reads(lambda: self._read_at(start, max(0, length)))
 
-        def read() -> bytes:
-            self._file.seek(start)
-            try:
-                data: bytes = self._file.read(wanted)
-            except OSError as error:
-                if not is_damaged_parquet(error):
-                    raise
-                raise OSError(
-                    errno.EIO, str(error)
-                ) from error  # with a number, as it is the store's and not pyarrow's
-            if len(data) < wanted:
-                raise ConnectionError(
-                    f"{self._file.path}: the store gave {len(data)} of {wanted} bytes"
-                )
-            return data
-
-        return steadily(read)
+    def _read_at(self, start: int, length: int) -> bytes:
+        self._file.seek(start)
+        try:
+            data: bytes = self._file.read(length)
+        except OSError as error:
+            if not is_damaged_parquet(error):
+                raise
+            # With a number, as it is the store's error and not pyarrow's.
+            raise OSError(errno.EIO, str(error)) from error
+        if len(data) < length:
+            raise ConnectionError(
+                f"{self._file.path}: the store gave {len(data)} of {length} bytes"
+            )
+        return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return int(self._file.seek(offset, whence))
@@ -130,7 +126,7 @@ class _SteadyFile(io.RawIOBase):
 
 
 class FileInfo(NamedTuple):
-    """Of a file; `changed` is of use only to be compared with that of another file of its store."""
+    """Size and time of change of a file. The times of one store can be compared as strings."""
 
     bytes: int
     changed: str
@@ -138,14 +134,18 @@ class FileInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of a file system. Paths given to its methods are relative to it."""
+    """A folder of a file system, or a file. Paths given to its methods are relative to it.
+
+    `root` is its path in the file system, `uri` its name for messages.
+    """
 
     fs: AbstractFileSystem
     root: str
-    uri: str  # as it was given, for messages
+    uri: str
 
     @classmethod
     def open(cls, uri: str) -> Store:
+        """Return the store of a URI or local path. Nothing need exist there."""
         options = storage_options(uri)
         fs, root = fsspec.core.url_to_fs(uri, **options)
         if options:
@@ -158,79 +158,92 @@ class Store:
 
     @property
     def is_local(self) -> bool:
+        """Whether it is on a disk of this machine."""
         return "file" in self.fs.protocol
 
     def full(self, path: str) -> str:
-        return f"{self.root}/{path}" if path else self.root
+        """Return a path in the file system; "" is the root."""
+        if not path:
+            return self.root
+        return f"{self.root}/{path}"
 
     def names(self, folder: str, suffix: str) -> set[str]:
-        """Names of the files directly in a folder, without the suffix. Empty if there is no such
-        folder.
+        """Return the names, without the suffix, of the files directly in a folder.
+
+        There are none where there is no such folder.
         """
-        return {
-            _name(path).removesuffix(suffix)
-            for path in self._list(folder, detail=False)
-            if _is_file(path, suffix)
-        }
+        paths = self._list(folder, detail=False)
+        return {_name(path).removesuffix(suffix) for path in paths if _is_file(path, suffix)}
 
     def newest(self, folder: str, suffix: str) -> list[str]:
-        """The same, those that changed last first."""
-        files = [info for info in self._list(folder, detail=True) if _is_file(info["name"], suffix)]
-        files.sort(key=lambda info: _changed(info), reverse=True)
-        return [_name(info["name"]).removesuffix(suffix) for info in files]
+        """Return the names of these files, the one that changed last first."""
+        files = self.files(folder, suffix)
+        return sorted(files, key=lambda name: files[name].changed, reverse=True)
+
+    def files(self, folder: str, suffix: str) -> dict[str, FileInfo]:
+        """Return size and time of change of these files, by name."""
+        infos = self._list(folder, detail=True)
+        return {
+            _name(info["name"]).removesuffix(suffix): FileInfo(int(info["size"]), _changed(info))
+            for info in infos
+            if _is_file(info["name"], suffix)
+        }
 
     def _list(self, folder: str, *, detail: bool) -> list[Any]:
-        refresh = {} if self.is_local else {"refresh": True}
+        options = {"detail": detail}
+        if not self.is_local:
+            options["refresh"] = True
         try:
-            return list(steadily(lambda: self.fs.ls(self.full(folder), detail=detail, **refresh)))
+            return list(retry_reads(lambda: self.fs.ls(self.full(folder), **options)))
         except FileNotFoundError:
             return []
 
     def read_bytes(self, path: str) -> bytes:
-        data: bytes = steadily(lambda: self.fs.cat_file(self.full(path)))
+        """Return the content of a file."""
+        data: bytes = retry_reads(lambda: self.fs.cat_file(self.full(path)))
         return data
 
     @contextmanager
     def reading(self, path: str) -> Iterator[BinaryIO]:
-        """A file to read in pieces. Nothing is read ahead."""
+        """Open a file to read in pieces. Nothing is read ahead."""
         with self.fs.open(self.full(path), "rb", cache_type="none") as handle:
-            yield handle if self.is_local else _SteadyFile(handle)  # type: ignore[misc]
+            if self.is_local:
+                yield handle
+            else:
+                yield cast(BinaryIO, _RetryingFile(handle))
 
     @contextmanager
     def parquet(self, path: str) -> Iterator[pq.ParquetFile]:
-        """A Parquet file to read in pieces, in bounded memory."""
+        """Open a Parquet file to read in pieces, in bounded memory."""
         with self.reading(path) as handle:
             yield pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER)
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Put a whole object. A write that reports an error may have succeeded (a lost reply), so
-        the object itself decides. A store that cannot be read either is not asked again."""
+        """Write a whole file.
+
+        A write that reports an error may have succeeded, if only the reply was lost: the content of
+        the file decides. A store that cannot be read either is not tried again.
+        """
         for attempt in range(1, WRITE_ATTEMPTS + 1):
             try:
                 self._put(path, data)
                 return
             except STORE_ERRORS:
-                if self._holds(path, data):
+                if self._has(path, data):
                     return
                 if attempt == WRITE_ATTEMPTS:
                     raise
 
     def remove(self, path: str) -> None:
-        """Remove an object. One that is not there is as good as removed."""
+        """Remove a file. It is no error if there is none."""
         with suppress(FileNotFoundError):
             self.fs.rm_file(self.full(path))
 
-    def files(self, folder: str, suffix: str) -> dict[str, FileInfo]:
-        """The files directly in a folder, by their names without the suffix."""
-        files = (info for info in self._list(folder, detail=True) if _is_file(info["name"], suffix))
-        return {
-            _name(info["name"]).removesuffix(suffix): FileInfo(int(info["size"]), _changed(info))
-            for info in files
-        }
-
     def check_writable(self) -> None:
-        """Write and remove a small file, so that a run is told before its work rather than after
-        it. Raises OSError.
+        """Write and remove a small file, so that a run fails before its work rather than after it.
+
+        Raises:
+            OSError: that failed.
         """
         probe = f".writable-{uuid.uuid4().hex}"
         try:
@@ -244,27 +257,33 @@ class Store:
 
     def _put(self, path: str, data: bytes) -> None:
         full = self.full(path)
-        if not self.is_local:
+        if self.is_local:
+            self.fs.makedirs(os.path.dirname(full), exist_ok=True)
+            _write_local(full, data)
+        else:
             self.fs.pipe_file(full, data)
-            return
-        self.fs.makedirs(os.path.dirname(full), exist_ok=True)
-        partial = f"{os.path.dirname(full)}/.{os.path.basename(full)}.{uuid.uuid4().hex}"
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, full)
-        except BaseException:
-            if os.path.exists(partial):
-                os.remove(partial)
-            raise
 
-    def _holds(self, path: str, data: bytes) -> bool:
+    def _has(self, path: str, data: bytes) -> bool:
         try:
             return self.read_bytes(path) == data
         except FileNotFoundError:
             return False
+
+
+def _write_local(path: str, data: bytes) -> None:
+    """Write a file beside its name and rename it."""
+    folder, name = os.path.split(path)
+    partial = f"{folder}/.{name}.{uuid.uuid4().hex}"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise
 
 
 def _name(path: str) -> str:
@@ -280,19 +299,24 @@ def _changed(info: dict[str, Any]) -> str:
 
 
 def fingerprint(info: dict[str, Any]) -> str:
-    """What identifies a file's content without reading it: its etag, else its size and time of
-    change.
-    """
+    """Return an identifier of a file's content: its etag, else its size and time of change."""
     etag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
-    return str(etag).strip('"') if etag else f"{info['size']}-{_changed(info)}"
+    if etag:
+        return str(etag).strip('"')
+    return f"{info['size']}-{_changed(info)}"
 
 
 def is_damaged_parquet(error: Exception) -> bool:
-    """Whether the file is at fault, not the store: pyarrow reports a footer or page that it cannot
-    parse or decompress as an OSError, too, but as one without a number."""
-    is_pyarrows = type(error) is OSError and error.errno is None
-    return is_pyarrows or isinstance(error, pa.ArrowInvalid | pa.ArrowNotImplementedError)
+    """Return whether an error means that the file is at fault, not the store.
+
+    Also of a footer or page that it cannot parse or decompress pyarrow raises an OSError, but one
+    without a number.
+    """
+    if isinstance(error, pa.ArrowInvalid | pa.ArrowNotImplementedError):
+        return True
+    return type(error) is OSError and error.errno is None
 
 
 def sha256(data: bytes) -> str:
+    """Return the SHA-256 of data in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

@@ -1,21 +1,30 @@
-"""What no published run of an output names any more: parts and receipts of other settings, models
-and inputs, and of runs given up.
+"""Files of an output that no published run names any more, and their removal.
+
+These are parts and receipts of other settings, models and inputs, and of runs given up.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from wordmask.schemas.runs import KINDS, receipt_path
+from wordmask.schemas.runs import RunSummary
 from wordmask.schemas.settings import Frozen
-from wordmask.tasks.output.catalog import published_runs
+from wordmask.tasks.output.catalog import (
+    part_files,
+    publication_time,
+    published_runs,
+    receipt_files,
+    run_path,
+)
 from wordmask.tasks.storage import Store
 
 
 class Garbage(Frozen):
-    """Files that can go, relative to the output, and their bytes. Receipts come first: a shard
-    whose receipt is gone is not done, so that what a stopped removal leaves is computed anew rather
-    than trusted."""
+    """Files that can go, relative to the output, and their bytes.
+
+    Runs and receipts come before parts: a shard without a receipt is not done, so that a removal
+    that stops half-way leaves shards that are computed anew rather than trusted.
+    """
 
     runs_kept: int
     shards: int = Field(description="shards that have something that goes")
@@ -24,14 +33,18 @@ class Garbage(Frozen):
 
 
 def find_garbage(output: Store, keep_runs: int | None = None) -> Garbage:
-    """What can be removed. `keep_runs`: of the published runs the newest so many are kept, with
-    what they name; None keeps all.
+    """Return the files that can be removed.
 
-    Shards that were done since the newest run was published are kept: a run that its budget ended,
-    or Ctrl-C, is to go on from them.
+    Shards that were done since the newest run was published are kept: a run that was stopped, by
+    its budget or by Ctrl-C, goes on from them.
+
+    Args:
+        output: the output.
+        keep_runs: how many of the newest published runs are kept, with their shards; None keeps
+            all.
 
     Raises:
-        FileNotFoundError: nothing was published: all there is would go.
+        FileNotFoundError: nothing was published, so that everything would go.
     """
     runs = published_runs(output)
     if not runs:
@@ -39,31 +52,35 @@ def find_garbage(output: Store, keep_runs: int | None = None) -> Garbage:
             f"{output.root}: no published run there, so that all would go. Run `wordmask run` to"
             " its end first"
         )
-    kept, gone = runs[:keep_runs], runs[len(runs[:keep_runs]) :]
-    named = {shard_id for run in kept for shard_id in run.shard_ids}
-    parts = {part.path for run in kept for part in (*run.masks_parts, *run.rejects_parts)}
-    receipts = output.files("receipts", ".json")
-    published = output.files("runs", ".json")[runs[0].run_id].changed
-    recent = {shard_id for shard_id, file in receipts.items() if file.changed >= published}
-    found = [
-        (receipt_path(each), each, file.bytes)
-        for each, file in sorted(receipts.items())
-        if each not in named | recent
-    ]
-    for kind in KINDS:
-        for name, file in sorted(output.files(kind, ".parquet").items()):
-            path, shard_id = f"{kind}/{name}.parquet", name.removeprefix("part-").split("-")[0]
-            if path not in parts and shard_id not in recent:
-                found.append((path, shard_id, file.bytes))
+    kept = runs[:keep_runs]
+    dropped = runs[len(kept) :]
+    receipts = receipt_files(output)
+    published_at = publication_time(output, runs[0].run_id)
+    recent = {file.shard_id for file in receipts if file.changed >= published_at}
+    shards_kept = recent | {shard_id for run in kept for shard_id in run.shard_ids}
+    parts_kept = _parts_of(kept)
+    receipts_gone = [file for file in receipts if file.shard_id not in shards_kept]
+    parts = [file for file in part_files(output) if file.shard_id not in recent]
+    parts_gone = [file for file in parts if file.path not in parts_kept]
+    found = receipts_gone + parts_gone
+    run_paths = [run_path(run.run_id) for run in dropped]
     return Garbage(
         runs_kept=len(kept),
-        shards=len({shard_id for _, shard_id, _ in found}),
-        bytes=sum(size for _, _, size in found),
-        paths=(*(f"runs/{run.run_id}.json" for run in gone), *(path for path, _, _ in found)),
+        shards=len({file.shard_id for file in found}),
+        bytes=sum(file.bytes for file in found),
+        paths=(*run_paths, *(file.path for file in found)),
     )
 
 
-def remove_garbage(output: Store, found: Garbage) -> None:
-    """Remove it."""
-    for path in found.paths:
+def _parts_of(runs: tuple[RunSummary, ...]) -> set[str]:
+    paths: set[str] = set()
+    for run in runs:
+        paths.update(part.path for part in run.masks_parts)
+        paths.update(part.path for part in run.rejects_parts)
+    return paths
+
+
+def remove_garbage(output: Store, garbage: Garbage) -> None:
+    """Remove the files, in their order."""
+    for path in garbage.paths:
         output.remove(path)

@@ -1,4 +1,4 @@
-"""Read what a published run left behind."""
+"""What readers get from a published run: masks, scores against a truth, reasons of rejects."""
 
 from __future__ import annotations
 
@@ -12,28 +12,44 @@ import pyarrow.parquet as pq
 from wordmask.model.eval.referring import Answer, ReferringScores, score
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Part
+from wordmask.schemas.runs import Part, RunSummary
 from wordmask.tasks.output.catalog import newest_run
 from wordmask.tasks.storage import Store
 
 TRUTH_COLUMNS = "row_id and mask struct<size, counts>"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """Rows that were rejected for one reason, and a few of them: row id and detail."""
+
+    code: RejectCode
+    rows: int
+    examples: tuple[tuple[str, str], ...]
+
+
 def read_masks(output: Store, part: Part, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a part of masks, in row order."""
+    """Yield the rows of a part of masks, in row order."""
     yield from _rows(output, part.path, columns)
 
 
 def evaluate(output: Store, truth: Store) -> ReferringScores:
-    """Score the newest published run of an output against a table with `row_id` and `mask` (COCO
-    RLE), joined on row_id.
+    """Return the scores of the newest published run against a truth, joined on row_id.
+
+    Args:
+        output: the output of the run.
+        truth: a Parquet file with `row_id` and `mask` (COCO RLE).
 
     Raises:
         InputError: the truth lacks a column, or repeats a row_id.
         FileNotFoundError: nothing was published, or there is no such table.
     """
+    answers = _answers(output, newest_run(output))
+    return score(_truth_masks(truth), answers)
+
+
+def _answers(output: Store, run: RunSummary) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
-    run = newest_run(output)
     for masks, rejects in zip(run.masks_parts, run.rejects_parts, strict=True):
         for row in _rows(output, rejects.path, ["row_id"]):
             # A duplicate's reject stands beside the mask of the first row with its id, which
@@ -41,71 +57,89 @@ def evaluate(output: Store, truth: Store) -> ReferringScores:
             answers.setdefault(row["row_id"], Answer("rejected"))
         for row in _rows(output, masks.path, ["row_id", "status", "mask"]):
             answers[row["row_id"]] = Answer(row["status"], row["mask"])
-    return score(_truth(truth), answers)
+    return answers
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """Rows rejected for one reason, and a few of them: row id and detail."""
+def _truth_masks(truth: Store) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield row id and mask of each row of the truth."""
+    _check_truth_columns(truth)
+    seen: set[str] = set()
+    for row in _rows(truth, "", ["row_id", "mask"]):
+        row_id = str(row["row_id"])
+        if row_id in seen:
+            raise InputError(
+                f"truth {truth.uri}: row_id = {row_id!r} occurs twice; each must be unique"
+            )
+        seen.add(row_id)
+        if row["mask"] is None:
+            raise InputError(
+                f"truth {truth.uri}: mask of row_id = {row_id!r} is null; leave the row out or give"
+                " an empty mask"
+            )
+        yield row_id, row["mask"]
 
-    code: RejectCode
-    rows: int
-    examples: tuple[tuple[str, str], ...]
+
+def _check_truth_columns(truth: Store) -> None:
+    try:
+        with truth.reading("") as handle:
+            schema = pq.read_schema(handle)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"truth {truth.uri}: not a readable Parquet file ({error})") from None
+    missing = {"row_id", "mask"} - set(schema.names)
+    if missing:
+        raise InputError(
+            f"truth {truth.uri}: no column {', '.join(sorted(missing))}; needs {TRUTH_COLUMNS}, and"
+            f" has {', '.join(schema.names)}"
+        )
+    mask_type = schema.field("mask").type
+    if not _is_rle(mask_type):
+        raise InputError(f"truth {truth.uri}: column 'mask' is {mask_type}; needs {TRUTH_COLUMNS}")
+
+
+def _is_rle(arrow_type: pa.DataType) -> bool:
+    if not pa.types.is_struct(arrow_type):
+        return False
+    names = {field.name for field in arrow_type}
+    return {"size", "counts"} <= names
 
 
 def rejected(output: Store, examples: int) -> list[Rejected]:
-    """What the newest published run rejected, most frequent first, with up to so many examples of
-    each reason.
+    """Return the reasons of the newest published run's rejects, most frequent first.
+
+    Args:
+        output: the output of the run.
+        examples: how many rows to give of each reason, at most.
 
     Raises:
         FileNotFoundError: nothing was published.
     """
     run = newest_run(output)
+    shown = _reject_examples(output, run, examples)
+    by_count = sorted(run.rejects.items(), key=lambda item: -item[1])
+    return [
+        Rejected(code=RejectCode(code), rows=rows, examples=tuple(shown[code]))
+        for code, rows in by_count
+    ]
+
+
+def _reject_examples(
+    output: Store, run: RunSummary, examples: int
+) -> dict[str, list[tuple[str, str]]]:
+    """Return the first rows of each code. Parts are read until there are enough of all."""
     shown: dict[str, list[tuple[str, str]]] = {code: [] for code in run.rejects}
-    for part in run.rejects_parts if examples else ():
-        if all(len(shown[code]) >= min(examples, count) for code, count in run.rejects.items()):
+    missing = sum(min(examples, count) for count in run.rejects.values())
+    for part in run.rejects_parts:
+        if missing == 0:
             break
         for row in _rows(output, part.path, ["row_id", "code", "detail"]):
-            if len(shown[row["code"]]) < examples:
-                shown[row["code"]].append((row["row_id"], row["detail"]))
-    counts = sorted(run.rejects.items(), key=lambda item: -item[1])
-    return [
-        Rejected(code=RejectCode(code), rows=count, examples=tuple(shown[code]))
-        for code, count in counts
-    ]
+            found = shown[row["code"]]
+            if len(found) < examples:
+                found.append((row["row_id"], row["detail"]))
+                missing -= 1
+    return shown
 
 
 def _rows(store: Store, path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     with store.parquet(path) as parquet:
         for batch in parquet.iter_batches(columns=columns):
             yield from batch.to_pylist()
-
-
-def _truth(store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with store.reading("") as handle:
-            schema = pq.read_schema(handle)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"truth {store.uri}: not a readable Parquet file ({error})") from None
-    if missing := {"row_id", "mask"} - set(schema.names):
-        raise InputError(
-            f"truth {store.uri}: no column {', '.join(sorted(missing))}; needs"
-            f" {TRUTH_COLUMNS}, and has {', '.join(schema.names)}"
-        )
-    kind = schema.field("mask").type
-    if not pa.types.is_struct(kind) or not {"size", "counts"} <= {field.name for field in kind}:
-        raise InputError(f"truth {store.uri}: column 'mask' is {kind}; needs {TRUTH_COLUMNS}")
-    seen: set[str] = set()
-    for row in _rows(store, "", ["row_id", "mask"]):
-        row_id = str(row["row_id"])
-        if row_id in seen:
-            raise InputError(
-                f"truth {store.uri}: row_id = {row_id!r} occurs twice; each must be unique"
-            )
-        seen.add(row_id)
-        if row["mask"] is None:
-            raise InputError(
-                f"truth {store.uri}: mask of row_id = {row_id!r} is null; leave the row out or"
-                " give an empty mask"
-            )
-        yield row_id, row["mask"]

@@ -1,5 +1,8 @@
-"""Answers that were computed before, so that only what is new is asked of the model: rows of a file
-that changed, and the rows beside rejected ones that are tried again."""
+"""Answers that were computed before, so that the model works only on what is new.
+
+New are the rows of a file that changed, and the rejected rows that are tried again. All other rows
+are copied.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from wordmask.tasks.output.catalog import new_run_id, newest_run, read_receipts
 from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store
 
-AS_THEY_ARE = tuple(
-    field.name for field in fields(Segmentation) if field.name not in ("rle", "bbox", "coarse_bbox")
-)
+# Fields of a Segmentation whose columns have another name or type.
+CONVERTED = ("rle", "bbox", "coarse_bbox")
+UNCHANGED = tuple(field.name for field in fields(Segmentation) if field.name not in CONVERTED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """An answer of an earlier run, and the size of the image that it is about."""
+    """An answer of an earlier run, and the size of its image in pixels."""
 
     row: int
     row_key: str
@@ -35,37 +38,37 @@ class Earlier:
 
 
 def row_key(row: Row, image_id: str) -> str:
-    """32 hex digits of all that a row's answer depends on, besides the model and the settings."""
-    return hashlib.sha256(json.dumps([image_id, row.query, row.spatial_refs]).encode()).hexdigest()[
-        :32
-    ]
+    """Return 32 hex digits of what a row's answer depends on, besides model and settings."""
+    parts = json.dumps([image_id, row.query, row.spatial_refs])
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
 def answers_of(output: Store, receipts: Iterable[Receipt]) -> list[Earlier]:
-    """The masks of shards that were done before. A part that is gone by now has none."""
-    return [_earlier(row) for receipt in receipts for row in _rows(output, receipt.masks_part)]
+    """Return the masks of shards that are done. A part that is gone by now has none."""
+    parts = [receipt.masks_part for receipt in receipts]
+    return [_earlier(row) for part in parts for row in _rows(output, part)]
 
 
 def rejects_of(output: Store, receipt: Receipt) -> list[dict[str, Any]]:
-    """The rejects of a shard that was done before."""
+    """Return the rejects of a shard that is done."""
     return _rows(output, receipt.rejects_part)
 
 
 def _rows(output: Store, part: Part) -> list[dict[str, Any]]:
     try:
         with output.parquet(part.path) as parquet:
-            found: list[dict[str, Any]] = parquet.read().to_pylist()
-            return found
+            rows: list[dict[str, Any]] = parquet.read().to_pylist()
+            return rows
     except FileNotFoundError:
         return []
 
 
 def _earlier(row: dict[str, Any]) -> Earlier:
-    found = Segmentation(
+    segmentation = Segmentation(
         rle=row["mask"],
         bbox=tuple(row["bbox"]),
         coarse_bbox=tuple(row["coarse_bbox"]),
-        **{name: row[name] for name in AS_THEY_ARE},
+        **{name: row[name] for name in UNCHANGED},
     )
     return Earlier(
         row=row["row"],
@@ -73,78 +76,93 @@ def _earlier(row: dict[str, Any]) -> Earlier:
         image_id=row["image_id"],
         height=row["height"],
         width=row["width"],
-        segmentation=found,
+        segmentation=segmentation,
     )
 
 
-def earlier_answers(
-    newest: RunSummary,
-    pending: Sequence[Shard],
-    shards: Sequence[Shard],
-    settings: RunSettings,
+def reuse_hints(
     output: Store,
-    receipts: Collection[str],
+    settings: RunSettings,
+    shards: Sequence[Shard],
+    newest: RunSummary,
+    done: Collection[str],
 ) -> dict[str, ShardHints]:
-    """By pending shard, of which there is one at least, the shards of the newest published run with
-    rows of the same file from about the same place, if they were done by the same model in the same
-    way: the file has changed, or a setting that no answer depends on, but most rows may not have.
-    Rows that moved by more than a shard are not found there, and computed anew."""
-    if (
-        newest.settings.segment.method != settings.segment.method
-        or newest.model_revision != pending[0].model_revision
-    ):
+    """Return, for shards that are not done, the earlier shards whose equal rows can be copied.
+
+    These are shards of the newest published run with rows of the same file and from about the same
+    place in it. The file has changed since then, or a setting that no answer depends on, but most
+    rows have not. Rows that moved by more than a shard are not found there, and computed anew.
+
+    Args:
+        output: the output.
+        settings: the settings of the run that is planned.
+        shards: its shards.
+        newest: the newest published run.
+        done: the ids of all shards that have a receipt.
+    """
+    pending = [shard for shard in shards if shard.shard_id not in done]
+    if not pending or not _same_answers(newest, settings, pending[0].model_revision):
         return {}
-    superseded = sorted({*newest.shard_ids} - {shard.shard_id for shard in shards} & {*receipts})
-    names = {shard.name for shard in pending}
-    old: dict[str, list[Shard]] = {name: [] for name in names}
-    for receipt in read_receipts(output, superseded):
-        if receipt.shard.name in names:
-            old[receipt.shard.name].append(receipt.shard)
-    found = {}
+    superseded = set(newest.shard_ids).intersection(done)
+    superseded.difference_update(shard.shard_id for shard in shards)
+    earlier: dict[str, list[Shard]] = {shard.name: [] for shard in pending}
+    for receipt in read_receipts(output, sorted(superseded)):
+        if receipt.shard.name in earlier:
+            earlier[receipt.shard.name].append(receipt.shard)
+    hints = {}
     for shard in pending:
-        near = range(shard.first_row - shard.rows, shard.first_row + 2 * shard.rows)
-        same = [
-            o.shard_id
-            for o in old[shard.name]
-            if o.first_row < near.stop and o.first_row + o.rows > near.start
-        ]
-        if same:
-            found[shard.shard_id] = ShardHints(reuse_from=tuple(same))
-    return found
+        near = [old.shard_id for old in earlier[shard.name] if _is_near(old, shard)]
+        if near:
+            hints[shard.shard_id] = ShardHints(reuse_from=tuple(near))
+    return hints
+
+
+def _same_answers(newest: RunSummary, settings: RunSettings, model_revision: str) -> bool:
+    """Return whether a run gave the answers that other settings and another model would give."""
+    same_method = newest.settings.segment.method == settings.segment.method
+    return same_method and newest.model_revision == model_revision
+
+
+def _is_near(old: Shard, shard: Shard) -> bool:
+    """Return whether rows of `old` lie at most the length of `shard` away from its rows."""
+    start = shard.first_row - shard.rows
+    stop = shard.first_row + 2 * shard.rows
+    return old.first_row < stop and old.first_row + old.rows > start
 
 
 def changed_shards(newest: RunSummary, pending: Sequence[Shard]) -> frozenset[str]:
-    """The pending shards of files that the newest published run had too: since then the file has
-    changed, or the model, the settings or how it is cut."""
+    """Return the pending shards of files that the newest published run had too.
+
+    Since then the file has changed, or the model, the settings or the division into shards.
+    """
     return frozenset(shard.shard_id for shard in pending if shard.name in newest.files)
 
 
 def retry_plan(output: Store, codes: Collection[RejectCode]) -> tuple[Plan, RunSettings]:
-    """The shards of an output's newest published run, and the settings of that run.
+    """Return the plan to retry rejected rows of the newest published run, and its settings.
 
-    Shards in which no row was rejected for one of `codes` count as done. The settings name the
-    output as it was called then: it may have moved since.
+    The plan has all shards of that run. Shards in which no row was rejected for one of `codes`
+    count as done. The settings name the output as it was called then: it may have moved since.
 
     Raises:
         FileNotFoundError: nothing was published.
     """
     run = newest_run(output)
+    done = set()
+    hints = {}
     receipts = read_receipts(output, run.shard_ids)
-    shards = tuple(receipt.shard for receipt in receipts)
-    done = frozenset(
-        r.shard.shard_id for r in receipts if not any(r.rejects.get(code) for code in codes)
-    )
-    hints = {
-        shard.shard_id: ShardHints(retry_codes=tuple(codes))
-        for shard in shards
-        if shard.shard_id not in done
-    }
+    for receipt in receipts:
+        shard_id = receipt.shard.shard_id
+        if any(receipt.rejects.get(code) for code in codes):
+            hints[shard_id] = ShardHints(retry_codes=tuple(codes))
+        else:
+            done.add(shard_id)
     plan = Plan(
         run_id=new_run_id(),
-        shards=shards,
-        done=done,
+        shards=tuple(receipt.shard for receipt in receipts),
+        done=frozenset(done),
         hints=hints,
-        files=len({shard.file for shard in shards}),
+        files=len({receipt.shard.file for receipt in receipts}),
         input_bytes=0,
     )
     return plan, run.settings

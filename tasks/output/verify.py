@@ -1,5 +1,6 @@
-"""Every planned row is in exactly one of masks or rejects: checked against a fresh listing, after
-every run.
+"""Verification that every planned row is in exactly one of masks or rejects.
+
+It is done against a fresh listing, after every run.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,17 +16,18 @@ from pydantic import Field
 
 from wordmask.schemas.runs import Part, Plan, Receipt, Shard
 from wordmask.schemas.settings import Frozen
-from wordmask.tasks.output.catalog import newest_run, read_receipts
+from wordmask.tasks.output.catalog import newest_run, read_receipt
 from wordmask.tasks.storage import Store, is_damaged_parquet, sha256
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 SHARDS_AT_ONCE = 8
-SHOWN = 20
+SHOWN = 20  # violations in an error
 
 
 class VerifyReport(Frozen):
-    """What was checked, and each violation in words: shard, row, what is wrong."""
+    """The extent of a verification, and each violation in words: shard, row, what is wrong."""
 
     shards: int
     rows: int
@@ -36,6 +38,7 @@ class VerifyReport(Frozen):
 
     @property
     def holds(self) -> bool:
+        """Whether there is no violation."""
         return not self.violations
 
 
@@ -43,100 +46,114 @@ class AccountingError(RuntimeError):
     """A row was lost or doubled. The message names the rows."""
 
 
+class _NamedParts(NamedTuple):
+    """The parts of a shard that a published run names."""
+
+    shard_id: str
+    parts: tuple[Part, Part]
+
+
 def verify(plan: Plan, output: Store) -> VerifyReport:
-    """Compare the plan with what lies in the output."""
-    receipts: dict[str, Receipt] = {}
+    """Compare a plan with the parts in the output."""
 
-    def check(shard: Shard) -> list[str]:
+    def check(shard: Shard) -> tuple[Receipt | None, list[str]]:
         try:
-            (receipt,) = read_receipts(output, [shard.shard_id])
+            receipt = read_receipt(output, shard.shard_id)
         except FileNotFoundError:
-            return [f"shard {shard.shard_id} ({shard.name}): has no receipt"]
-        receipts[shard.shard_id] = receipt
-        return list(_violations(shard, (receipt.masks_part, receipt.rejects_part), output))
+            return None, [f"shard {shard.shard_id} ({shard.name}): has no receipt"]
+        parts = (receipt.masks_part, receipt.rejects_part)
+        return receipt, list(_row_violations(shard, parts, output))
 
-    report = _report(check, plan.shards, plan.rows)
-    return report.model_copy(
-        update={
-            "receipts": tuple(receipts[s.shard_id] for s in plan.shards if s.shard_id in receipts)
-        }
+    checked = _in_threads(check, plan.shards)
+    return VerifyReport(
+        shards=len(plan.shards),
+        rows=plan.rows,
+        violations=_joined(violations for _, violations in checked),
+        receipts=tuple(receipt for receipt, _ in checked if receipt is not None),
     )
 
 
 def verify_output(output: Store) -> VerifyReport:
-    """Compare the newest published run with what lies in the output, to the last byte.
+    """Compare the newest published run with the parts in the output, to the last byte.
 
     Raises:
         FileNotFoundError: nothing was published.
     """
     run = newest_run(output)
 
-    def check(named: tuple[str, Part, Part]) -> list[str]:
-        shard_id, *parts = named
+    def check(named: _NamedParts) -> list[str]:
         try:
-            (receipt,) = read_receipts(output, [shard_id])
+            receipt = read_receipt(output, named.shard_id)
         except FileNotFoundError:
-            return [f"shard {shard_id}: has no receipt"]
-        return list(_violations(receipt.shard, parts, output)) or list(
-            _changes(receipt.shard, parts, output)
-        )
+            return [f"shard {named.shard_id}: has no receipt"]
+        violations = list(_row_violations(receipt.shard, named.parts, output))
+        return violations or list(_changed_parts(receipt.shard, named.parts, output))
 
-    return _report(
-        check, list(zip(run.shard_ids, run.masks_parts, run.rejects_parts, strict=True)), run.rows
+    shards = zip(run.shard_ids, run.masks_parts, run.rejects_parts, strict=True)
+    named = [_NamedParts(shard_id, (masks, rejects)) for shard_id, masks, rejects in shards]
+    return VerifyReport(
+        shards=len(named), rows=run.rows, violations=_joined(_in_threads(check, named))
     )
 
 
-def _report(check: Callable[[T], list[str]], items: Sequence[T], rows: int) -> VerifyReport:
+def require(report: VerifyReport) -> None:
+    """Check that a verification found no violation.
+
+    Raises:
+        AccountingError: it found some. The message shows the first ones.
+    """
+    if report.holds:
+        return
+    lines = ["rows are lost or doubled:", *report.violations[:SHOWN]]
+    hidden = len(report.violations) - SHOWN
+    if hidden > 0:
+        lines.append(f"... and {hidden} more")
+    lines.append(
+        "Delete receipts/SHARD.json of these shards from the output, and the same command"
+        " computes them anew"
+    )
+    raise AccountingError("\n".join(lines))
+
+
+def _in_threads(check: Callable[[T], R], items: Sequence[T]) -> list[R]:
     with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
-        found = [violation for part in pool.map(check, items) for violation in part]
-    return VerifyReport(shards=len(items), rows=rows, violations=tuple(found))
+        return list(pool.map(check, items))
 
 
-def _changes(shard: Shard, parts: Iterable[Part], output: Store) -> Iterator[str]:
+def _joined(lists: Iterable[list[str]]) -> tuple[str, ...]:
+    return tuple(violation for violations in lists for violation in violations)
+
+
+def _changed_parts(shard: Shard, parts: Iterable[Part], output: Store) -> Iterator[str]:
     for part in parts:
         if sha256(output.read_bytes(part.path)) != part.sha256:
-            yield f"shard {shard.shard_id} ({shard.name}): {part.path} is not what was written"
+            yield f"{_describe(shard)}: {part.path} is not what was written"
 
 
-def require(report: VerifyReport) -> None:
-    """Raises AccountingError unless the invariant holds."""
-    if not report.holds:
-        more = (
-            f"\n... and {len(report.violations) - SHOWN} more"
-            if len(report.violations) > SHOWN
-            else ""
-        )
-        remedy = (
-            "\nDelete receipts/SHARD.json of these shards from the output, and the same command"
-            " computes them anew"
-        )
-        raise AccountingError(
-            "rows are lost or doubled:\n" + "\n".join(report.violations[:SHOWN]) + more + remedy
-        )
-
-
-def _violations(shard: Shard, parts: Iterable[Part], output: Store) -> Iterator[str]:
-    rows: Counter[int] = Counter()
+def _row_violations(shard: Shard, parts: Iterable[Part], output: Store) -> Iterator[str]:
+    """Yield the rows that do not occur exactly once, or the first part that cannot be read."""
+    occurrences: Counter[int] = Counter()
     for part in parts:
-        path = part.path
         try:
-            with output.reading(path) as handle:
-                rows.update(pq.read_table(handle, columns=["row"]).column(0).to_pylist())
+            with output.reading(part.path) as handle:
+                table = pq.read_table(handle, columns=["row"])
         except FileNotFoundError:
-            yield f"shard {shard.shard_id} ({shard.name}): {path} is missing"
+            yield f"{_describe(shard)}: {part.path} is missing"
             return
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             if not is_damaged_parquet(error):
                 raise
-            yield f"shard {shard.shard_id} ({shard.name}): {path} cannot be read ({error})"
+            yield f"{_describe(shard)}: {part.path} cannot be read ({error})"
             return
-    for row in range(shard.rows):
-        if rows[row] != 1:
-            yield (
-                f"shard {shard.shard_id} ({shard.name}): row {shard.first_row + row} occurs"
-                f" {rows[row]} times"
-            )
-    for row in sorted(set(rows) - set(range(shard.rows))):
-        yield (
-            f"shard {shard.shard_id} ({shard.name}): row {shard.first_row + row} was never planned"
-        )
+        occurrences.update(table.column(0).to_pylist())
+    planned = range(shard.rows)
+    for row in planned:
+        if occurrences[row] != 1:
+            at = shard.first_row + row
+            yield f"{_describe(shard)}: row {at} occurs {occurrences[row]} times"
+    for row in sorted(set(occurrences) - set(planned)):
+        yield f"{_describe(shard)}: row {shard.first_row + row} was never planned"
+
+
+def _describe(shard: Shard) -> str:
+    return f"shard {shard.shard_id} ({shard.name})"

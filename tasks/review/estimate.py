@@ -14,8 +14,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from wordmask.model.hub.registry import DEMO, ModelSource
-from wordmask.schemas.runs import Plan, Receipt, receipt_path
+from wordmask.schemas.runs import Plan, Receipt
 from wordmask.schemas.settings import Frozen, RunSettings
+from wordmask.tasks.output.catalog import newest_shards, read_receipt
 from wordmask.tasks.storage import Store
 
 NEWEST = 50  # receipts that are read
@@ -149,9 +150,7 @@ def _alike(plan: Plan, settings: RunSettings, model_revision: str, output: Store
     """Receipts of the same model and settings; those of this input before others, new before
     old.
     """
-    names = sorted(output.newest("receipts", ".json"), key=lambda name: name not in plan.done)[
-        :NEWEST
-    ]
+    names = sorted(newest_shards(output), key=lambda name: name not in plan.done)[:NEWEST]
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         receipts = [
             receipt
@@ -169,7 +168,7 @@ def _alike(plan: Plan, settings: RunSettings, model_revision: str, output: Store
 def _read(output: Store, name: str) -> Receipt | None:
     """A receipt; None if it is another version's, whose times may mean something else."""
     try:
-        return Receipt.model_validate_json(output.read_bytes(receipt_path(name)))
+        return read_receipt(output, name)
     except ValidationError:
         return None
 

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from wordmask.schemas.masks import FLAGS, MASKS, SCORES
 from wordmask.schemas.redaction import redacted
 from wordmask.schemas.rejects import REJECTS
-from wordmask.schemas.runs import Part, Shard, part_path
+from wordmask.schemas.runs import Part, Shard
 from wordmask.schemas.settings import SegmentSettings
+from wordmask.tasks.output.catalog import part_path
 from wordmask.tasks.output.reuse import row_key
 from wordmask.tasks.rows import Mask, Reject, ShardResult
 from wordmask.tasks.storage import Store, sha256

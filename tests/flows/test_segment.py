@@ -24,8 +24,8 @@ from wordmask.flows.segment import ShardsFailedError, retry, segment_flow
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Lease, RunSummary
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import status
-from wordmask.tasks.output.lease import LEASE_PATH, LeaseHandle, LeaseLostError, acquire_lease
+from wordmask.tasks.output.catalog import LEASE_PATH, status
+from wordmask.tasks.output.lease import LeaseHandle, LeaseLostError, acquire_lease
 from wordmask.tasks.storage import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_api")

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 from wordmask.schemas.runs import Plan, RunSummary
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import publish, read_receipts, summarize
+from wordmask.tasks.output.catalog import publish, read_receipts
+from wordmask.tasks.output.summary import summarize
 from wordmask.tasks.output.verify import require, verify
 from wordmask.tasks.plan import make_plan
 from wordmask.tasks.storage import Store

@@ -21,9 +21,9 @@ from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import RowRange
 from wordmask.schemas.settings import Columns, RunSettings, SegmentSettings
 from wordmask.tasks.context import ShardContext
-from wordmask.tasks.plan import _shards, cut
+from wordmask.tasks.plan import cut, file_shards
 from wordmask.tasks.shard import process_shard
-from wordmask.tasks.table.footers import InputFile, RowGroup, _images
+from wordmask.tasks.table.footers import InputFile, RowGroup, _distinct_images
 
 
 def run_settings(input: Path | str, output: Path | str, **options: object) -> RunSettings:
@@ -226,7 +226,7 @@ def test_planning_takes_no_longer_per_repeated_row_the_more_there_are(tmp_path: 
     file = InputFile(uri="u", name="a", fingerprint="f", size=1, row_groups=(RowGroup(200_000, 1),))
     asked = run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_rows=250)
     began = time.process_time()
-    shards = list(_shards(file, asked, "m", tuple(range(200_000))))
+    shards = list(file_shards(file, asked, "m", tuple(range(200_000))))
     assert time.process_time() - began < 3, "it takes a tenth of a second"
     assert {len(shard.duplicates) for shard in shards} == {250}
 
@@ -459,9 +459,9 @@ def test_a_count_of_distinct_values_is_believed() -> None:
         has_null_count=True, null_count=0, has_distinct_count=True, distinct_count=5
     )
     group = SimpleNamespace(num_rows=9, column=lambda at: SimpleNamespace(statistics=counted))
-    assert _images(group, [0]) == 5
+    assert _distinct_images(group, [0]) == 5
     assert (
-        _images(
+        _distinct_images(
             SimpleNamespace(num_rows=9, column=lambda at: SimpleNamespace(statistics=None)), [0]
         )
         is None

@@ -15,8 +15,8 @@ import pytest
 
 from wordmask.schemas.runs import Lease
 from wordmask.tasks.output import lease
+from wordmask.tasks.output.catalog import LEASE_PATH
 from wordmask.tasks.output.lease import (
-    LEASE_PATH,
     LeaseHandle,
     LeaseLostError,
     OutputInUseError,
@@ -30,9 +30,9 @@ OTHER = {"token": "t", "run_id": "other", "since": "2026-11-01T00:00:00+00:00"}
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "RENEWED_EVERY", 0.1)
-    monkeypatch.setattr(lease, "SETTLES_IN", 0.02)
-    monkeypatch.setattr(lease, "ASKED_EVERY", 0.05)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_clocks_that_disagree_take_nothing_from_the_living(
 ) -> None:
     """The holder's clock is weeks behind, but it renews."""
     monkeypatch.setattr(
-        lease, "RENEWED_EVERY", 2.0
+        lease, "RENEW_SECONDS", 2.0
     )  # it is watched for that long and a half: time enough on a busy machine
     done, begun = threading.Event(), threading.Event()
 
@@ -200,7 +200,7 @@ def test_clocks_that_disagree_take_nothing_from_the_living(
 def test_of_two_that_begin_at_once_one_holds_it(
     output: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "SETTLES_IN", 0.3)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.3)
     together, inside, refused = threading.Barrier(4), [], []
     end = threading.Event()
 

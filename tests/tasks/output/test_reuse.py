@@ -13,9 +13,10 @@ from tests.support.fakes import REVISION, FakeSegmenter
 from tests.support.runs import plan_of, publish_run, require_every_row_once
 from tests.support.tables import part_of, png, read_rows, write_input
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import KINDS, Plan, Receipt, ShardHints
+from wordmask.schemas.runs import Plan, Receipt, ShardHints
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
+from wordmask.tasks.output.catalog import PART_KINDS
 from wordmask.tasks.output.results import rejected
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.output.verify import verify_output
@@ -176,7 +177,7 @@ def test_only_rejects_of_the_code_are_tried_again(
 def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
     with_rejects: RunSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = {kind: read_rows(with_rejects.output, kind) for kind in KINDS}
+    before = {kind: read_rows(with_rejects.output, kind) for kind in PART_KINDS}
     (tmp_path / "late.png").write_bytes(png(1))
     plan, settings = retry_plan(Store.open(with_rejects.output), (RejectCode.IMAGE_NOT_FOUND,))
     put = Store.write_bytes
@@ -191,7 +192,7 @@ def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
     with pytest.raises(KeyboardInterrupt):
         process_shard(shard, settings, ShardContext(FakeSegmenter()), plan.hints[shard.shard_id])
     monkeypatch.undo()
-    assert {kind: read_rows(with_rejects.output, kind) for kind in KINDS} == before
+    assert {kind: read_rows(with_rejects.output, kind) for kind in PART_KINDS} == before
     assert verify_output(Store.open(with_rejects.output)).holds
     carry_out(*retry_plan(Store.open(with_rejects.output), (RejectCode.IMAGE_NOT_FOUND,)))
     assert len(read_rows(with_rejects.output, "masks")) == len(before["masks"]) + 1

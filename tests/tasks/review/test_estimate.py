@@ -18,8 +18,9 @@ from wordmask.model.costs.roofline import estimates
 from wordmask.model.costs.stages import Workload
 from wordmask.model.hub.registry import Location, ModelError, ModelSource, resolve_model
 from wordmask.model.nn.config import MoondreamSegmentationConfig
-from wordmask.schemas.runs import Part, Plan, Receipt, RowRange, Shard, Timings, receipt_path
+from wordmask.schemas.runs import Part, Plan, Receipt, RowRange, Shard, Timings
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.output.catalog import receipt_path
 from wordmask.tasks.review import estimate
 from wordmask.tasks.review.estimate import TimeEstimate, estimate_time
 from wordmask.tasks.storage import Store
