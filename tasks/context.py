@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ class ModelLock:
         self._free_since = 0.0
 
     @contextmanager
-    def hold(self, wanted_since: float) -> Iterator[float]:
+    def hold(self, wanted_since: float) -> Generator[float, None, None]:
         """Wait for the model and keep it within the block.
 
         Args:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import MappingProxyType
+
+from opentelemetry.trace import Span
 
 from wordmask.schemas.runs import Part, Receipt, Shard, ShardHints, Timings
 from wordmask.schemas.settings import RunSettings
@@ -76,41 +79,30 @@ def process_shard(
         RowsLostError: rows were lost or doubled. Nothing is written then.
         OSError: the store failed for good.
     """
-    began = time.perf_counter()
-    started_at = datetime.now(UTC)
+    timer = _StageTimer()
     _require_planned_model(shard, context.segmenter)
-    table = Store.open(shard.file)
     output = Store.open(settings.output)
 
-    with traces.span("read"):
+    with timer.stage("read"):
+        table = Store.open(shard.file)
         rows, schema = read_rows(table, shard, settings.segment, context.readers)
-    read_at = time.perf_counter()
 
     with logs.redacted_errors(row.query for row in rows):
-        with traces.span("infer") as span:
+        with timer.stage("infer") as span:
             open_rows, settled = apply_hints(rows, shard, hints, output)
             sound, unsound = check_rows(open_rows, shard, context.segmenter)
             answers = reusable_answers(hints, output)
             inferred = infer_rows(
-                sound, shard, settings, context, reusable=answers, wanted_since=began
+                sound, shard, settings, context, reusable=answers, wanted_since=timer.began
             )
             result = inferred.including([*settled, *unsound])
             _require_each_row_once(result, rows, shard)
             span.set_attributes(_span_attributes(result))
-        inferred_at = time.perf_counter()
 
-        with traces.span("write"):
-            masks, rejects = write_parts(result, shard, settings.segment, schema, output)
-    written_at = time.perf_counter()
+        with timer.stage("write"):
+            parts = write_parts(result, shard, settings.segment, schema, output)
 
-    timings = Timings(
-        read=read_at - began,
-        infer=result.infer_seconds,
-        idle=result.idle_seconds,
-        write=written_at - inferred_at,
-        total=written_at - began,
-    )
-    receipt = _make_receipt(shard, result, masks, rejects, timings, started_at)
+    receipt = _make_receipt(shard, result, parts, timer)
     # Last of all: where there is a receipt, both parts are whole.
     write_receipt(output, receipt)
     metrics.count(receipt)
@@ -128,6 +120,22 @@ def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None
         rows, _ = read_rows(Store.open(shard.file), shard, settings.segment, context.readers)
         sound, _ = check_rows(rows[start:stop], shard, context.segmenter)
         infer_rows(sound, shard, settings, context)
+
+
+class _StageTimer:
+    """The seconds and the spans of a shard's stages."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.started_at = datetime.now(UTC)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[Span, None, None]:
+        began = time.perf_counter()
+        with traces.span(name) as span:
+            yield span
+        self.seconds[name] = time.perf_counter() - began
 
 
 def _require_planned_model(shard: Shard, segmenter: SegmenterLike) -> None:
@@ -151,13 +159,9 @@ def _require_each_row_once(result: ShardResult, rows: Sequence[Row], shard: Shar
 
 
 def _make_receipt(
-    shard: Shard,
-    result: ShardResult,
-    masks: Part,
-    rejects: Part,
-    timings: Timings,
-    started_at: datetime,
+    shard: Shard, result: ShardResult, parts: tuple[Part, Part], timer: _StageTimer
 ) -> Receipt:
+    masks, rejects = parts
     codes = Counter(reject.code.value for reject in result.rejects)
     return Receipt(
         shard=shard,
@@ -167,9 +171,15 @@ def _make_receipt(
         masks_part=masks,
         rejects_part=rejects,
         copied=result.copied,
-        timings=timings,
+        timings=Timings(
+            read=timer.seconds["read"],
+            infer=result.infer_seconds,
+            idle=result.idle_seconds,
+            write=timer.seconds["write"],
+            total=time.perf_counter() - timer.began,
+        ),
         worker=platform.node(),
-        started_at=started_at.isoformat(timespec="seconds"),
+        started_at=timer.started_at.isoformat(timespec="seconds"),
     )
 
 

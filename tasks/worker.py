@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -28,8 +28,8 @@ class NoModelError(RuntimeError):
 class UnhealthyWorkerError(RuntimeError):
     """The worker at an address fails, and would fail any other shard as well."""
 
-    def __init__(self, what: str, address: str) -> None:
-        super().__init__(what, address)  # so that it can be pickled
+    def __init__(self, reason: str, address: str) -> None:
+        super().__init__(reason, address)  # so that it can be pickled
 
     @property
     def address(self) -> str:
@@ -47,7 +47,7 @@ class BrokenDeviceError(UnhealthyWorkerError):
 
 
 @contextmanager
-def translate_device_errors() -> Iterator[None]:
+def translate_device_errors() -> Generator[None, None, None]:
     """Turn errors that any other shard would meet as well into those of an unhealthy worker."""
     try:
         yield
@@ -98,8 +98,12 @@ def resident_name(revision: str, segment: SegmentSettings) -> str:
 def load_segmenter(
     model: ModelSettings, segment: SegmentSettings, factory: str = SEGMENTER
 ) -> SegmenterLike:
-    """Make a segmenter through `factory`, "module:attribute.attribute", called with the settings'
-    values.
+    """Make a segmenter with the values of settings.
+
+    Args:
+        model: which model, and its device.
+        segment: how it segments.
+        factory: what makes it, as "module:attribute.attribute".
     """
     module, _, path = factory.partition(":")
     make: Any = importlib.import_module(module)
@@ -172,7 +176,7 @@ def _share(worker: Worker, segmenter: SegmenterLike) -> ShardContext:
 
 
 def worker_name() -> str:
-    """Of the Dask worker that this is a task of; elsewhere this machine's."""
+    """Return the name of this task's Dask worker, elsewhere that of the machine."""
     try:
         return str(get_worker().name)
     except ValueError:
@@ -180,7 +184,7 @@ def worker_name() -> str:
 
 
 def worker_address() -> str:
-    """Of the Dask worker that this is a task of; elsewhere this machine's name."""
+    """Return the address of this task's Dask worker, elsewhere the name of the machine."""
     try:
         return str(get_worker().address)
     except ValueError:
@@ -188,8 +192,9 @@ def worker_address() -> str:
 
 
 def own_device(device: str | None, worker_name: Any) -> str | None:
-    """The GPU of a worker on a machine with several, by the number that is its name; else the
-    device as it was told.
+    """Return the GPU of a worker on a machine with several, by the number that is its name.
+
+    The device stays as it is where the settings name another one.
     """
     count = torch.cuda.device_count()
     if count < 2 or device not in (None, "cuda") or not str(worker_name).isdigit():
@@ -198,9 +203,7 @@ def own_device(device: str | None, worker_name: Any) -> str | None:
 
 
 def limit_threads(threads: int | None) -> None:
-    """Let the numeric libraries use so many threads, so that workers side by side do not get in
-    each other's way.
-    """
+    """Let the numeric libraries use so many threads, so that workers leave each other theirs."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)

@@ -14,11 +14,14 @@ from wordmask.tasks.rows import Reject, Row
 def check_rows(
     rows: Sequence[Row], shard: Shard, segmenter: SegmenterLike
 ) -> tuple[list[Row], list[Reject]]:
-    """Split rows into those that can go to the model and the rejects of the others."""
+    """Split rows into those that can go to the model and the rejects of the others.
+
+    The first fault that is found gives a reject its code.
+    """
     sound: list[Row] = []
     rejects: list[Reject] = []
     for row in rows:
-        reject = _reject_unsound(row, shard) or _reject_query(row, segmenter)
+        reject = _reject_row(row, shard) or _reject_request(row) or _reject_query(row, segmenter)
         if reject is None:
             sound.append(row)
         else:
@@ -35,13 +38,17 @@ def references(row: Row) -> tuple[tuple[float, ...], ...]:
     )
 
 
-def _reject_unsound(row: Row, shard: Shard) -> Reject | None:
+def _reject_row(row: Row, shard: Shard) -> Reject | None:
     if row.position in shard.duplicates:
         detail = f"row_id = {row.row_id!r} stands in an earlier row"
         return Reject(row=row, code=RejectCode.DUPLICATE_ROW_ID, detail=detail)
     if row.invalid_utf8:
         detail = f"{', '.join(row.invalid_utf8)}: holds bytes that are no UTF-8"
         return Reject(row=row, code=RejectCode.INVALID_TEXT, detail=detail)
+    return None
+
+
+def _reject_request(row: Row) -> Reject | None:
     if row.mode not in (None, "", "one"):
         detail = f'mode = {row.mode!r}: only "one" is supported'
         return Reject(row=row, code=RejectCode.UNSUPPORTED_MODE, detail=detail)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import NamedTuple
@@ -38,10 +38,14 @@ class RowGroupReader:
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Yield rows start..stop in batches. `start` is at `position` or after it."""
         while self.position < stop:
-            batch = next(self._batches) if self._rest is None else self._rest
+            batch = self._rest
+            if batch is None:
+                batch = next(self._batches)
             first = max(start - self.position, 0)
             end = min(stop - self.position, len(batch))
-            self._rest = batch.slice(end) if end < len(batch) else None
+            self._rest = None
+            if end < len(batch):
+                self._rest = batch.slice(end)
             self.position += end
             if first < end:
                 yield batch.slice(first, end - first)
@@ -77,7 +81,7 @@ class ReaderCache:
     @contextmanager
     def reader(
         self, table: Store, shard: Shard, settings: SegmentSettings, part: RowRange
-    ) -> Iterator[RowGroupReader]:
+    ) -> Generator[RowGroupReader, None, None]:
         """Lend a reader that has not passed the start of a part. It is nobody else's meanwhile."""
         key = _Key(shard.file, shard.fingerprint, shard.settings_hash, part.row_group)
         reader = self._take(key, part.start) or RowGroupReader(table, settings, part.row_group)
@@ -114,6 +118,7 @@ class ReaderCache:
         """Keep a reader, and close the oldest one if there are too many."""
         with self._lock:
             self._idle.append((key, reader))
-            oldest = self._idle.popleft()[1] if len(self._idle) > MAX_IDLE_READERS else None
-        if oldest is not None:
-            oldest.close()
+            if len(self._idle) <= MAX_IDLE_READERS:
+                return
+            _, oldest = self._idle.popleft()
+        oldest.close()

@@ -1,5 +1,6 @@
-"""Masks and rejects of a shard as Parquet, under names made of the shard's id and what is in them,
-with the same bytes every time.
+"""Write the masks and the rejects of a shard as Parquet, with the same bytes every time.
+
+A file's name holds the shard's id and a hash of the file's content.
 """
 
 from __future__ import annotations
@@ -28,7 +29,18 @@ def write_parts(
     input_schema: pa.Schema,
     output: Store,
 ) -> tuple[Part, Part]:
-    """Write both parts, also when one is empty. Returns what was written."""
+    """Write the masks and the rejects of a shard, also those that are empty.
+
+    Args:
+        result: how the rows of the shard ended.
+        shard: the shard.
+        settings: the columns of the input that masks carry on.
+        input_schema: the types of these columns.
+        output: the output of the run.
+
+    Returns:
+        The part of the masks and that of the rejects.
+    """
     carried = [input_schema.field(name) for name in settings.carry]
     schema = pa.schema([*MASKS, *carried])
     masks = pa.Table.from_pylist([_mask_row(mask, shard) for mask in result.masks], schema=schema)
@@ -47,7 +59,7 @@ def _write(output: Store, kind: str, shard: Shard, table: pa.Table) -> Part:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A Parquet file with one row group; the same table gives the same bytes."""
+    """Return a Parquet file with one row group. The same table gives the same bytes."""
     buffer = io.BytesIO()
     pq.write_table(
         table,
@@ -61,7 +73,8 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
-    found = mask.segmentation
+    segmentation = mask.segmentation
+    measures = {name: getattr(segmentation, name) for name in (*SCORES, *FLAGS)}
     return {
         "row_id": mask.row.row_id,
         "row": mask.row.position,
@@ -72,16 +85,16 @@ def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
         "height": mask.height,
         "width": mask.width,
         "query": mask.row.query,
-        "status": found.status,
-        "mask": found.rle,
-        "bbox": list(found.bbox),
-        "area": found.area,
-        "path": found.path,
-        "coarse_path": found.coarse_path,
-        "coarse_bbox": list(found.coarse_bbox),
-        "path_problem": found.path_problem,
-        "n_path_tokens": found.n_path_tokens,
-        **{name: getattr(found, name) for name in (*SCORES, *FLAGS)},
+        "status": segmentation.status,
+        "mask": segmentation.rle,
+        "bbox": list(segmentation.bbox),
+        "area": segmentation.area,
+        "path": segmentation.path,
+        "coarse_path": segmentation.coarse_path,
+        "coarse_bbox": list(segmentation.coarse_bbox),
+        "path_problem": segmentation.path_problem,
+        "n_path_tokens": segmentation.n_path_tokens,
+        **measures,
         "model_revision": shard.model_revision,
         "settings_hash": shard.settings_hash,
         "shard_id": shard.shard_id,
@@ -103,7 +116,7 @@ def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
 
 
 def _shown(uri: str | None) -> str | None:
-    """A presigned URI without its signature: readers of masks are more than those who may fetch
-    images.
-    """
-    return None if uri is None else redacted(uri)
+    """Return a URI without a signature: more people read masks than may fetch images."""
+    if uri is None:
+        return None
+    return redacted(uri)

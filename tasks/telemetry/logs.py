@@ -1,11 +1,11 @@
-"""Logs of a run and its workers: JSON lines that say which run, shard and row they are about.
+"""Logs of a run and its workers: JSON lines that name their run, shard and row.
 
-What is read by machines and many people says nothing that it should not: no record of this process,
-whoever makes it, and no error that leaves a shard holds credentials; none holds a row's words or
-its image, unless `LOG_QUERIES` asks for the words.
+Machines and many people read logs. No record of this process, whichever library makes it, and no
+error that leaves a shard holds credentials. None holds a row's query or its image, unless
+`LOG_QUERIES` asks for queries.
 
-Told by the environment, which a run's own workers inherit. Those of a standing cluster are their
-owner's to tell.
+The environment sets this up: a run's own workers inherit it, and the workers of a standing cluster
+have what their owner set.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -27,20 +27,25 @@ LOG_JSON, LOG_QUERIES = "WORDMASK_LOG_JSON", "WORDMASK_LOG_QUERIES"
 METRICS_DIR = (
     "WORDMASK_METRICS_DIR"  # here, as importing tasks.metrics takes longer than `--help` may
 )
-SECRET = re.compile(
-    r"SECRET|TOKEN|PASSWORD|PASSWD|API_KEY|CREDENTIAL|AUTH_STRING", re.IGNORECASE
-)  # variables whose values are never shown
+# Names of variables whose values are never shown.
+SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|API_KEY|CREDENTIAL|AUTH_STRING", re.IGNORECASE)
 BYTES = re.compile(r"""\bb('|").*?(?<!\\)\1""")  # as Python prints them
-LEAST_SECRET = 8  # characters; shorter values stand in other words
-MOST = 2000  # characters of what is said of a row: an error that quotes an image would fill the log
+MIN_SECRET = 8  # characters; shorter values stand in other words
+MAX_DETAIL = 2000  # characters: an error that quotes an image would fill the log
 
 logger = logging.getLogger("wordmask")
-_about: ContextVar[MappingProxyType[str, str]] = ContextVar("about", default=MappingProxyType({}))
+# Records are made in libraries and threads that nobody can hand a run's id to; this is what context
+# variables are for. Nothing but the factory of records reads it.
+_log_context: ContextVar[MappingProxyType[str, str]] = ContextVar(
+    "log_context", default=MappingProxyType({})
+)
 
 
 def set_up() -> None:
-    """From here on records of this process hold no credentials; those of this package go to the
-    error stream as JSON, if asked for. Doing it again changes nothing."""
+    """Hide credentials in the records of this process, and log as JSON if the environment asks.
+
+    Doing it again changes nothing.
+    """
     make = logging.getLogRecordFactory()
     if not isinstance(make, _Factory):
         logging.setLogRecordFactory(_Factory(make))
@@ -49,59 +54,64 @@ def set_up() -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     elif not logger.handlers:
-        logger.addHandler(
-            logging.NullHandler()
-        )  # else Python prints warnings itself, where nobody asked for logs
+        # Without a handler Python would print warnings, where nobody asked for logs.
+        logger.addHandler(logging.NullHandler())
 
 
 def is_asked(name: str) -> bool:
+    """Return whether a variable of the environment is set to anything like yes."""
     return os.environ.get(name, "").lower() not in ("", "0", "false", "no")
 
 
 @contextmanager
-def log_context(**what: str) -> Iterator[None]:
-    """Records made within, of any library, say what they are about: run_id, shard_id."""
-    token = _about.set(
-        MappingProxyType({**_about.get(), **{name: value for name, value in what.items() if value}})
-    )
+def log_context(**fields: str) -> Generator[None, None, None]:
+    """Add fields, such as run_id and shard_id, to the records that any library makes within."""
+    given = {name: value for name, value in fields.items() if value}
+    token = _log_context.set(MappingProxyType({**_log_context.get(), **given}))
     try:
         yield
     finally:
-        _about.reset(token)
+        _log_context.reset(token)
 
 
 @contextmanager
-def redacted_errors(queries: Iterable[str | None] | None = None) -> Iterator[None]:
-    """Errors that leave it quote no credentials, and nothing of rows with these queries: Dask,
-    Prefect and the terminal print them.
+def redacted_errors(
+    queries: Iterable[str | None] | None = None,
+) -> Generator[None, None, None]:
+    """Remove credentials from the errors that leave the block: Dask and Prefect print them.
+
+    Args:
+        queries: queries of rows. If given, the errors quote neither them nor bytes of images.
     """
     try:
         yield
     except Exception as error:
-        hidden = () if queries is None or is_asked(LOG_QUERIES) else tuple(queries)
-        _rewrite(
-            error,
-            lambda text: without_credentials(text) if queries is None else clean(text, hidden),
-        )
+        if queries is None:
+            _rewrite(error, without_credentials)
+        else:
+            hidden = [] if is_asked(LOG_QUERIES) else [*queries]
+            _rewrite(error, lambda text: clean(text, hidden))
         raise
 
 
 def clean(text: str, queries: Iterable[str | None] = ()) -> str:
-    """What is said of rows with these queries, without the queries, bytes and credentials, and not
-    longer than a message is.
+    """Return a text about rows without their queries, bytes of images and credentials.
+
+    A text longer than `MAX_DETAIL` is cut.
     """
     text = BYTES.sub("bytes", text)
-    for query in sorted(
-        {query.strip() for query in queries if query and query.strip()}, key=len, reverse=True
-    ):
+    words = {query.strip() for query in queries if query and query.strip()}
+    for query in sorted(words, key=len, reverse=True):
         for form in {query, repr(query)[1:-1]}:
             text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", HIDDEN, text)
     text = without_credentials(text)
-    return text if len(text) <= MOST else f"{text[:MOST]}... ({len(text)} characters)"
+    if len(text) > MAX_DETAIL:
+        return f"{text[:MAX_DETAIL]}... ({len(text)} characters)"
+    return text
 
 
 def without_credentials(text: str) -> str:
-    """The text without those of URIs and of this process's environment."""
+    """Return a text without the credentials of URIs and of this process's environment."""
     return redacted(text, _secrets())
 
 
@@ -109,41 +119,48 @@ def _secrets() -> list[str]:
     return [
         value
         for name, value in os.environ.items()
-        if SECRET.search(name) and len(value) >= LEAST_SECRET
+        if SECRET.search(name) and len(value) >= MIN_SECRET
     ]
 
 
 def _rewrite(error: BaseException, edit: Callable[[str], str]) -> None:
-    """Edit what an error says, and those that led to it: a traceback shows them all."""
+    """Edit the texts of an error and of those that led to it: a traceback shows them all."""
     seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        found.args = tuple(edit(value) if isinstance(value, str) else value for value in found.args)
-        for name in (
-            "strerror",
-            "filename",
-        ):  # what an OSError shows rather than its args, if they are set
-            if isinstance(value := getattr(found, name, None), str):
-                setattr(found, name, edit(value))
-        found = found.__cause__ or found.__context__
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        current.args = tuple(_edited(value, edit) for value in current.args)
+        for name in ("strerror", "filename"):  # an OSError shows these rather than its args
+            value = getattr(current, name, None)
+            if isinstance(value, str):
+                setattr(current, name, edit(value))
+        current = current.__cause__ or current.__context__
+
+
+def _edited(value: Any, edit: Callable[[str], str]) -> Any:
+    """Return an edited text. Values of other types stay."""
+    if isinstance(value, str):
+        return edit(value)
+    return value
 
 
 class _Factory:
-    """Makes records without credentials that say what they are about."""
+    """Makes log records without credentials, with the fields of the log context."""
 
     def __init__(self, make: Any) -> None:
         self._make = make
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record: logging.LogRecord = self._make(*args, **kwargs)
-        vars(record).update(_about.get())
+        vars(record).update(_log_context.get())
         try:
-            said = record.getMessage()
-        except Exception:  # logging itself complains of it, and not to whoever wanted to log
+            message = record.getMessage()
+        except Exception:  # logging itself reports it, and not to the code that wanted to log
             return record
-        if (shown := without_credentials(said)) != said:
-            record.msg, record.args = shown, ()
+        shown = without_credentials(message)
+        if shown != message:
+            record.msg = shown
+            record.args = ()
         if record.exc_info and record.exc_info[0] is not None:
             record.exc_text = without_credentials(
                 logging.Formatter().formatException(record.exc_info)
@@ -151,8 +168,8 @@ class _Factory:
         return record
 
 
-class _Lines(logging.StreamHandler):  # type: ignore[type-arg]
-    """To the error stream, a JSON document a line."""
+class _Lines(logging.StreamHandler[TextIO]):
+    """Writes records to the error stream, a JSON document a line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +181,5 @@ class _Lines(logging.StreamHandler):  # type: ignore[type-arg]
 
 class _Json(JsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: without_credentials(value) if isinstance(value, str) else value
-            for name, value in log_data.items()
-        }
+        """Remove credentials also from the fields that a record carries."""
+        return {name: _edited(value, without_credentials) for name, value in log_data.items()}

@@ -1,10 +1,9 @@
-"""What a worker tells Prometheus, counted from the receipts that it writes.
+"""Prometheus metrics of a worker, counted from the receipts that it writes.
 
-Dask serves these metrics, beside its own, at /metrics of the worker's HTTP port (`dask worker
---dashboard-address :9101` makes it a known one). Where `METRICS_DIR` names a folder they are also
-written to a file in it after each shard, for node_exporter's textfile collector. Rates are
-Prometheus's to compute, as `rate(wordmask_rows_total[5m])`; the gauges of the last shard are for
-whoever reads the file.
+Dask serves these metrics, beside its own, at /metrics of the worker's HTTP port, which `dask worker
+--dashboard-address :9101` fixes. Where `METRICS_DIR` names a folder, a file in it has them after
+each shard, for node_exporter's textfile collector. Prometheus computes rates, as
+`rate(wordmask_rows_total[5m])`; the gauges of the last shard are for people who read the file.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -38,9 +37,8 @@ SECONDS = Counter(
 )
 READ = Counter("wordmask_image_bytes", "Bytes of encoded images, each distinct one of a shard once")
 WRITTEN = Counter("wordmask_written_bytes", "Bytes of written parts")
-RETRIES = Counter(
-    "wordmask_shard_retries", "Shards that a run tried again", ["reason"]
-)  # counted in the run's process, as is the next
+# These two are of the run's process, not of its workers.
+RETRIES = Counter("wordmask_shard_retries", "Shards that a run tried again", ["reason"])
 WAITING = Gauge("wordmask_shards_waiting", "Shards of the run that no worker has yet")
 BEGUN = Gauge(
     "wordmask_shards_begun", "Shards that the worker is at: one has the model, one reads or writes"
@@ -54,8 +52,9 @@ PEAK = Gauge("wordmask_peak_memory_bytes", "Most memory that the process ever he
 
 
 def peak_memory() -> float:
-    """Most bytes that this process ever held, NaN where there is no /proc. (What getrusage says
-    starts with the parent's.)
+    """Return the most bytes that this process ever held, NaN where there is no /proc.
+
+    `getrusage` would start with what the parent process held.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -68,14 +67,14 @@ PEAK.set_function(peak_memory)
 
 
 @contextmanager
-def shard_begun() -> Iterator[None]:
-    """Within, the worker is at one shard more. One that ends with an error has failed."""
+def shard_begun() -> Generator[None, None, None]:
+    """Count one shard more in work within the block, and one failed if an error leaves it."""
     with BEGUN.track_inprogress(), SHARDS.labels("failed").count_exceptions():
         yield
 
 
 def count(receipt: Receipt) -> None:
-    """Add a shard that is done."""
+    """Add a shard that is done to the metrics."""
     times = receipt.timings
     ROWS.labels("mask").inc(receipt.masks - receipt.absent)
     ROWS.labels("absent").inc(receipt.absent)
@@ -87,25 +86,26 @@ def count(receipt: Receipt) -> None:
     for stage in ("read", "infer", "idle", "write"):
         SECONDS.labels(stage).inc(getattr(times, stage))
     WRITTEN.inc(receipt.masks_part.bytes + receipt.rejects_part.bytes)
-    SPEED.set(receipt.rows / (times.infer + times.idle) if times.infer else 0.0)
+    rows_per_second = 0.0
+    if times.infer:
+        rows_per_second = receipt.rows / (times.infer + times.idle)
+    SPEED.set(rows_per_second)
     BUSY.set(times.busy_share)
 
 
 def save(name: str) -> None:
-    """Write the metrics of this process, which is called so, if a folder was told; the file appears
-    whole. That it cannot be written is logged once: who watches work does not end it."""
+    """Write the metrics of this process to a file of its name, if `METRICS_DIR` names a folder.
+
+    The file appears whole. A failure is logged once and ends nothing: work goes on unwatched.
+    """
     folder = os.environ.get(METRICS_DIR)
     if not folder:
         return
+    safe_name = re.sub(r"[^A-Za-z0-9.-]+", "-", name)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_to_textfile(
-            str(Path(folder, f"wordmask-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.prom")),
-            _Named(name),
-        )
-    except (
-        Exception
-    ) as error:  # a full disk, or a device that does not even tell its memory any more
+        write_to_textfile(str(Path(folder, f"wordmask-{safe_name}.prom")), _Named(name))
+    except Exception as error:  # a full disk, or a device that does not even report its memory
         _log_once(folder, f"{type(error).__name__}: {error}")
 
 
@@ -115,30 +115,34 @@ def _log_once(folder: str, reason: str) -> None:
 
 
 class _Named:
-    """Our metrics with the name of the process: node_exporter reads the files of all processes as
-    one.
+    """The metrics of this package, labelled with the name of the process.
+
+    node_exporter reads the files of all processes as one.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the metrics, without the times at which they were created."""
         for metric in REGISTRY.collect():
             if metric.name.startswith(PREFIX):
-                kept = (sample for sample in metric.samples if not sample.name.endswith("_created"))
                 metric.samples = [
                     sample._replace(labels={**sample.labels, "worker": self._name})
-                    for sample in kept
+                    for sample in metric.samples
+                    if not sample.name.endswith("_created")
                 ]
                 yield metric
 
 
 class _Gpus:
-    """Memory and use of the GPUs that this process sees. PyTorch is asked only where it was loaded,
-    and use needs `nvidia-ml-py`.
+    """Memory and use of the GPUs that this process sees.
+
+    There are none where PyTorch was not imported. Use needs `nvidia-ml-py`.
     """
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of each GPU."""
         torch: Any = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_available():
             return

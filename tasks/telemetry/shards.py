@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 from wordmask.schemas.runs import Shard
@@ -12,7 +12,7 @@ from wordmask.tasks.telemetry import logs, metrics, traces
 @contextmanager
 def observed_shard(
     shard: Shard, run_id: str, trace: Mapping[str, str], worker: str
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Trace, log and count what is done within as work on a shard.
 
     An error is logged, and goes on without credentials. The metrics are saved in any case.

@@ -1,15 +1,14 @@
-"""Traces of runs and their shards, for OpenTelemetry: a span of the run, in it one of each shard,
-in it reading, inferring and writing.
+"""OpenTelemetry traces: a span of the run, in it one of each shard, in it those of its stages.
 
-They go where `OTEL_EXPORTER_OTLP_ENDPOINT` says, by OTLP over HTTP; without that variable nothing
-is made. A run's own workers inherit it; those of a standing cluster are their owner's to tell. They
-hold names and numbers: no words, no image, no errors but their kind.
+Spans go where `OTEL_EXPORTER_OTLP_ENDPOINT` says, by OTLP over HTTP; without that variable there
+are none. A run's own workers inherit it, and the workers of a standing cluster have what their
+owner set. Spans hold names and numbers: no query, no image, and of errors only the kind.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry import propagate, trace
@@ -19,9 +18,10 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 
 def set_up() -> None:
-    """From here on spans of this process are sent, if the environment says where to. Doing it again
-    changes nothing, nor does it where something else, as `opentelemetry-instrument`, has set up
-    tracing.
+    """Send the spans of this process, if the environment says where to.
+
+    Doing it again changes nothing, nor does it where something else, such as
+    `opentelemetry-instrument`, has set up tracing.
 
     Raises:
         ImportError: the environment says where to, and there is nothing to send with.
@@ -47,41 +47,43 @@ def set_up() -> None:
 
 
 def flush() -> None:
-    """Send what was not sent yet: for a process that may be ended from outside."""
-    send = getattr(
-        trace.get_tracer_provider(), "force_flush", None
-    )  # only a provider of the SDK has one
-    if send is not None:
-        send()
+    """Send the spans that were not sent yet: for a process that may be ended from outside."""
+    # Only a provider of the SDK has this method.
+    force_flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+    if force_flush is not None:
+        force_flush()
 
 
 @contextmanager
 def span(
     name: str, parent: Mapping[str, str] | None = None, **attributes: str | int | float
-) -> Iterator[Span]:
+) -> Generator[Span, None, None]:
     """Open a span around what is done within.
 
     `parent` is the `trace_context` of the process that asked for it; without one it is the span
     that this one is within.
 
-    Of an error that leaves it, it keeps the kind alone: what errors say is only later made fit to
-    be told (`tasks.logs.redacted_errors`).
+    The span keeps only the kind of an error that leaves it: credentials are removed from its text
+    later (`logs.redacted_errors`).
     """
-    context = propagate.extract(parent) if parent else None
+    context = None
+    if parent:
+        context = propagate.extract(parent)
     tracer = trace.get_tracer("wordmask")
     with tracer.start_as_current_span(
         name, context, attributes=attributes, record_exception=False, set_status_on_exception=False
-    ) as found:
+    ) as current:
         try:
-            yield found
+            yield current
         except BaseException as error:
-            found.set_status(StatusCode.ERROR, type(error).__name__)
+            current.set_status(StatusCode.ERROR, type(error).__name__)
             raise
 
 
 def trace_context() -> dict[str, str]:
-    """The current span, as another process can take it for a parent (W3C trace context); empty
-    where there is none.
+    """Return the current span for another process to take as a parent (W3C trace context).
+
+    The mapping is empty where there is no span.
     """
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
