@@ -91,10 +91,15 @@ class ShardResult:
     def including(self, results: Iterable[RowResult]) -> Self:
         """Return these results and others, with the times of these."""
         return self.of(
-            [*self.masks, *self.rejects, *results],
+            [*self.results, *results],
             infer_seconds=self.infer_seconds,
             idle_seconds=self.idle_seconds,
         )
+
+    @property
+    def results(self) -> list[RowResult]:
+        """The masks, then the rejects."""
+        return [*self.masks, *self.rejects]
 
     @property
     def copied(self) -> int:

@@ -147,7 +147,7 @@ def _require_planned_model(shard: Shard, segmenter: SegmenterLike) -> None:
 
 
 def _require_each_row_once(result: ShardResult, rows: Sequence[Row], shard: Shard) -> None:
-    ended = Counter(each.row.position for each in (*result.masks, *result.rejects))
+    ended = Counter(each.row.position for each in result.results)
     positions = {row.position for row in rows} | ended.keys()
     wrong = sorted(position for position in positions if ended[position] != 1)
     if wrong or not len(rows) == ended.total() == shard.rows:

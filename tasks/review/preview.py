@@ -61,7 +61,7 @@ def preview(
         read, _ = read_rows(table, shard, settings.segment, context.readers)
         sound, unsound = check_rows(read, shard, segmenter)
         result = infer_rows(sound, shard, settings, context).including(unsound)
-        (answer,) = (*result.masks, *result.rejects)
+        (answer,) = result.results
         note, tile = _drawn(answer, shard, settings)
         ended = answer.segmentation.status if isinstance(answer, Mask) else answer.code.value
         rows.append(

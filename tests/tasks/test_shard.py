@@ -1,0 +1,131 @@
+"""Every row of a shard ends as exactly one mask or one reject, whatever happens to it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.runs import plan_of
+from tests.support.tables import png, write_input
+from wordmask.model.types import Query, Segmentation
+from wordmask.schemas.rejects import RejectCode
+from wordmask.schemas.runs import RowRange, Shard, ShardHints
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.context import ShardContext
+from wordmask.tasks.infer import stream
+from wordmask.tasks.infer.checks import check_rows
+from wordmask.tasks.infer.hints import apply_hints
+from wordmask.tasks.infer.stage import infer_rows
+from wordmask.tasks.rows import Reject, Row, ShardResult
+from wordmask.tasks.shard import RowsLostError, process_shard
+from wordmask.tasks.storage import Store
+
+IMAGES = [png(0), png(1), b"no image", None]
+QUERIES = ["a thing", "absent", "explode", None]
+SETTINGS = RunSettings(input="in.parquet", output="out", batch_rows=3)
+
+
+def row(position: int, image: bytes | None, query: str | None) -> Row:
+    return Row(
+        position=position,
+        row_id=f"r{position}",
+        image_bytes=image,
+        image_uri=None,
+        query=query,
+        spatial_refs=(),
+        mode=None,
+        carried={},
+    )
+
+
+def shard_of(rows: Sequence[Row], duplicates: Iterable[int]) -> Shard:
+    return Shard(
+        shard_id="s",
+        file="in.parquet",
+        name="in.parquet",
+        fingerprint="f",
+        ranges=(RowRange(0, 0, len(rows)),),
+        first_row=0,
+        duplicates=tuple(duplicates),
+        model_revision=REVISION,
+        settings_hash=SETTINGS.segment.settings_hash,
+    )
+
+
+@given(
+    kinds=st.lists(st.tuples(st.sampled_from(IMAGES), st.sampled_from(QUERIES)), max_size=20),
+    duplicates=st.sets(st.integers(0, 19), max_size=2),
+    poison_rows=st.sets(st.integers(0, 19), max_size=2),
+    images_at_once=st.integers(1, 4),
+)
+@hypothesis_settings(derandomize=True, deadline=None, max_examples=60)
+def test_every_row_ends_once_in_order(
+    kinds: list[tuple[bytes | None, str | None]],
+    duplicates: set[int],
+    poison_rows: set[int],
+    images_at_once: int,
+) -> None:
+    rows = [row(position, image, query) for position, (image, query) in enumerate(kinds)]
+    positions = range(len(rows))
+    shard = shard_of(rows, duplicates)
+    hints = ShardHints(poison_rows=tuple(sorted(poison_rows & set(positions))))
+    context = ShardContext(FakeSegmenter())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "MAX_BYTES", images_at_once * 24 * 32 * 3)
+        open_rows, settled = apply_hints(rows, shard, hints, Store.open("memory://nothing"))
+        sound, unsound = check_rows(open_rows, shard, context.segmenter)
+        result = infer_rows(sound, shard, SETTINGS, context).including([*settled, *unsound])
+    assert sorted(each.row.position for each in result.results) == [*positions]
+    for results in (result.masks, result.rejects):
+        ended = [each.row.position for each in results]
+        assert ended == sorted(ended)
+    codes = {reject.row.position: reject.code for reject in result.rejects}
+    assert all(codes[position] == RejectCode.WORKER_KILLED for position in hints.poison_rows)
+
+
+@given(ended=st.lists(st.booleans(), max_size=20), order=st.randoms())
+@hypothesis_settings(derandomize=True, deadline=None, max_examples=50)
+def test_results_in_any_order_are_sorted_and_none_is_lost(
+    ended: list[bool], order: random.Random
+) -> None:
+    rejects = [
+        Reject(row=row(position, None, "x"), code=RejectCode.MISSING_IMAGE, detail="")
+        for position in range(len(ended))
+    ]
+    shuffled = [*rejects]
+    order.shuffle(shuffled)
+    first = [each for each in shuffled if ended[each.row.position]]
+    second = [each for each in shuffled if not ended[each.row.position]]
+    result = ShardResult.of(first, infer_seconds=1.0, idle_seconds=2.0).including(second)
+    assert result.results == rejects
+    assert (result.infer_seconds, result.idle_seconds) == (1.0, 2.0)
+
+
+class Forgetful(FakeSegmenter):
+    """Answers all queries but the first."""
+
+    def stream(
+        self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[int, Query]]]], rows: int
+    ) -> Iterator[tuple[int, Future[Segmentation]]]:
+        for tag, future in super().stream(asked, rows):
+            if tag:
+                yield tag, future
+
+
+def test_a_shard_with_a_lost_row_writes_nothing(tmp_path: Path) -> None:
+    rows = [{"image": png(1), "query": "a thing"}, {"image": png(2), "query": "a thing"}]
+    write_input(tmp_path / "in.parquet", rows)
+    settings = RunSettings(input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out"))
+    (shard,) = plan_of(settings, REVISION).shards
+    with pytest.raises(RowsLostError, match=r"2 rows planned, 2 read, 1 ended.*\[0\]"):
+        process_shard(shard, settings, ShardContext(Forgetful()))
+    assert not (tmp_path / "out").exists()
