@@ -1,5 +1,6 @@
-"""How well masks match the truth. mIoU and cIoU are different numbers: never compare one with the
-other.
+"""How well masks match the truth.
+
+Mean and cumulative IoU are different numbers: never compare one with the other.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-BOUNDARY_SHARE = (
-    0.02  # of the image's diagonal: how far from the outline a pixel still counts as boundary
-)
+# Of the image's diagonal: how far from the outline a pixel still counts as boundary.
+BOUNDARY_SHARE = 0.02
+NEIGHBOURS = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -25,47 +26,63 @@ class Overlap:
     @property
     def iou(self) -> float:
         """Intersection over union; 1 where both masks are empty."""
-        return self.intersection / self.union if self.union else 1.0
+        if not self.union:
+            return 1.0
+        return self.intersection / self.union
 
 
 def overlap(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> Overlap:
-    """Overlap of two masks of one size. Raises ValueError if the sizes differ."""
+    """Count the overlap of two masks.
+
+    Raises:
+        ValueError: if their sizes differ.
+    """
     if predicted_HW.shape != truth_HW.shape:
         raise ValueError(
             f"the predicted mask is {predicted_HW.shape}, the true one {truth_HW.shape}: both must"
             " be (height, width) of the image"
         )
-    a, b = predicted_HW.astype(bool), truth_HW.astype(bool)
-    return Overlap(int(np.count_nonzero(a & b)), int(np.count_nonzero(a | b)))
+    predicted = predicted_HW.astype(bool)
+    truth = truth_HW.astype(bool)
+    intersection = np.count_nonzero(predicted & truth)
+    union = np.count_nonzero(predicted | truth)
+    return Overlap(int(intersection), int(union))
 
 
 def miou(overlaps: Iterable[Overlap]) -> float:
-    """Mean over rows of each row's IoU. NaN without rows."""
+    """Return the mean over rows of each row's IoU; NaN without rows."""
     ious = [found.iou for found in overlaps]
-    return float(np.mean(ious)) if ious else float("nan")
+    if not ious:
+        return float("nan")
+    return float(np.mean(ious))
 
 
 def ciou(overlaps: Iterable[Overlap]) -> float:
-    """Cumulative IoU: all intersections over all unions, so that large objects weigh more. NaN
-    without any pixel.
+    """Return the cumulative IoU: all intersections over all unions, so large objects weigh more.
+
+    Returns: NaN without any pixel.
     """
-    total = (
-        np.array([(found.intersection, found.union) for found in overlaps])
-        .reshape(-1, 2)
-        .sum(axis=0)
-    )
-    return float(total[0] / total[1]) if total[1] else float("nan")
+    intersection = union = 0
+    for found in overlaps:
+        intersection += found.intersection
+        union += found.union
+    if not union:
+        return float("nan")
+    return intersection / union
 
 
 def boundary_overlap(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> Overlap:
-    """Overlap of the bands inside both outlines, `BOUNDARY_SHARE` of the diagonal wide (boundary
-    IoU, arXiv 2103.16562).
+    """Count the overlap of the bands inside both outlines (boundary IoU, arXiv 2103.16562).
+
+    The bands are `BOUNDARY_SHARE` of the image's diagonal wide.
     """
-    width = max(1, round(BOUNDARY_SHARE * float(np.hypot(*truth_HW.shape))))
+    diagonal = float(np.hypot(*truth_HW.shape))
+    width = max(1, round(BOUNDARY_SHARE * diagonal))
     return overlap(_band(predicted_HW, width), _band(truth_HW, width))
 
 
 def _band(mask_HW: np.ndarray, width: int) -> np.ndarray:
-    padded = cv2.copyMakeBorder(mask_HW.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
-    inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
-    return mask_HW.astype(np.uint8) - inner
+    mask = mask_HW.astype(np.uint8)
+    padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    inner = cv2.erode(padded, NEIGHBOURS, iterations=width)
+    return mask - inner[1:-1, 1:-1]

@@ -1,8 +1,7 @@
-"""Where sprites come from: four icon sets out of npm packages, pinned by version and checksum,
-rendered here once.
+"""Sources of sprites: four icon sets from npm packages, pinned by version and checksum.
 
-Packages are fetched by `npm pack`, so the registry is whichever the user's npm is set to. To make
-the shipped library anew:
+`npm pack` fetches the packages from the registry that the user's npm is set to, and they are
+rendered once. To make the shipped library anew:
 
     python -m wordmask.model.scenes.sprite_sources --dest model/scenes/assets/sprites.npz
 """
@@ -26,26 +25,23 @@ from typing import Any
 import cv2
 import numpy as np
 
-from wordmask.model.scenes.nouns import NOUNS, UNFIT, icon_name
+from wordmask.model.scenes.nouns import NOUNS, UNFIT, icon_name, split_words
 from wordmask.model.scenes.sprites import SIDE, SpriteLibrary, Style, fetched_path, save
 
 NPM_SECONDS = 600  # before a download is given up
 EDGE = 1  # pixels left clear around a sprite, for its smooth border
 SHIPPED_SIDE = 64  # pixels
 SHIPPED_STYLES = ("noto", "noto-v1", "twemoji")
-SHIPPED_NOUNS = (
-    "airplane", "apple", "banana", "bee", "bicycle", "book", "bus", "butterfly", "camera", "car",
-    "carrot", "castle", "cat", "crab", "dog", "duck", "elephant", "fish", "guitar", "hammer",
-    "horse", "house", "key", "lemon", "monkey", "octopus", "penguin", "pig", "pizza", "rocket",
-    "scissors", "shirt", "snail", "tree", "turtle", "umbrella",
-)  # fmt: skip
+SHIPPED_NOUNS = split_words("""
+    airplane, apple, banana, bee, bicycle, book, bus, butterfly, camera, car, carrot, castle, cat,
+    crab, dog, duck, elephant, fish, guitar, hammer, horse, house, key, lemon, monkey, octopus,
+    penguin, pig, pizza, rocket, scissors, shirt, snail, tree, turtle, umbrella
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """An npm package with an icon set, and the sha512 of its archive, in base64 as npm writes
-    it.
-    """
+    """An npm package with an icon set. `sha512` is its archive's, in base64 as npm writes it."""
 
     name: str
     version: str
@@ -78,57 +74,71 @@ PACKAGES = (
         sha512="uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
     ),
 )
-Tell = Callable[[str, int, int], object]  # what is going on, how much of it is done, of how much
+OnProgress = Callable[[str, int, int], object]  # the style at work, how many are done, of how many
+Rasterizer = Callable[..., Any]
 
 
-def fetch(*, dest: Path | None = None, tell: Tell | None = None) -> Path:
-    """Fetch and render every sprite, and keep them in the cache folder, or at `dest`; where they
-    are.
+def ignore_progress(style: str, done: int, total: int) -> None:
+    """Report to nobody."""
 
-    RuntimeError where npm is missing or fails, or an archive is not the one that was pinned;
-    ImportError without resvg.
+
+def fetch(*, dest: Path | None = None, on_progress: OnProgress = ignore_progress) -> Path:
+    """Fetch and render every sprite, and keep them at `dest`, by default in the cache folder.
+
+    Returns: the path of the library.
+
+    Raises:
+        RuntimeError: where npm is missing or fails, or an archive is not the pinned one.
+        ImportError: without resvg.
     """
     dest = dest or fetched_path()
-    save(render(NOUNS, PACKAGES, SIDE, tell), dest)
+    save(render(NOUNS, PACKAGES, SIDE, on_progress), dest)
     return dest
 
 
 def render(
-    nouns: Sequence[str], packages: Sequence[Package], side: int, tell: Tell | None = None
+    nouns: Sequence[str],
+    packages: Sequence[Package],
+    side: int,
+    on_progress: OnProgress = ignore_progress,
 ) -> SpriteLibrary:
-    """The library of some nouns in some packages' styles. RuntimeError where these have none of
-    them.
+    """Render the library of some nouns in some packages' styles.
+
+    Raises:
+        RuntimeError: where the packages have none of the nouns.
     """
-    drawer = _resvg()
-    styles, found = [], []
-    for place, package in enumerate(packages):
-        if tell is not None:
-            tell(package.style, place, len(packages))
+    rasterizer = _resvg()
+    styles: list[Style] = []
+    noun_N: list[int] = []
+    style_N: list[int] = []
+    sprites: list[np.ndarray] = []
+    for index, package in enumerate(packages):
+        on_progress(package.style, index, len(packages))
         icons, info = _read(package)
         styles.append(_style(package, info))
         for number, noun in enumerate(nouns):
-            icon = None if (noun, package.style) in UNFIT else _icon(icons, icon_name(noun))
-            if icon is not None:
-                found.append((number, place, draw_icon(drawer, icon, side)))
-    if tell is not None:
-        tell("done", len(packages), len(packages))
-    if not found:
+            icon = _icon(icons, icon_name(noun))
+            if icon is not None and (noun, package.style) not in UNFIT:
+                noun_N.append(number)
+                style_N.append(index)
+                sprites.append(draw_icon(rasterizer, icon, side))
+    on_progress("done", len(packages), len(packages))
+    if not sprites:
         raise RuntimeError(
             f"none of {len(nouns)} nouns is in {[package.name for package in packages]}: are these"
             " icon sets?"
         )
-    noun_N, style_N, pixels = zip(*found, strict=True)
     library = SpriteLibrary(
         nouns=tuple(nouns),
         styles=tuple(styles),
         noun_N=np.array(noun_N),
         style_N=np.array(style_N),
-        pixels_NSS4=np.stack(pixels),
+        pixels_NSS4=np.stack(sprites),
     )
     return library.only([style.name for style in styles])  # without the nouns that no style has
 
 
-def _resvg() -> Callable[..., Any]:
+def _resvg() -> Rasterizer:
     try:
         from resvg_py import svg_to_bytes
     except ImportError as error:
@@ -139,7 +149,7 @@ def _resvg() -> Callable[..., Any]:
 
 
 def _read(package: Package) -> tuple[dict[str, Any], dict[str, Any]]:
-    """icons.json and info.json of a package, out of an archive that is the one pinned."""
+    """Return icons.json and info.json of a package, after checking its archive."""
     with tempfile.TemporaryDirectory() as folder:
         archive = _pack(package, Path(folder))
     digest = base64.b64encode(hashlib.sha512(archive).digest()).decode()
@@ -153,7 +163,7 @@ def _read(package: Package) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _pack(package: Package, folder: Path) -> bytes:
-    """The archive of a package, by npm."""
+    """Return the archive of a package, fetched by npm."""
     spec = f"{package.name}@{package.version}"
     npm = shutil.which("npm")
     if npm is None:
@@ -197,9 +207,7 @@ def _style(package: Package, info: dict[str, Any]) -> Style:
 
 
 def _icon(icons: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """An icon's drawing with its frame (left, top, width, height), or None where the set has none
-    of that name.
-    """
+    """Return an icon's drawing with its frame (left, top, width, height); None without one."""
     name = icons.get("aliases", {}).get(name, {}).get("parent", name)
     icon = icons["icons"].get(name)
     if icon is None:
@@ -213,39 +221,41 @@ def _icon(icons: dict[str, Any], name: str) -> dict[str, Any] | None:
     return frame | icon
 
 
-def draw_icon(drawer: Callable[..., Any], icon: dict[str, Any], side: int) -> np.ndarray:
-    """An icon as a sprite: uint8 (side, side, 4) RGBA, centred, filling the canvas but for a clear
-    edge along its longer side.
+def draw_icon(rasterizer: Rasterizer, icon: dict[str, Any], side: int) -> np.ndarray:
+    """Draw an icon as a sprite, uint8 (side, side, 4) RGBA.
+
+    It is centred, and fills the canvas but for a clear edge along its longer side.
     """
     whole = max(icon["width"], icon["height"])
-    x, y = icon["left"] + (icon["width"] - whole) / 2, icon["top"] + (icon["height"] - whole) / 2
-    first = _raster(drawer, icon, (x, y, whole), side)
+    x = icon["left"] + (icon["width"] - whole) / 2
+    y = icon["top"] + (icon["height"] - whole) / 2
+    first = _rasterize(rasterizer, icon, (x, y, whole), side)
     left, top, width, height = cv2.boundingRect(first[..., 3])
     scale = whole / side
     span = max(width, height) * side / (side - 2 * EDGE)
-    corner = x + scale * (left + (width - span) / 2), y + scale * (top + (height - span) / 2)
-    return _raster(drawer, icon, (*corner, scale * span), side)
+    close_x = x + scale * (left + (width - span) / 2)
+    close_y = y + scale * (top + (height - span) / 2)
+    return _rasterize(rasterizer, icon, (close_x, close_y, scale * span), side)
 
 
-def _raster(
-    drawer: Callable[..., Any], icon: dict[str, Any], view: tuple[float, float, float], side: int
+def _rasterize(
+    rasterizer: Rasterizer, icon: dict[str, Any], view: tuple[float, float, float], side: int
 ) -> np.ndarray:
-    """What a square view (left, top, side) shows of an icon. The inner svg clips what is drawn
-    outside of the icon's own frame.
-    """
+    """Draw what a square view (left, top, side) shows of an icon."""
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     left, top, width, height = (icon[name] for name in ("left", "top", "width", "height"))
-    place = (
-        f'x="{left}" y="{top}" width="{width}" height="{height}" viewBox="{left} {top} {width}'
-        f' {height}"'
-    )
+    frame = f'x="{left}" y="{top}" width="{width}" height="{height}"'
+    frame_view = f'viewBox="{left} {top} {width} {height}"'
     x, y, span = view
+    # The inner svg clips what is drawn outside of the icon's own frame.
     svg = (
-        f'<svg {namespaces} width="{side}" height="{side}" viewBox="{x} {y} {span} {span}"><svg'
-        f" {place}>{icon['body']}</svg></svg>"
+        f'<svg {namespaces} width="{side}" height="{side}" viewBox="{x} {y} {span} {span}">'
+        f"<svg {frame} {frame_view}>{icon['body']}</svg></svg>"
     )
-    png = drawer(svg_string=svg, width=side, height=side, skip_system_fonts=True)
-    pixels = cv2.imdecode(np.frombuffer(bytes(png), np.uint8), cv2.IMREAD_UNCHANGED)
+    png = rasterizer(svg_string=svg, width=side, height=side, skip_system_fonts=True)
+    data = np.frombuffer(bytes(png), np.uint8)
+    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    assert pixels is not None, "resvg writes PNG"
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
 
 
@@ -255,15 +265,11 @@ def main() -> None:
     parser.add_argument("--dest", type=Path, required=True)
     dest = parser.parse_args().dest
     packages = [package for package in PACKAGES if package.style in SHIPPED_STYLES]
-    save(
-        render(
-            SHIPPED_NOUNS,
-            packages,
-            SHIPPED_SIDE,
-            lambda what, done, of: print(f"{done}/{of} {what}"),
-        ),
-        dest,
-    )
+
+    def report(style: str, done: int, total: int) -> None:
+        print(f"{done}/{total} {style}")
+
+    save(render(SHIPPED_NOUNS, packages, SHIPPED_SIDE, report), dest)
     print(f"wrote {dest}, {dest.stat().st_size:,} bytes")
 
 

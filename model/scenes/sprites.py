@@ -1,8 +1,7 @@
-"""Pictures of named things, each in several artists' styles: what `make_scene` cuts its objects
-from.
+"""Sprites: pictures of named things in several artists' styles, which objects are cut from.
 
-Two libraries have one form: a small one is shipped, and the full one is fetched and rendered once
-(`wordmask train scenes --fetch`, `model/train/sprite_sources.py`), then kept in the cache folder.
+Two libraries have one form. A small one is shipped; the full one is fetched and rendered once
+(`wordmask train scenes --fetch`, `sprite_sources.py`), then kept in the cache folder.
 """
 
 from __future__ import annotations
@@ -23,18 +22,16 @@ from wordmask.model.scenes.nouns import ICONS, NOUNS, UNFIT
 
 SIDE = 96  # pixels of a fetched sprite
 SHIPPED = Path(__file__).parent / "assets" / "sprites.npz"
-# in test-style alone. Other poses and other colours than the rest (a blue ant), and still plain to
-# see
+# Only in the split test-style: other poses and other colours than the rest (a blue ant), and still
+# plain to see.
 HELD_OUT_STYLE = "noto-v1"
 TRAIN_STYLES = ("fluent-emoji-flat", "noto", "twemoji")
-REVISION = 1  # of the packages and of how they are rendered: a library of another is fetched anew
+REVISION = 1  # of the packages and of their rendering: a library of another is fetched anew
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """An artwork that sprites come from, and what is owed to it. `licence` is an SPDX
-    identifier.
-    """
+    """An artwork that sprites come from, and its credits. `licence` is an SPDX identifier."""
 
     name: str
     author: str
@@ -46,10 +43,10 @@ class Style:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpriteLibrary:
-    """N sprites of S x S pixels. A sprite is centred and fills its canvas along its longer side.
+    """N sprites of S x S pixels, each centred and as large as its canvas.
 
-    `pixels_NSS4` uint8 RGBA, alpha not multiplied in; `noun_N` and `style_N` are places in `nouns`
-    and `styles`.
+    `pixels_NSS4` is uint8 RGBA, alpha not multiplied in; `noun_N` and `style_N` are indices into
+    `nouns` and `styles`.
     """
 
     nouns: tuple[str, ...]
@@ -67,14 +64,16 @@ class SpriteLibrary:
         return {noun: tuple(numbers) for noun, numbers in found.items()}
 
     def style_of(self, number: int) -> str:
-        """Name of a sprite's style."""
+        """Return the name of a sprite's style."""
         return self.styles[self.style_N[number]].name
 
     def only(self, styles: Collection[str]) -> SpriteLibrary:
-        """The sprites of some styles, and the nouns that these have. ValueError when there are
-        none.
+        """Return the sprites of some styles, and the nouns that these have.
+
+        Raises:
+            ValueError: when there are none.
         """
-        kept = [place for place, style in enumerate(self.styles) if style.name in styles]
+        kept = [index for index, style in enumerate(self.styles) if style.name in styles]
         chosen_N = np.isin(self.style_N, kept)
         if not chosen_N.any():
             raise ValueError(
@@ -84,7 +83,7 @@ class SpriteLibrary:
         nouns = np.unique(self.noun_N[chosen_N])
         return SpriteLibrary(
             nouns=tuple(self.nouns[noun] for noun in nouns),
-            styles=tuple(self.styles[place] for place in kept),
+            styles=tuple(self.styles[index] for index in kept),
             noun_N=np.searchsorted(nouns, self.noun_N[chosen_N]),
             style_N=np.searchsorted(kept, self.style_N[chosen_N]),
             pixels_NSS4=self.pixels_NSS4[chosen_N],
@@ -92,21 +91,20 @@ class SpriteLibrary:
 
 
 def load(path: Path | None = None) -> SpriteLibrary:
-    """The library of a file, by default the fetched one. FileNotFoundError, with what to do, where
-    there is none.
+    """Load the library of a file, by default the fetched one.
+
+    Raises:
+        FileNotFoundError: where there is none, with the command that fetches it.
+        ValueError: for a file that is no library.
     """
     path = path or fetched_path()
     if not path.is_file():
-        remedy = (
-            "fetch them with `wordmask train scenes --fetch`, or take the shipped ones with"
-            " `--sprites shipped`"
+        raise FileNotFoundError(
+            f"sprites {path}: no such file; fetch them with `wordmask train scenes --fetch`, or"
+            " take the shipped ones with `--sprites shipped`"
         )
-        raise FileNotFoundError(f"sprites {path}: no such file; {remedy}")
     try:
-        with np.load(path) as file:
-            styles = tuple(Style(**entry) for entry in json.loads(str(file["styles"])))
-            numbers = {name: file[name] for name in ("noun_N", "style_N", "pixels_NSS4")}
-            return SpriteLibrary(nouns=tuple(file["nouns"].tolist()), styles=styles, **numbers)
+        return _read(path)
     except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
         raise ValueError(
             f"sprites {path}: not a sprite library ({error}); fetch them anew with `wordmask train"
@@ -114,8 +112,20 @@ def load(path: Path | None = None) -> SpriteLibrary:
         ) from error
 
 
+def _read(path: Path) -> SpriteLibrary:
+    with np.load(path) as file:
+        styles = json.loads(str(file["styles"]))
+        return SpriteLibrary(
+            nouns=tuple(file["nouns"].tolist()),
+            styles=tuple(Style(**style) for style in styles),
+            noun_N=file["noun_N"],
+            style_N=file["style_N"],
+            pixels_NSS4=file["pixels_NSS4"],
+        )
+
+
 def load_shipped() -> SpriteLibrary:
-    """The small library that comes with the package: 36 nouns, 3 styles."""
+    """Load the small library that comes with the package: 36 nouns, 3 styles."""
     return load(SHIPPED)
 
 
@@ -140,9 +150,8 @@ def save(library: SpriteLibrary, path: Path) -> None:
 
 
 def fetched_path() -> Path:
-    """Where the fetched library is kept. Its name changes with what is fetched, so an older one is
-    not taken for it.
-    """
+    """Return the path of the fetched library: it changes with the nouns and their icons."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    made_of = repr((REVISION, SIDE, NOUNS, sorted(ICONS.items()), sorted(UNFIT)))
-    return cache / "wordmask" / f"sprites-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.npz"
+    contents = repr((REVISION, SIDE, NOUNS, sorted(ICONS.items()), sorted(UNFIT)))
+    digest = hashlib.sha256(contents.encode()).hexdigest()
+    return cache / "wordmask" / f"sprites-{digest[:12]}.npz"

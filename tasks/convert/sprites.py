@@ -1,19 +1,18 @@
-"""The artwork of training scenes: fetched into the cache folder, and what is there."""
+"""The artwork of training scenes: fetching it into the cache folder, and listing it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from wordmask.model.scenes.sprite_sources import fetch
+from wordmask.model.scenes.sprite_sources import OnProgress, fetch, ignore_progress
 from wordmask.model.scenes.sprites import fetched_path, load
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpritesAtHand:
-    """A sprite library on disk. `styles`: name, author, licence, link, licence_link and package of
-    each.
+    """A sprite library on disk.
+
+    `styles` has the name, author, licence, link, licence_link and package of each.
     """
 
     path: str
@@ -23,17 +22,19 @@ class SpritesAtHand:
     styles: list[dict[str, str]]
 
 
-def fetch_sprites(tell: Callable[[str, int, int], object] | None = None) -> SpritesAtHand:
-    """Fetch, check and render them; what came of it. Errors as in
-    `model.train.sprite_sources.fetch`.
-    """
-    fetch(tell=tell)
+def fetch_sprites(on_progress: OnProgress = ignore_progress) -> SpritesAtHand:
+    """Fetch, check and render the sprites; the errors are those of `sprite_sources.fetch`."""
+    fetch(on_progress=on_progress)
     return sprites_at_hand()
 
 
 def sprites_at_hand() -> SpritesAtHand:
-    """What has been fetched. FileNotFoundError where nothing has."""
-    path: Path = fetched_path()
+    """Return what has been fetched.
+
+    Raises:
+        FileNotFoundError: where nothing has.
+    """
+    path = fetched_path()
     library = load(path)
     styles = [asdict(style) for style in library.styles]
     return SpritesAtHand(

@@ -220,11 +220,11 @@ def test_fetching_keeps_rendered_sprites_in_the_cache(
     npm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sprite_sources, "PACKAGES", (package_of(npm.read_bytes()),))
-    told: list[tuple[str, int, int]] = []
-    path = fetch(tell=lambda *step: told.append(step))
+    reported: list[tuple[str, int, int]] = []
+    path = fetch(on_progress=lambda *step: reported.append(step))
     assert path == fetched_path()
     assert path.is_relative_to(tmp_path / "cache" / "wordmask")
-    assert told == [("toy", 0, 1), ("done", 1, 1)]
+    assert reported == [("toy", 0, 1), ("done", 1, 1)]
     library = load()
     assert library.nouns == ("apple", "dog", "donut")
     (style,) = library.styles
