@@ -1,60 +1,61 @@
-"""Prefect made fit for a terminal: silent, without telemetry, and on a server of its own unless one
-was named.
+"""Prefect made fit for a terminal: silent, without telemetry, on a server of its own.
 
-Nothing here imports Prefect at the top: it reads its settings from the environment once, when it is
-imported.
+Its own server is for who named no other. Nothing here imports Prefect at the top: Prefect reads its
+settings from the environment once, when it is imported.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 
 from wordmask.flows.execution.signals import interrupts_blocked
+from wordmask.schemas.settings import LOG_JSON
 from wordmask.tasks.telemetry import logs
+
+LIBRARIES = ("distributed", "prefect", "asyncio", "tornado")
 
 
 def configure(verbose: bool) -> None:
     """Set what Prefect reads when it is imported. What the user set in the environment stays."""
+    level, server_level = "CRITICAL", "CRITICAL"
+    if verbose:
+        level, server_level = "INFO", "WARNING"
     defaults = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL",
-        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING" if verbose else "CRITICAL",
+        "PREFECT_LOGGING_LEVEL": level,
+        "PREFECT_SERVER_LOGGING_LEVEL": server_level,
         "PREFECT_CLI_COLORS": "false",
-        **(
-            {"PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json"}
-            if logs.is_asked(logs.LOG_JSON)
-            else {}
-        ),
     }
+    if logs.is_asked(LOG_JSON):
+        defaults["PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"] = "json"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     logs.set_up()
 
 
 def silence_libraries() -> None:
-    """Keep what libraries log to themselves. Called when all is imported: they set their loggers'
-    levels as they are.
-    """
-    ours = () if logs.is_asked(logs.LOG_JSON) else (logs.logger.name,)
-    for name in ("distributed", "prefect", "asyncio", "tornado", *ours):
+    """Keep libraries from logging. Called when all is imported: importing sets their levels."""
+    names = [*LIBRARIES]
+    if not logs.is_asked(LOG_JSON):
+        names.append(logs.logger.name)
+    for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def start_own_api(verbose: bool) -> None:
     """Start Prefect's temporary server, unless PREFECT_API_URL or a profile names another.
 
-    Called when all is imported.
-
-    If Ctrl-C stopped the server too, Prefect would wait in vain to tell it of the interruption. It
-    ends with this process.
+    Called when all is imported. The server ends with this process, and Ctrl-C does not stop it
+    before: Prefect would wait in vain to report the interruption to it.
     """
-    import distributed  # noqa: F401
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import get_current_settings
 
+    importlib.import_module("distributed")  # sets the levels of its loggers
     if not verbose:
         silence_libraries()
     if get_current_settings().api.url is None:

@@ -1,6 +1,6 @@
 """A run as a deployment of a Prefect server: as text for `prefect deploy`, or registered there.
 
-PyTorch is imported by neither reading nor printing one, only by `apply`, which imports the flow.
+Making the text imports no PyTorch; `register_deployment` does, since it imports the flow.
 """
 
 from __future__ import annotations
@@ -12,69 +12,94 @@ from uuid import UUID
 from prefect.client.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
-from wordmask.schemas.settings import RunSettings
+from wordmask.schemas.settings import RunSettings, ScheduleSettings
 
 
 class PrefectServerError(RuntimeError):
     """The Prefect server does not answer, or refuses the deployment."""
 
 
-def deployment_of(
-    settings: RunSettings, *, cron: str, timezone: str, name: str, pool: str
-) -> dict[str, Any]:
-    """The content of a prefect.yaml. Of the settings it holds what is not a default; local paths
-    become absolute, since whoever runs it stands in another folder.
+def make_deployment(settings: RunSettings, when: ScheduleSettings) -> dict[str, Any]:
+    """Return the content of a prefect.yaml.
+
+    It holds the settings that are no defaults. Local paths become absolute, since the worker that
+    runs it is in another folder.
 
     Raises:
-        ValueError: `cron` is no cron expression, or there is no such time zone.
+        ValueError: the cron expression is none, or there is no such time zone.
     """
-    for option, value, what in (
-        ("cron", cron, "a cron expression such as 0 2 * * *"),
-        ("timezone", timezone, "one such as Europe/Berlin"),
-    ):
-        try:
-            CronSchedule.model_validate({"cron": "0 2 * * *", option: value})
-        except ValidationError:
-            raise ValueError(f"--{option} {value}: must be {what}") from None
-    roots = tuple(map(_absolute, settings.segment.allow_roots))
-    segment = settings.segment.model_copy(update={"allow_roots": roots})
-    settings = settings.model_copy(
-        update={
-            "input": _absolute(settings.input),
-            "output": _absolute(settings.output),
-            "segment": segment,
-        }
-    )
+    _check_schedule("cron", when.cron, "a cron expression such as 0 2 * * *")
+    _check_schedule("timezone", when.timezone, "one such as Europe/Berlin")
+    parameters = _with_absolute_paths(settings).model_dump(mode="json", exclude_defaults=True)
     deployment = {
-        "name": name,
+        "name": when.name,
         "entrypoint": "wordmask.flows.segment.segment",
-        "parameters": {"settings": settings.model_dump(mode="json", exclude_defaults=True)},
-        "schedules": [{"cron": cron, "timezone": timezone, "active": True}],
-        "work_pool": {"name": pool},
+        "parameters": {"settings": parameters},
+        "schedules": [{"cron": when.cron, "timezone": when.timezone, "active": True}],
+        "work_pool": {"name": when.pool},
     }
     return {"name": "wordmask", "deployments": [deployment]}
 
 
+def _check_schedule(option: str, value: str, example: str) -> None:
+    try:
+        CronSchedule.model_validate({"cron": "0 2 * * *", option: value})
+    except ValidationError:
+        raise ValueError(f"--{option} {value}: must be {example}") from None
+
+
+def _with_absolute_paths(settings: RunSettings) -> RunSettings:
+    roots = tuple(map(_absolute, settings.segment.allow_roots))
+    segment = settings.segment.model_copy(update={"allow_roots": roots})
+    paths = {"input": _absolute(settings.input), "output": _absolute(settings.output)}
+    return settings.model_copy(update={**paths, "segment": segment})
+
+
 def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
+    if "://" in path:
+        return path
+    return os.path.abspath(path)
 
 
-def apply(prefect_yaml: dict[str, Any]) -> UUID:
-    """Register a deployment with the Prefect server, in place of one of the same name. Its id.
+def register_deployment(prefect_yaml: dict[str, Any]) -> UUID:
+    """Register a deployment with the Prefect server and return its id.
+
+    One of the same name is replaced.
 
     Raises:
         ValueError: no server is named by PREFECT_API_URL or a profile, or it has no such work pool.
         PrefectServerError: it does not answer, or refuses.
     """
+    from prefect.deployments.runner import DeploymentApplyError, EntrypointType
+
+    (deployment,) = prefect_yaml["deployments"]
+    (schedule,) = deployment["schedules"]
+    pool = deployment["work_pool"]["name"]
+    url = _check_server(pool)
+    from wordmask.flows.segment import segment
+
+    made = segment.to_deployment(
+        deployment["name"],
+        parameters=deployment["parameters"],
+        work_pool_name=pool,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        schedule=CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"]),
+    )
+    try:
+        return made.apply()
+    except DeploymentApplyError as error:
+        raise PrefectServerError(
+            f"{url}: refuses the deployment {deployment['name']} ({error})"
+        ) from error
+
+
+def _check_server(pool: str) -> str:
+    """Return the address of the Prefect server, which has the work pool. Raises as the caller."""
     import httpx
     from prefect.client.orchestration import get_client
-    from prefect.deployments.runner import DeploymentApplyError, EntrypointType
     from prefect.exceptions import ObjectNotFound
     from prefect.settings import get_current_settings
 
-    (deployment,) = prefect_yaml["deployments"]
-    pool = deployment["work_pool"]["name"]
-    (schedule,) = deployment["schedules"]
     url = get_current_settings().api.url
     if url is None:
         raise ValueError(
@@ -93,18 +118,4 @@ def apply(prefect_yaml: dict[str, Any]) -> UUID:
         raise PrefectServerError(
             f"PREFECT_API_URL {url}: no Prefect server answers there ({error})"
         ) from None
-    from wordmask.flows.segment import segment
-
-    made = segment.to_deployment(
-        deployment["name"],
-        parameters=deployment["parameters"],
-        work_pool_name=pool,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        schedule=CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"]),
-    )
-    try:
-        return made.apply()
-    except DeploymentApplyError as error:
-        raise PrefectServerError(
-            f"{url}: refuses the deployment {deployment['name']} ({error})"
-        ) from error
+    return str(url)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from pydantic import BaseModel, ConfigDict, Field
 
 from wordmask.flows.reporting import stage_artifacts
 from wordmask.flows.segment import segment
@@ -25,7 +24,8 @@ from wordmask.model.train.refiner import train as refiner
 from wordmask.model.train.rl import train as rl
 from wordmask.model.train.sft import train as sft
 from wordmask.schemas.settings import ModelSettings, RunSettings, SegmentSettings
-from wordmask.tasks.convert.scenes import SCENES_PER_SEED, export_scenes
+from wordmask.schemas.training import TrainSettings
+from wordmask.tasks.convert.scenes import export_scenes
 from wordmask.tasks.output.results import evaluate
 from wordmask.tasks.storage import Store
 
@@ -38,33 +38,6 @@ TESTED_MODELS = (
     ("rl", "model", 1),
     ("rl", "model", 5),
 )
-
-
-class TrainSettings(BaseModel):
-    """What the flow trains, on what, and how it is tested."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    out: Path = Field(
-        description="folder of checkpoints, logs, models and tests; an existing one is taken up"
-    )
-    scenes: Literal["fetched", "shipped"] = Field("fetched", description="artwork of the scenes")
-    init: str | None = Field(
-        None, description="model folder to start from, instead of fresh weights"
-    )
-    model: str | None = Field(
-        None, description="model of any size to adapt by LoRA, instead of the small one"
-    )
-    lora_rank: int = Field(16, ge=1, description="of `model`")
-    device: str = Field("cpu", description="cpu or cuda")
-    share: float = Field(
-        1.0, gt=0, le=1, description="share of each stage's steps: small to see whether all runs"
-    )
-    test_rows: int = Field(1000, ge=1, le=SCENES_PER_SEED, description="rows of each test split")
-    workers: int = Field(1, ge=0, description="processes that draw scenes ahead of the training")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the first stage's matrix products"
-    )
 
 
 @flow(name="train", validate_parameters=True)

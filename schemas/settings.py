@@ -214,6 +214,19 @@ def _not_a_budget(text: str) -> ValueError:
     return ValueError(f"--budget {text}: must be a time such as 30m or 2h, or money such as $40")
 
 
+class ScheduleSettings(Frozen):
+    """When a run is repeated, and by which workers of a Prefect server."""
+
+    cron: str = Field(
+        "0 2 * * *", description="When, as minute, hour, day, month, day of the week."
+    )
+    timezone: str = Field("UTC", description="In which --cron is meant, such as Europe/Berlin.")
+    name: str = Field(
+        "nightly", description="Name of the deployment; one of this name is replaced."
+    )
+    pool: str = Field("local", description="Work pool whose workers run it.")
+
+
 class TelemetrySettings(Frozen):
     """Logs and metrics of this process and of the workers that it starts."""
 

@@ -26,9 +26,11 @@ import yaml
 from distributed import Client, LocalCluster, Security
 
 from tests.support.folders import ROOT
-from wordmask.flows.cli.app import OF_THIS_PROCESS, _run_settings, app
-from wordmask.flows.schedule import deployment_of
-from wordmask.schemas.settings import RunSettings
+from wordmask.flows.cli.app import app
+from wordmask.flows.cli.options import build
+from wordmask.flows.cli.runs import within_budget
+from wordmask.flows.schedule import make_deployment
+from wordmask.schemas.settings import BudgetSettings, RunSettings, ScheduleSettings
 
 BIN = Path(sys.executable).parent
 DEPLOY = ROOT / "deploy"
@@ -45,11 +47,9 @@ PODS = {
 
 
 def run_settings(words: list[str]) -> RunSettings:
-    """What `wordmask run` makes of its arguments."""
+    """Return the settings that `wordmask run` has with these arguments."""
     params = typer.main.get_command(app).commands["run"].make_context("run", words).params  # type: ignore[attr-defined]
-    return _run_settings(
-        **{name: value for name, value in params.items() if name not in OF_THIS_PROCESS}
-    )
+    return within_budget(build(RunSettings, params), build(BudgetSettings, params))
 
 
 def test_nightly_deployment_names_a_flow_and_valid_settings() -> None:
@@ -63,9 +63,7 @@ def test_nightly_deployment_names_a_flow_and_valid_settings() -> None:
 
 def test_prefect_yaml_is_what_schedule_prints() -> None:
     settings = RunSettings(input="s3://lake/queries/", output="s3://lake/masks/")
-    printed = deployment_of(
-        settings, cron="0 2 * * *", timezone="UTC", name="nightly", pool="local"
-    )
+    printed = make_deployment(settings, ScheduleSettings())
     assert yaml.safe_load((DEPLOY / "prefect.yaml").read_text()) == printed
 
 

@@ -37,12 +37,12 @@ EVERY_FIVE_SECONDS = "* * * * * */5"
 # `wordmask schedule` as it is, but for the model, which answers at once.
 SCHEDULE = """
 import wordmask.flows.schedule
-whole = wordmask.flows.schedule.deployment_of
+whole = wordmask.flows.schedule.make_deployment
 def of_fakes(*args, **options):
     made = whole(*args, **options)
     made["deployments"][0]["parameters"]["factory"] = "tests.support.fakes:FakeSegmenter"
     return made
-wordmask.flows.schedule.deployment_of = of_fakes
+wordmask.flows.schedule.make_deployment = of_fakes
 from wordmask.flows.cli.app import main
 main()
 """

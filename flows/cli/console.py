@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from wordmask.tasks.telemetry.logs import LOG_JSON, is_asked
+from wordmask.schemas.settings import LOG_JSON
+from wordmask.tasks.telemetry.logs import is_asked, logger, without_credentials
 
 if TYPE_CHECKING:
     from wordmask.flows.reporting import OnProgress
@@ -30,12 +31,30 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+def complain(kind: str, message: str) -> None:
+    """Print one line on the error stream, without credentials: as JSON where logs are JSON."""
+    message = without_credentials(message)
+    if is_asked(LOG_JSON):
+        logger.error(message, extra={"kind": kind})
+        return
+    err.print(Text.assemble((f"{kind}: ", "bold red"), message), soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
-    """One JSON document, without colour or wrapping, for machines."""
+    """Print one JSON document, without colour or wrapping, for machines."""
     print(json.dumps(value, indent=1, default=str))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 shard" or "2,000 shards"."""
+    ending = "s"
+    if number == 1:
+        ending = ""
+    return f"{number:,} {noun}{ending}"
+
+
 def two_columns(title: str, rows: list[tuple[str, str]]) -> Group:
+    """Return a title above rows of names and values."""
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
@@ -45,68 +64,58 @@ def two_columns(title: str, rows: list[tuple[str, str]]) -> Group:
 
 
 def summary_table(summary: RunSummary) -> Group:
+    """Return what a run did."""
+    done_before = summary.shards - summary.shards_computed
     rows = [
         ("rows", f"{summary.rows:,}"),
         ("masks", f"{summary.masks - summary.absent:,}"),
         ("absent", f"{summary.absent:,}"),
         ("rejected", f"{sum(summary.rejects.values()):,}"),
-        *((f"  {code}", f"{count:,}") for code, count in summary.rejects.items()),
-        (
-            "shards",
-            (
-                f"{summary.shards:,} ({summary.shards_computed:,} computed now,"
-                f" {summary.shards - summary.shards_computed:,} done before)"
-            ),
-        ),
-        *(
-            [("rows left", f"{summary.rows_left:,}; the same command takes them up")]
-            if summary.rows_left
-            else []
-        ),
-        ("time", f"{summary.seconds:.1f} s, {summary.rows_per_second:.1f} rows/s"),
-        *([("model busy", f"{summary.model_busy:.1%} of the time")] if summary.model_busy else []),
-        ("model", f"{summary.settings.model.model} ({summary.model_revision})"),
     ]
+    rows += [(f"  {code}", f"{count:,}") for code, count in summary.rejects.items()]
+    shards = f"{summary.shards_computed:,} computed now, {done_before:,} done before"
+    rows.append(("shards", f"{summary.shards:,} ({shards})"))
+    if summary.rows_left:
+        rows.append(("rows left", f"{summary.rows_left:,}; the same command takes them up"))
+    rows.append(("time", f"{summary.seconds:.1f} s, {summary.rows_per_second:.1f} rows/s"))
+    if summary.model_busy:
+        rows.append(("model busy", f"{summary.model_busy:.1%} of the time"))
+    rows.append(("model", f"{summary.settings.model.model} ({summary.model_revision})"))
     return two_columns(f"run {summary.run_id}", rows)
 
 
 def rejects_table(found: list[Rejected]) -> Group:
-    """Each code with its rows, what to do, and examples."""
+    """Return each code with its rows, the remedy, and examples."""
     parts: list[RenderableType] = []
     for each in found:
-        head = Text.assemble(
-            (each.code.value, "bold"),
-            f"  {each.rows:,} row{'' if each.rows == 1 else 's'}  ",
-            (each.code.remedy, "dim"),
+        rows = counted(each.rows, "row")
+        parts.append(
+            Text.assemble((each.code.value, "bold"), f"  {rows}  ", (each.code.remedy, "dim"))
         )
-        parts += [
-            head,
-            *(
-                Text(f"  {row_id}: {detail}", overflow="ellipsis", no_wrap=True)
-                for row_id, detail in each.examples
-            ),
-        ]
+        for row_id, detail in each.examples:
+            parts.append(Text(f"  {row_id}: {detail}", overflow="ellipsis", no_wrap=True))
     return Group(*parts)
 
 
 def estimate_lines(estimate: TimeEstimate) -> list[tuple[str, str]]:
-    """One line for each kind of worker, and what they follow from."""
-    return [
-        *((f"time, {rate.worker}", _rate(rate)) for rate in estimate.rates),
-        ("estimate", estimate.note),
-    ]
+    """Return one row for each kind of worker, and what they follow from."""
+    rows = [(f"time, {rate.worker}", _rate(rate)) for rate in estimate.rates]
+    return [*rows, ("estimate", estimate.note)]
 
 
 def _rate(rate: Rate) -> str:
     if rate.seconds is None:
         return "does not fit into its memory"
+    time = _duration(rate.seconds)
     if rate.seconds_interval is None or rate.rows_per_second_interval is None:
-        return f"{_duration(rate.seconds)}, {rate.rows_per_second:.3g} rows/s" + (
-            f", ${rate.cost:,.2f}" if rate.cost is not None else ""
-        )
-    (least, most), (slow, fast) = rate.seconds_interval, rate.rows_per_second_interval
+        cost = ""
+        if rate.cost is not None:
+            cost = f", ${rate.cost:,.2f}"
+        return f"{time}, {rate.rows_per_second:.3g} rows/s{cost}"
+    least, most = rate.seconds_interval
+    slow, fast = rate.rows_per_second_interval
     return (
-        f"{_duration(rate.seconds)} ({_duration(least)} to {_duration(most)}), "
+        f"{time} ({_duration(least)} to {_duration(most)}), "
         f"{rate.rows_per_second:.1f} rows/s ({slow:.1f} to {fast:.1f}) a worker{_cost(rate)}"
     )
 
@@ -119,87 +128,86 @@ def _cost(rate: Rate) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return str(timedelta(seconds=round(seconds)))
 
 
 def costs_table(name: str, costs: Costs) -> Group:
-    """FLOPs, bytes and memory of each stage, and rows a second by arithmetic."""
+    """Return FLOPs, bytes and memory of each stage, and rows a second by arithmetic."""
     load = costs.workload
+    model = [
+        ("weights", f"{costs.parameters:,} parameters, {_giga(costs.weights_bytes)} GB"),
+        ("cache of a row", f"{_giga(costs.row_cache_bytes)} GB"),
+        ("assumed", f"paths of {load.path_tokens} tokens, 1 query per image in the first table"),
+    ]
+    stages = Table("stage", "of one", "GFLOP", "GB moved", "GB held", "times a row", **TABLE_STYLE)
+    for stage in costs.stages:
+        gflop = f"{stage.flops / 1e9:,.0f}"
+        gigabytes = (_giga(stage.bytes), _giga(stage.memory))
+        stages.add_row(stage.name, stage.unit, gflop, *gigabytes, f"{stage.per_row:.3g}")
+    rates = Table("GPU", "queries per image", "rows at once", "rows/s", **TABLE_STYLE)
+    for rate in costs.estimates:
+        speed = f"{rate.rows_per_second:.3g}"
+        rates.add_row(rate.gpu, str(rate.queries_per_image), str(rate.rows_at_once), speed)
     return Group(
-        two_columns(
-            f"{name}: costs by arithmetic, {load.dtype}",
-            [
-                ("weights", f"{costs.parameters:,} parameters, {_giga(costs.weights_bytes)} GB"),
-                ("cache of a row", f"{_giga(costs.row_cache_bytes)} GB"),
-                (
-                    "assumed",
-                    f"paths of {load.path_tokens} tokens, 1 query per image in the first table",
-                ),
-            ],
-        ),
+        two_columns(f"{name}: costs by arithmetic, {load.dtype}", model),
         Text(
             "FLOPs; least bytes moved; memory held beside the weights by what is done at once",
             style="bold",
         ),
-        _grid(
-            ("stage", "of one", "GFLOP", "GB moved", "GB held", "times a row"),
-            [
-                (
-                    s.name,
-                    s.unit,
-                    f"{s.flops / 1e9:,.0f}",
-                    _giga(s.bytes),
-                    _giga(s.memory),
-                    f"{s.per_row:.3g}",
-                )
-                for s in costs.stages
-            ],
-        ),
+        stages,
         Text(
             f"rows a second: an estimate, at {costs.efficiency:.0%} of the data sheets' peaks"
             " (assumed), never measured here",
             style="bold",
         ),
-        _grid(
-            ("GPU", "queries per image", "rows at once", "rows/s"),
-            [
-                (e.gpu, str(e.queries_per_image), str(e.rows_at_once), f"{e.rows_per_second:.3g}")
-                for e in costs.estimates
-            ],
-        ),
+        rates,
     )
+
+
+TABLE_STYLE: dict[str, Any] = {"box": None, "padding": (0, 2), "header_style": "dim"}
 
 
 def _giga(number: float) -> str:
     return f"{number / 1e9:.3g}"
 
 
-def _grid(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(*head, box=None, padding=(0, 2), header_style="dim")
+def training_table(rows: list[dict[str, Any]]) -> Table:
+    """Return what each stage reaches on each split of tests."""
+    table = Table(*rows[0], title="on scenes never seen in training", title_justify="left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_measure, row.values()))
     return table
 
 
+def _measure(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value)
+
+
 @contextmanager
-def progress(json: bool) -> Iterator[OnProgress]:
-    """Yields what a run tells its progress to, on the error stream so that output can be piped: a
-    bar on a terminal, a line now and then in a log, nothing beside JSON of either kind."""
+def progress(json: bool) -> Generator[OnProgress]:
+    """Show the progress of a run on the error stream, so that the output can be piped.
+
+    That is a bar on a terminal, a line now and then elsewhere, and nothing beside JSON.
+    """
     is_json_log = is_asked(LOG_JSON)
     if err.is_terminal and not is_json_log:
-        with _bar() as on_progress:
+        with _run_bar() as on_progress:
             yield on_progress
     elif json or is_json_log:
         yield lambda _: None
     else:
-        yield _log_lines()
+        yield _progress_lines()
 
 
 @contextmanager
-def counting(total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yields what rows written so far are told to: a bar on a terminal, nothing elsewhere. `total`
-    may not be known.
-    """
+def counting(total: int | None) -> Generator[Callable[[int], None]]:
+    """Show how many rows are written so far, as a bar on a terminal; the total may be unknown."""
     columns = (
         SpinnerColumn(),
         TextColumn("writing rows"),
@@ -213,20 +221,23 @@ def counting(total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def steps(verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields what each step is told to (what it is, how many are done, of how many): a bar on a
-    terminal, nothing elsewhere.
+def steps(verb: str) -> Generator[Callable[[str, int, int], None]]:
+    """Show the steps of some work as a bar on a terminal.
+
+    The function yielded takes the name of the step, how many steps are done, and of how many.
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         bar = bars.add_task(verb, total=None)
-        yield lambda what, done, of: bars.update(
-            bar, description=f"{verb} {what}", completed=done, total=of
-        )
+
+        def on_step(name: str, done: int, total: int) -> None:
+            bars.update(bar, description=f"{verb} {name}", completed=done, total=total)
+
+        yield on_step
 
 
 @contextmanager
-def _bar() -> Iterator[OnProgress]:
+def _run_bar() -> Generator[OnProgress]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -249,7 +260,7 @@ def _bar() -> Iterator[OnProgress]:
         yield on_progress
 
 
-def _log_lines() -> OnProgress:
+def _progress_lines() -> OnProgress:
     last = -LOG_EVERY
 
     def on_progress(run: RunProgress) -> None:
@@ -259,16 +270,3 @@ def _log_lines() -> OnProgress:
             err.print(str(run))
 
     return on_progress
-
-
-def training_table(rows: list[dict[str, Any]]) -> Table:
-    """What each stage reaches on each split of tests."""
-    table = Table(*rows[0], title="on scenes never seen in training", title_justify="left")
-    for row in rows:
-        table.add_row(
-            *(
-                "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-                for value in row.values()
-            )
-        )
-    return table

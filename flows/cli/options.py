@@ -24,14 +24,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
-from wordmask.schemas.settings import Flag
+from wordmask.schemas.settings import Flag, RunSettings
 
 R = TypeVar("R")
+S = TypeVar("S", bound=BaseModel)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")
-]
+# From a settings class to one of its fields: ("segment", "columns", "image").
+Path = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,9 @@ class Fields:
 
 @dataclass(frozen=True)
 class SettingOption:
-    """One option of the command line, made from one field.
+    """One option of the command line, made from one field."""
 
-    `path` leads to the field from the settings class of the command: ("segment", "dtype").
-    """
-
-    path: tuple[str, ...]
+    path: Path
     info: FieldInfo
     flag: Flag
     help: str
@@ -131,7 +127,7 @@ class SettingOption:
         return next((getattr(m, name) for m in self.info.metadata if hasattr(m, name)), None)
 
 
-def options_of(settings: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[SettingOption]:
+def options_of(settings: type[BaseModel], path: Path = ()) -> Iterator[SettingOption]:
     """Yield the options of a settings class in the order of its fields."""
     for name, info in settings.model_fields.items():
         nested = _settings_class(info.annotation)
@@ -152,21 +148,24 @@ def option_of(settings: type[BaseModel], name: str) -> Any:
     return option.parameter_info()
 
 
-def build(
-    settings: type[BaseModel], values: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()
-) -> BaseModel:
-    """Make a settings object of values by the paths of their fields.
+def build(settings: type[S], values: Mapping[str, Any]) -> S:
+    """Make a settings object of the values of options by their names; None is a default.
 
     Raises:
         pydantic.ValidationError: a value does not fit its field.
     """
+    by_path = {option.path: values.get(option.name) for option in options_of(settings)}
+    return _build(settings, by_path, ())
+
+
+def _build(settings: type[S], values: Mapping[Path, Any], path: Path) -> S:
     arguments: dict[str, Any] = {}
     for name, info in settings.model_fields.items():
         here = (*path, name)
         nested = _settings_class(info.annotation)
         if nested is not None:
-            arguments[name] = build(nested, values, here)
-        elif here in values:
+            arguments[name] = _build(nested, values, here)
+        elif values.get(here) is not None:
             arguments[name] = values[here]
     return settings.model_validate(arguments)
 
@@ -216,15 +215,18 @@ class _OptionGroup:
 
     def take(self, values: dict[str, Any]) -> BaseModel:
         """Take the group's values out of all values of a command, and make the settings of them."""
-        by_path: dict[tuple[str, ...], Any] = {}
-        for option in self.options:
-            value = values.pop(option.name)
-            if value is not None:
-                by_path[option.path] = value
-        return build(self.settings, by_path)
+        taken = {option.name: values.pop(option.name) for option in self.options}
+        return build(self.settings, taken)
 
 
 def _settings_class(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return None
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show Prefect's and Dask's own logs.")
+]
+Output = Annotated[str, option_of(RunSettings, "output")]

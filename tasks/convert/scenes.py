@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
@@ -15,10 +15,8 @@ from wordmask.model.scenes.canvas import Scene
 from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.scenes.expressions import Expression
 from wordmask.model.scenes.splits import SPLITS
+from wordmask.schemas.training import SCENES_PER_SEED, Artwork
 from wordmask.tasks.table.truth import write_table
-
-SCENES_PER_SEED = 1_000_000  # tables of different seeds share no scene
-Sprites = Literal["fetched", "shipped"]
 
 
 def export_scenes(
@@ -28,7 +26,7 @@ def export_scenes(
     seed: int,
     queries_per_image: int = 1,
     split: str = "test",
-    sprites: Sprites = "shipped",
+    sprites: Artwork = "shipped",
     tell: Callable[[int], object] | None = None,
 ) -> int:
     """Write `count` rows, `queries_per_image` expressions to a scene; how many were written.
@@ -64,7 +62,7 @@ def _rows(
 
 
 def _described(
-    split: str, seed: int, queries: int, sprites: Sprites
+    split: str, seed: int, queries: int, sprites: Artwork
 ) -> Iterator[tuple[int, Scene, list[Expression]]]:
     """The scenes of a split from a seed on, each with what is said about it."""
     questions = SceneDataset(sprites, split)

@@ -22,11 +22,8 @@ from typing import Any, TextIO
 from pythonjsonlogger.json import JsonFormatter
 
 from wordmask.schemas.redaction import HIDDEN, redacted
+from wordmask.schemas.settings import LOG_JSON, LOG_QUERIES
 
-LOG_JSON, LOG_QUERIES = "WORDMASK_LOG_JSON", "WORDMASK_LOG_QUERIES"
-METRICS_DIR = (
-    "WORDMASK_METRICS_DIR"  # here, as importing tasks.metrics takes longer than `--help` may
-)
 # Names of variables whose values are never shown.
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|API_KEY|CREDENTIAL|AUTH_STRING", re.IGNORECASE)
 BYTES = re.compile(r"""\bb('|").*?(?<!\\)\1""")  # as Python prints them

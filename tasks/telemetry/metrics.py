@@ -22,7 +22,8 @@ from prometheus_client import REGISTRY, Counter, Gauge, Metric, write_to_textfil
 from prometheus_client.core import GaugeMetricFamily
 
 from wordmask.schemas.runs import Receipt
-from wordmask.tasks.telemetry.logs import METRICS_DIR, logger
+from wordmask.schemas.settings import METRICS_DIR
+from wordmask.tasks.telemetry.logs import logger
 
 PREFIX = "wordmask_"
 

@@ -10,14 +10,14 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from typer.testing import CliRunner
 
 from wordmask.flows.cli.app import app
-from wordmask.flows.schedule import PrefectServerError, apply, deployment_of
-from wordmask.schemas.settings import RunSettings
+from wordmask.flows.schedule import PrefectServerError, make_deployment, register_deployment
+from wordmask.schemas.settings import RunSettings, ScheduleSettings
 
 SETTINGS = RunSettings(input="s3://lake/in/", output="s3://lake/out/")
-WHEN = {"cron": "30 1 * * 1-5", "timezone": "Europe/Berlin", "name": "nightly", "pool": "local"}
+WHEN = ScheduleSettings(cron="30 1 * * 1-5", timezone="Europe/Berlin")
 
 
-def test_what_is_printed_is_valid_and_holds_the_options_of_run() -> None:
+def test_a_printed_schedule_holds_the_options_of_run() -> None:
     words = [
         "in.parquet",
         "s3://lake/out/",
@@ -30,7 +30,7 @@ def test_what_is_printed_is_valid_and_holds_the_options_of_run() -> None:
         "--wait",
     ]
     printed = CliRunner().invoke(
-        app, ["schedule", *words, "--cron", WHEN["cron"], "--timezone", WHEN["timezone"]]
+        app, ["schedule", *words, "--cron", WHEN.cron, "--timezone", WHEN.timezone]
     )
     assert printed.exit_code == 0, printed.output
     (deployment,) = yaml.safe_load(printed.stdout)["deployments"]
@@ -48,35 +48,35 @@ def test_what_is_printed_is_valid_and_holds_the_options_of_run() -> None:
         }
     )
     assert deployment["schedules"] == [
-        {"cron": WHEN["cron"], "timezone": WHEN["timezone"], "active": True}
+        {"cron": WHEN.cron, "timezone": WHEN.timezone, "active": True}
     ]
 
 
-def test_a_schedule_that_never_could_fire_is_told() -> None:
+def test_a_schedule_that_could_never_fire_is_refused() -> None:
     with pytest.raises(ValueError, match="--cron at night: must be a cron expression"):
-        deployment_of(SETTINGS, **WHEN | {"cron": "at night"})
+        make_deployment(SETTINGS, WHEN.model_copy(update={"cron": "at night"}))
     with pytest.raises(ValueError, match="--timezone Mars: must be one such as"):
-        deployment_of(SETTINGS, **WHEN | {"timezone": "Mars"})
+        make_deployment(SETTINGS, WHEN.model_copy(update={"timezone": "Mars"}))
 
 
-def test_a_server_that_is_not_there_is_told() -> None:
-    made = deployment_of(SETTINGS, **WHEN)
+def test_a_missing_server_is_an_error() -> None:
+    made = make_deployment(SETTINGS, WHEN)
     with (
         temporary_settings({PREFECT_API_URL: None}),
         pytest.raises(ValueError, match="no Prefect server is named"),
     ):
-        apply(made)
+        register_deployment(made)
     nobody = "http://127.0.0.1:9/api"
     with (
         temporary_settings({PREFECT_API_URL: nobody}),
         pytest.raises(PrefectServerError, match=f"PREFECT_API_URL {nobody}: no Prefect"),
     ):
-        apply(made)
+        register_deployment(made)
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_pool_that_is_not_there_is_told() -> None:
+def test_a_missing_work_pool_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"--pool nonesuch: .* `prefect work-pool create nonesuch --type process`"
     ):
-        apply(deployment_of(SETTINGS, **WHEN | {"pool": "nonesuch"}))
+        register_deployment(make_deployment(SETTINGS, WHEN.model_copy(update={"pool": "nonesuch"})))

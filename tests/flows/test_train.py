@@ -9,9 +9,10 @@ import pytest
 from prefect.artifacts import Artifact
 
 from wordmask.flows import train as train_module
-from wordmask.flows.train import MEASURES, TrainSettings, train, train_sft
+from wordmask.flows.train import MEASURES, train, train_sft
 from wordmask.model.segmenter import Segmenter
 from wordmask.model.train.sft import train as sft
+from wordmask.schemas.training import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

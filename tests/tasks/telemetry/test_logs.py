@@ -17,7 +17,7 @@ from tests.support.folders import ROOT
 from tests.support.runs import plan_of
 from tests.support.tables import png, write_input
 from wordmask.schemas.redaction import redacted
-from wordmask.schemas.settings import RunSettings
+from wordmask.schemas.settings import LOG_JSON, LOG_QUERIES, RunSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.telemetry import logs
@@ -95,7 +95,7 @@ def heard(
 ) -> Iterator[pytest.LogCaptureFixture]:
     """Records of this package, made as in a worker."""
     before = logging.getLogRecordFactory()
-    monkeypatch.delenv(logs.LOG_JSON, raising=False)
+    monkeypatch.delenv(LOG_JSON, raising=False)
     logs.set_up()
     caplog.set_level(logging.INFO, logs.logger.name)
     yield caplog
@@ -135,7 +135,7 @@ def test_records_say_which_run_shard_and_row_they_are_about(
 def test_queries_are_logged_if_asked_for(
     tmp_path: Path, heard: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(logs.LOG_QUERIES, "1")
+    monkeypatch.setenv(LOG_QUERIES, "1")
     run_one(tmp_path, "unspeakable thing")
     assert [vars(line).get("query") for line in heard.records] == ["unspeakable thing", "x y", None]
     with pytest.raises(MemoryError, match="'unbearable thing' about bytes with"):
@@ -157,7 +157,7 @@ def test_records_of_any_library_hold_no_credentials() -> None:
             except OSError:
                 logs.logger.exception("went wrong", extra={"detail": "by open-sesame"})
     """
-    environ = {"PYTHONPATH": str(ROOT), "MY_SECRET": "open-sesame", logs.LOG_JSON: "1"}
+    environ = {"PYTHONPATH": str(ROOT), "MY_SECRET": "open-sesame", LOG_JSON: "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
