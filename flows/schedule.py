@@ -70,7 +70,9 @@ def register_deployment(prefect_yaml: dict[str, Any]) -> UUID:
         ValueError: no server is named by PREFECT_API_URL or a profile, or it has no such work pool.
         PrefectServerError: it does not answer, or refuses.
     """
-    from prefect.deployments.runner import DeploymentApplyError, EntrypointType
+    from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+    from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
 
     (deployment,) = prefect_yaml["deployments"]
     (schedule,) = deployment["schedules"]
@@ -83,14 +85,18 @@ def register_deployment(prefect_yaml: dict[str, Any]) -> UUID:
         parameters=deployment["parameters"],
         work_pool_name=pool,
         entrypoint_type=EntrypointType.MODULE_PATH,
-        schedule=CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"]),
+        schedule=Cron(schedule["cron"], timezone=schedule["timezone"]),
     )
+    # Prefect's functions return coroutines too, where an event loop runs.
+    assert isinstance(made, RunnerDeployment)
     try:
-        return made.apply()
+        deployment_id = made.apply()
     except DeploymentApplyError as error:
         raise PrefectServerError(
             f"{url}: refuses the deployment {deployment['name']} ({error})"
         ) from error
+    assert isinstance(deployment_id, UUID)
+    return deployment_id
 
 
 def _check_server(pool: str) -> str:

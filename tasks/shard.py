@@ -13,7 +13,7 @@ from types import MappingProxyType
 from opentelemetry.trace import Span
 
 from wordmask.schemas.runs import Part, Receipt, Shard, ShardHints, Timings
-from wordmask.schemas.settings import RunSettings
+from wordmask.schemas.settings import LOG_QUERIES, RunSettings
 from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.hints import apply_hints, reusable_answers
@@ -194,7 +194,7 @@ def _span_attributes(result: ShardResult) -> dict[str, int | float]:
 
 
 def _log_result(receipt: Receipt, result: ShardResult) -> None:
-    with_queries = logs.is_asked(logs.LOG_QUERIES)
+    with_queries = logs.is_asked(LOG_QUERIES)
     for reject in result.rejects:
         extra: dict[str, str | None] = {
             "row_id": reject.row.row_id,

@@ -56,7 +56,8 @@ def segment(
     spatial_refs = (*points, *boxes)
     pixels = _read_image(image)
     # Importing PyTorch takes seconds: errors of the arguments come before.
-    from wordmask.model.segmenter import Query, Segmenter
+    from wordmask.model.segmenter import Segmenter
+    from wordmask.model.types import Query
 
     segmenter = Segmenter.from_pretrained(**model.model_dump(), **method.method)
     segmenter.check_query(expression, spatial_refs)
@@ -100,7 +101,8 @@ def _write_overlay(
 
 
 def _read_image(path: Path) -> NDArray[np.uint8]:
-    from wordmask.tasks.images.decode import ImageError, decode
+    from wordmask.tasks.images.decode import decode
+    from wordmask.tasks.images.uris import ImageError
 
     data = path.read_bytes()
     # A person who names one file means it: only what Pillow itself refuses is too large.
