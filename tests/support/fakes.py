@@ -20,6 +20,7 @@ from wordmask.model.masks.trace import trace
 from wordmask.model.types import Query, QueryError, Segmentation
 
 REVISION = "fake-1"
+FACTORY = "tests.support.fakes:FakeSegmenter"  # as a flow is given it
 
 
 class FakeSegmenter:

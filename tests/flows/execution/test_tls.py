@@ -13,13 +13,11 @@ import pytest
 from distributed import LocalCluster
 from distributed.security import Security
 
-from tests.support.fakes import REVISION
+from tests.support.fakes import FACTORY, REVISION
 from tests.support.tables import png, write_input
 from wordmask.flows.execution.cluster import TLS_VARIABLES, ClusterError, open_cluster
 from wordmask.flows.segment import segment
 from wordmask.schemas.settings import RunSettings
-
-FAKE = "tests.support.fakes:FakeSegmenter"
 
 
 def certificates(folder: Path) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def test_a_run_through_an_encrypted_scheduler(
         input=table, output=str(tmp_path / "out"), shard_rows=2, scheduler=encrypted
     )
     with dask.config.set(owner):
-        assert segment(settings, factory=FAKE).masks == 4
+        assert segment(settings, factory=FACTORY).masks == 4
 
 
 def test_a_client_without_the_right_certificate_is_told_which_variables_name_it(
@@ -95,6 +93,6 @@ def test_a_client_without_the_right_certificate_is_told_which_variables_name_it(
 def refused(address: str, config: dict[str, Any]) -> None:
     with (
         dask.config.set(config),
-        open_cluster(RunSettings(input="in", output="out", scheduler=address), REVISION, FAKE),
+        open_cluster(RunSettings(input="in", output="out", scheduler=address), REVISION, FACTORY),
     ):
         pass
