@@ -25,7 +25,7 @@ from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.masks import rle
 from wordmask.model.masks.cleanup import clean
 from wordmask.model.masks.confidence import mask_iou, trust
-from wordmask.model.masks.crops import RefinerCrop, cut, paste
+from wordmask.model.masks.crops import RefinerCrop, cut_crop, paste_mask
 from wordmask.model.masks.rasterize import rasterize
 from wordmask.model.masks.smooth import smooth_tracer
 from wordmask.model.masks.trace import scale_path, trace
@@ -291,7 +291,9 @@ class Segmenter:
             row,
             path,
             mask,
-            cut(image_HW3, mask, row.box, self.config.vision.crop_size) if mask.any() else None,
+            cut_crop(image_HW3, mask, row.box, self.config.vision.crop_size)
+            if mask.any()
+            else None,
         )
 
     def _refine_crops(self, crops: Sequence[RefinerCrop]) -> Iterator[_Refined]:
@@ -319,7 +321,7 @@ class Segmenter:
         keep, predicted, stability, agreement = False, None, None, None
         if refined is not None and coarse.crop is not None:
             predicted, stability = refined.scores.numpy()[refined.place].tolist()
-            pasted = paste(refined.probs.numpy()[refined.place], coarse.crop.xyxy, *mask.shape)
+            pasted = paste_mask(refined.probs.numpy()[refined.place], coarse.crop.xyxy, *mask.shape)
             keep, agreement = bool(pasted.any()), mask_iou(mask, pasted)
             mask = pasted if keep else mask
         mask = clean(mask)

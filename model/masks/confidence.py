@@ -1,4 +1,4 @@
-"""Confidence in a mask without its ground truth."""
+"""Confidence in a mask without its ground truth; formulas in docs/model.md, Scores."""
 
 from __future__ import annotations
 
@@ -6,26 +6,40 @@ from math import exp
 
 import numpy as np
 
+LEAST_SIGNAL = 1e-6  # in place of 0, which would hide all other signals
+
 
 def mask_iou(a_HW: np.ndarray, b_HW: np.ndarray) -> float:
-    """Intersection over union of two masks of one size; 1 where both are empty."""
+    """Return the intersection over union of two masks of one size; 1 where both are empty."""
     union = int(np.count_nonzero(a_HW | b_HW))
-    return int(np.count_nonzero(a_HW & b_HW)) / union if union else 1.0
+    if union == 0:
+        return 1.0
+    return int(np.count_nonzero(a_HW & b_HW)) / union
 
 
 def trust(
     *, predicted_iou: float | None, path_logprob: float | None, coarse_refined_iou: float | None
 ) -> float | None:
-    """One number in 0..1 to sort masks by: the geometric mean of the signals there are. Not
-    calibrated.
+    """Return one number in 0..1 to sort masks by: the geometric mean of the given signals.
 
-    The refiner's predicted IoU (clipped to 0..1), the mean probability of a path token, and the
-    agreement of the coarse with the refined mask. None if there is no signal at all.
+    It is not calibrated.
+
+    Args:
+        predicted_iou: the refiner's, clipped to 0..1.
+        path_logprob: mean log probability of a path token.
+        coarse_refined_iou: agreement of the coarse with the refined mask.
+
+    Returns:
+        The mean, None if there is no signal at all.
     """
-    signals = [
-        None if predicted_iou is None else min(max(predicted_iou, 0.0), 1.0),
-        None if path_logprob is None else exp(path_logprob),
-        coarse_refined_iou,
-    ]
-    known = [max(signal, 1e-6) for signal in signals if signal is not None]
-    return float(np.prod(known) ** (1 / len(known))) if known else None
+    signals: list[float] = []
+    if predicted_iou is not None:
+        signals.append(min(max(predicted_iou, 0.0), 1.0))
+    if path_logprob is not None:
+        signals.append(exp(path_logprob))
+    if coarse_refined_iou is not None:
+        signals.append(coarse_refined_iou)
+    if not signals:
+        return None
+    product = np.prod([max(signal, LEAST_SIGNAL) for signal in signals])
+    return float(product ** (1 / len(signals)))

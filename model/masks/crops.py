@@ -1,5 +1,6 @@
-"""What surrounds the refiner head: the crop around the coarse box going in, the mask pasted back
-coming out (facts, section 7).
+"""What surrounds the refiner head: the crop around the coarse box, and the mask pasted back.
+
+Source: docs/model.md, Refiner.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from wordmask.model.masks.cleanup import crop_xyxy
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerCrop:
-    """`image` (size, size, 3) uint8 and `mask` (size, size) float32 of 0/1, both resized from
-    `xyxy` (pixels) of the image.
+    """A crop of an image and of its coarse mask, both resized to the encoder's size S.
+
+    `image` is (S, S, 3) uint8, `mask` (S, S) float32 of 0/1; `xyxy` says where they come from,
+    pixels of the image.
     """
 
     image: np.ndarray
@@ -23,18 +26,27 @@ class RefinerCrop:
     xyxy: tuple[int, int, int, int]
 
 
-def cut(
+def cut_crop(
     image_HW3: np.ndarray,
     coarse_HW: np.ndarray,
     bbox_cxcywh: tuple[float, float, float, float],
     size: int,
 ) -> RefinerCrop | None:
-    """The coarse box grown by a quarter of its sides, image bilinear, mask nearest. None where
-    nothing of it is in the image.
+    """Cut out the coarse box grown by a quarter of its sides; image bilinear, mask nearest.
+
+    Args:
+        image_HW3: uint8 RGB.
+        coarse_HW: the coarse mask, uint8 of 0/1.
+        bbox_cxcywh: (x_centre, y_centre, w, h) of the coarse box, in unit of image.
+        size: side S of the crop, pixels.
+
+    Returns:
+        The crop, None where nothing of it is in the image.
     """
     height, width = image_HW3.shape[:2]
     cx, cy, w, h = bbox_cxcywh
-    x0, y0, x1, y1 = crop_xyxy((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), height, width)
+    corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    x0, y0, x1, y1 = crop_xyxy(corners, height, width)
     if x1 <= x0 or y1 <= y0:
         return None
     image = cv2.resize(image_HW3[y0:y1, x0:x1], (size, size), interpolation=cv2.INTER_LINEAR)
@@ -42,15 +54,15 @@ def cut(
     return RefinerCrop(image=image, mask=mask.astype(np.float32), xyxy=(x0, y0, x1, y1))
 
 
-def paste(
+def paste_mask(
     probs_SS: np.ndarray, xyxy: tuple[int, int, int, int], height: int, width: int
 ) -> np.ndarray:
-    """Mask (H, W) of 0/1: probabilities resized bilinearly to the crop, thresholded at 0.5, on an
-    empty image.
+    """Return the mask (H, W) of 0/1 that a crop's probabilities give, on an empty image.
+
+    They are resized bilinearly to the crop `xyxy` (pixels) and thresholded at 0.5.
     """
     x0, y0, x1, y1 = xyxy
     mask = np.zeros((height, width), np.uint8)
-    mask[y0:y1, x0:x1] = (
-        cv2.resize(probs_SS, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR) > 0.5
-    )
+    resized = cv2.resize(probs_SS, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+    mask[y0:y1, x0:x1] = resized > 0.5
     return mask

@@ -18,42 +18,40 @@ MAX_PIXELS = 2**32 - 1  # pycocotools counts in 32 bits, unchecked
 
 
 class Rle(TypedDict):
-    """`size` is [height, width]; `counts` the compressed counts as ASCII."""
+    """A mask in COCO's form: `size` is [height, width], `counts` the compressed counts as ASCII."""
 
     size: list[int]
     counts: str
 
 
 def encode(mask_HW: np.ndarray) -> Rle:
-    """Encode a mask (uint8 of 0/1, C order)."""
+    """Encode a mask (H, W), uint8 of 0/1 in C order."""
     height, width = mask_HW.shape
     x, y, w, h = cv2.boundingRect(mask_HW)
     ends = _run_ends(mask_HW, x, y, w, h)
-    return Rle(
-        size=[height, width], counts=_compress(ends, height * width).tobytes().decode("ascii")
-    )
+    counts = _compress(ends, height * width)
+    return Rle(size=[height, width], counts=counts.tobytes().decode("ascii"))
 
 
 def decode(rle: Rle) -> np.ndarray:
-    """The mask (height, width) uint8 of 0/1. Raises ValueError if the counts do not fit the
-    size.
+    """Decode to a mask (H, W), uint8 of 0/1.
+
+    Raises:
+        ValueError: the counts do not fit the size.
     """
     validate(rle)
-    return np.ascontiguousarray(
-        coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")})
-    )
+    pixels = coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")})
+    return np.ascontiguousarray(pixels)
 
 
 def validate(rle: Rle) -> None:
-    """Raises ValueError unless size is two non-negative integers and the runs add up to its
-    pixels.
+    """Check that the size is two non-negative integers and that the runs add up to its pixels.
+
+    Raises:
+        ValueError: it is not so; the message says what does not hold.
     """
     size, counts = rle.get("size"), rle.get("counts")
-    if (
-        not isinstance(size, (list, tuple))
-        or len(size) != 2
-        or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in size)
-    ):
+    if not _is_size(size):
         raise ValueError(
             f"rle.size = {size!r}: must be [height, width], two integers that are not negative"
         )
@@ -62,27 +60,33 @@ def validate(rle: Rle) -> None:
             "rle.counts: must be an ASCII string of compressed counts, found"
             f" {type(counts).__name__}"
         )
-    if size[0] * size[1] > MAX_PIXELS:
+    height, width = rle["size"]
+    pixels = height * width
+    if pixels > MAX_PIXELS:
         raise ValueError(
-            f"rle.size = {list(size)}: has more than the {MAX_PIXELS} pixels that 32-bit counts"
-            " can say"
+            f"rle.size = {[height, width]}: has more than the {MAX_PIXELS} pixels that 32-bit"
+            " counts can say"
         )
     total, whole, negative = _total(np.frombuffer(counts.encode("ascii"), np.uint8))
-    if not whole or negative:
+    if not whole:
+        raise ValueError(f"rle.counts = {counts[:20]!r}...: ends within a run, or is no RLE text")
+    if negative:
+        raise ValueError(f"rle.counts = {counts[:20]!r}...: a run is negative")
+    if total != pixels:
         raise ValueError(
-            f"rle.counts = {counts[:20]!r}...:"
-            f" {'a run is negative' if whole else 'ends within a run, or is no RLE text'}"
+            f"rle.counts: runs add up to {total} pixels, but size {[height, width]} has {pixels}"
         )
-    if total != size[0] * size[1]:
-        raise ValueError(
-            f"rle.counts: runs add up to {total} pixels, but size {list(size)} has"
-            f" {size[0] * size[1]}"
-        )
+
+
+def _is_size(size: object) -> bool:
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        return False
+    return all(isinstance(extent, int | np.integer) and extent >= 0 for extent in size)
 
 
 @numba.njit(cache=True, nogil=True)
 def _run_ends(mask: np.ndarray, x0: int, y0: int, w: int, h: int) -> np.ndarray:
-    """Column-major indices at which the value changes; the first change is from 0 to 1."""
+    """Return the column-major indices at which the value changes; the first is from 0 to 1."""
     height = mask.shape[0]
     ends = np.empty(w * (h + 2) + 1, np.int64)
     n, value = 0, 0
@@ -101,8 +105,9 @@ def _run_ends(mask: np.ndarray, x0: int, y0: int, w: int, h: int) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True)
 def _compress(ends: np.ndarray, pixels: int) -> np.ndarray:
-    """Changes to compressed counts. A last change at the last pixel is the end, not a further
-    run.
+    """Turn changes into compressed counts.
+
+    A last change at the last pixel is the end, not a further run.
     """
     n = len(ends)
     if n > 0 and ends[n - 1] == pixels:
@@ -110,24 +115,35 @@ def _compress(ends: np.ndarray, pixels: int) -> np.ndarray:
     out = np.empty(7 * (n + 1), np.uint8)
     length = 0
     counts = np.empty(n + 1, np.int64)
+    start = 0
     for i in range(n + 1):
-        end = ends[i] if i < n else pixels
-        counts[i] = end - (ends[i - 1] if i > 0 else 0)
-        value = counts[i] - (counts[i - 2] if i > 2 else 0)
+        end = pixels
+        if i < n:
+            end = ends[i]
+        counts[i] = end - start
+        start = end
+        value = counts[i]
+        if i > 2:
+            value -= counts[i - 2]
         more = True
         while more:
             group = value & 0x1F
             value >>= 5
             more = value != -1 if group & 0x10 else value != 0
-            out[length] = (group | (0x20 if more else 0)) + 48
+            if more:
+                group |= 0x20
+            out[length] = group + 48
             length += 1
     return out[:length]
 
 
 @numba.njit(cache=True, nogil=True)
 def _total(text: np.ndarray) -> tuple[int, bool, bool]:
-    """Sum of the counts; whether the text ends with a whole count and has only legal characters;
-    whether any is negative.
+    """Add up compressed counts.
+
+    Returns:
+        The sum; whether the text ends with a whole count and has only legal characters; whether
+        any count is negative.
     """
     total, before, last, value, shift, index = 0, 0, 0, 0, 0, 0
     negative = False

@@ -1,7 +1,8 @@
-"""The outline of a mask as a path: exact, along the cracks between pixels (facts, section 8).
+"""The outline of a mask as a path: exact, along the cracks between pixels.
 
 Pixel i covers [i, i + 1]. Outer outlines run clockwise as seen on the screen, holes the other way
-round, so that both the nonzero and the even-odd rule give the mask back.
+round, so that both the nonzero and the even-odd rule give the mask back. Source: docs/model.md,
+Mask cleanup and outline.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ _LEFT_AHEAD = np.array([[-1, 0], [0, 0], [0, -1], [-1, -1]])
 
 
 def trace(mask_HW: np.ndarray) -> str:
-    """Path in pixels of a mask (uint8 of 0/1): per outline an absolute M, then h and v steps in
-    turn, then z. "" if empty.
+    """Return the outlines of a mask (H, W), uint8 of 0/1, as a path in pixels.
+
+    Each outline is an absolute M, then h and v steps in turn, then z. An empty mask gives "".
     """
     x, y, w, h = cv2.boundingRect(mask_HW)
     if w == 0:
@@ -32,7 +34,7 @@ def trace(mask_HW: np.ndarray) -> str:
     start = 0
     for end in ends.tolist():
         parts.append(f"M {values[start] + x - 1} {values[start + 1] + y - 1}")
-        parts += [f"{'hv'[i % 2]} {value}" for i, value in enumerate(values[start + 2 : end])]
+        parts += [f"{'hv'[i % 2]} {step}" for i, step in enumerate(values[start + 2 : end])]
         parts.append("z")
         start = end
     return " ".join(parts)
@@ -40,9 +42,12 @@ def trace(mask_HW: np.ndarray) -> str:
 
 @numba.njit(cache=True, nogil=True)
 def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Outlines of a mask with an empty frame of one pixel, one after another: x, y of the first
-    vertex, then steps right (or left), down (or up) in turn, without the last, which closes. `ends`
-    says where each stops."""
+    """Return the outlines of a mask with an empty frame of one pixel, one after another.
+
+    Returns:
+        The numbers of each outline: x, y of the first vertex, then steps right (or left), down (or
+        up) in turn, without the last, which closes. And the index at which each outline ends.
+    """
     height, width = framed.shape
     seen = np.zeros((height, width), np.bool_)  # top edges of pixels, walked to the right
     numbers = np.empty(256, np.int64)
@@ -54,13 +59,16 @@ def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 continue
             # In reading order the first unseen top edge of an outline is a corner: its left
             # neighbour would belong to the same run.
-            vy, vx, direction, run = y, x, 0, 0
+            vy, vx = y, x
+            direction, run = 0, 0
             numbers = _append(_append(numbers, n, x), n + 1, y)
             n += 2
             while True:
                 if direction == 0:
                     seen[vy, vx] = True
-                vy, vx, run = vy + _STEP[direction, 0], vx + _STEP[direction, 1], run + 1
+                vy += _STEP[direction, 0]
+                vx += _STEP[direction, 1]
+                run += 1
                 turned = direction
                 if framed[vy + _RIGHT_AHEAD[direction, 0], vx + _RIGHT_AHEAD[direction, 1]] == 0:
                     turned = (direction + 1) % 4
@@ -70,14 +78,15 @@ def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                     break
                 if turned != direction:
                     numbers = _append(numbers, n, run if direction < 2 else -run)
-                    n, direction, run = n + 1, turned, 0
+                    n += 1
+                    direction, run = turned, 0
             ends.append(n)
     return numbers[:n], np.array(ends)
 
 
 @numba.njit(cache=True, nogil=True)
 def _append(numbers: np.ndarray, n: int, value: int) -> np.ndarray:
-    """`numbers` with `value` at place n, moved to a larger block if it was full."""
+    """Return `numbers` with `value` at index n, moved to a larger block if it was full."""
     if n == len(numbers):
         larger = np.empty(2 * n, np.int64)
         larger[:n] = numbers
@@ -87,26 +96,42 @@ def _append(numbers: np.ndarray, n: int, value: int) -> np.ndarray:
 
 
 def scale_path(path: str, box_xywh: tuple[int, int, int, int]) -> str:
-    """A traced path, exact or smooth, in pixels, as absolute commands in unit of the box `box_xywh`
-    (pixels). "" stays "".
+    """Return a traced path in unit of a box, with absolute commands.
+
+    Args:
+        path: exact or smooth, in pixels; "" stays "".
+        box_xywh: (x, y, w, h) of the box, pixels.
     """
-    left, top, w, h = box_xywh
+    left, top, width, height = box_xywh
     parts: list[str] = []
     x = y = 0.0
-    command, place = "", 0
+    command = ""
+    index = 0  # of a number among those of its command
     for token in path.split():
         if token.isalpha():
-            command, place = token, 0
-            parts.append(token.upper() if token in "hv" else token)
+            command, index = token, 0
+            parts.append(_absolute_letter(command))
             continue
-        if command == "h" or (command in "MLC" and place % 2 == 0):
-            x = float(token) + (x if command == "h" else 0)
-            parts.append(_unit(x - left, w))
+        if command == "h":
+            x += float(token)
+        elif command == "v":
+            y += float(token)
+        elif index % 2 == 0:
+            x = float(token)
         else:
-            y = float(token) + (y if command == "v" else 0)
-            parts.append(_unit(y - top, h))
-        place += 1
+            y = float(token)
+        if command == "h" or (command != "v" and index % 2 == 0):
+            parts.append(_unit(x - left, width))
+        else:
+            parts.append(_unit(y - top, height))
+        index += 1
     return " ".join(parts)
+
+
+def _absolute_letter(command: str) -> str:
+    if command in "hv":
+        return command.upper()
+    return command
 
 
 def _unit(offset: float, extent: int) -> str:

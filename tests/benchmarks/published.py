@@ -21,7 +21,7 @@ from wordmask.model.decoding.path_tokens import parse_path
 from wordmask.model.decoding.prompt import build_prompt, embed_prompts
 from wordmask.model.masks import rle
 from wordmask.model.masks.cleanup import clean
-from wordmask.model.masks.crops import cut, paste
+from wordmask.model.masks.crops import cut_crop, paste_mask
 from wordmask.model.masks.rasterize import rasterize
 from wordmask.model.masks.trace import trace
 from wordmask.model.nn.image_crops import crop_image, normalise
@@ -51,9 +51,9 @@ class Published:
         path = parse_path(self.tokenizer.path_tokens(ids)).path
         height, width = image.shape[:2]
         mask = rasterize(path, box, height, width) if path else np.zeros((height, width), np.uint8)
-        crop = cut(image, mask, box, self.config.vision.crop_size) if mask.any() else None
+        crop = cut_crop(image, mask, box, self.config.vision.crop_size) if mask.any() else None
         if crop is not None:
-            refined = paste(self.refine(crop.image, crop.mask), crop.xyxy, height, width)
+            refined = paste_mask(self.refine(crop.image, crop.mask), crop.xyxy, height, width)
             mask = refined if refined.any() else mask
         mask = clean(mask)
         trace(mask)

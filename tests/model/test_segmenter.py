@@ -18,7 +18,7 @@ from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_tokens import parse_path
 from wordmask.model.decoding.requests import Decoded
 from wordmask.model.masks import rle
-from wordmask.model.masks.crops import cut, paste
+from wordmask.model.masks.crops import cut_crop, paste_mask
 from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
 from wordmask.model.nn.config import MAX_PROMPT_TOKENS, MoondreamSegmentationConfig
 from wordmask.model.nn.layers import gelu_tanh
@@ -256,12 +256,12 @@ def test_crop_is_the_grown_box_and_paste_puts_it_back() -> None:
     image = np.zeros((100, 200, 3), np.uint8)
     image[40:60, 80:120] = 255
     coarse = (image[..., 0] > 0).astype(np.uint8)
-    crop = cut(image, coarse, (0.5, 0.5, 0.2, 0.2), 64)
+    crop = cut_crop(image, coarse, (0.5, 0.5, 0.2, 0.2), 64)
     assert crop is not None
     assert crop.xyxy == (70, 35, 130, 65)
     assert crop.image.shape == (64, 64, 3)
     assert set(np.unique(crop.mask)) == {0.0, 1.0}
-    back = paste(crop.mask, crop.xyxy, 100, 200)
+    back = paste_mask(crop.mask, crop.xyxy, 100, 200)
     assert (back & coarse).sum() / (back | coarse).sum() > 0.93
     assert not back[:35].any()
     assert not back[:, 130:].any()
@@ -269,7 +269,7 @@ def test_crop_is_the_grown_box_and_paste_puts_it_back() -> None:
 
 def test_a_box_outside_the_image_has_no_crop() -> None:
     image, mask = np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8)
-    assert cut(image, mask, (1.9, 0.5, 0.2, 0.2), 64) is None
+    assert cut_crop(image, mask, (1.9, 0.5, 0.2, 0.2), 64) is None
 
 
 # --- a stream

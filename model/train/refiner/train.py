@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wordmask.model.decoding.path_tokens import PATH_SCALE
 from wordmask.model.decoding.tokenizer import PathTokenizer
-from wordmask.model.masks.crops import cut
+from wordmask.model.masks.crops import cut_crop
 from wordmask.model.masks.rasterize import rasterize
 from wordmask.model.nn.image_crops import normalise
 from wordmask.model.nn.moondream import MoondreamSegmentation
@@ -132,7 +132,7 @@ def refiner_sample(
     """What the refiner is given, and the truth in the same crop. None if the coarse mask is
     empty.
     """
-    crop = cut(image_HW3, coarse_HW, box, size) if coarse_HW.any() else None
+    crop = cut_crop(image_HW3, coarse_HW, box, size) if coarse_HW.any() else None
     if crop is None:
         return None
     x0, y0, x1, y1 = crop.xyxy

@@ -22,7 +22,7 @@ both = pytest.mark.parametrize("library", list(TRACERS))
 
 
 def smooth(mask: np.ndarray, library: str) -> str:
-    return mask_smooth._or_exact(TRACERS[library], mask)
+    return mask_smooth._trace_framed(TRACERS[library], mask)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
