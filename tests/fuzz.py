@@ -584,7 +584,7 @@ def fuzz(count: int, seed: int) -> dict[str, Found]:
     real = Segmenter.from_pretrained("demo", device="cpu")
     rng = random.Random(seed)
     note = images
-    decode, bytes_of = infer_images.decode, infer_images.bytes_of
+    decode, image_bytes = infer_images.decode, infer_images.image_bytes
 
     def timed(step: Callable[..., Any]) -> Callable[..., Any]:
         def work(what: Any, *more: Any) -> Any:
@@ -601,7 +601,7 @@ def fuzz(count: int, seed: int) -> dict[str, Found]:
 
         return work
 
-    infer_images.decode, infer_images.bytes_of = timed(decode), timed(bytes_of)
+    infer_images.decode, infer_images.image_bytes = timed(decode), timed(image_bytes)
     try:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, "table")
@@ -621,7 +621,7 @@ def fuzz(count: int, seed: int) -> dict[str, Found]:
                     run_table(table, name, folder, rng, Fuzzed(real, note), note)
                 note.seconds, note.peak_bytes = time.perf_counter() - began, peak_memory()
     finally:
-        infer_images.decode, infer_images.bytes_of = decode, bytes_of
+        infer_images.decode, infer_images.image_bytes = decode, image_bytes
     for note in (images, rows):
         if note.masks + note.rejects.total() + note.refused != note.rows and not note.wrong:
             note.wrong.append(

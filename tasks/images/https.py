@@ -1,8 +1,8 @@
-"""Images from https servers, and from none that only this machine can reach.
+"""Images from https servers, but from none that only this machine can reach.
 
-A table may name a server on the inside of a network, or a public name that leads there: the address
-is checked after it was looked up, and it is that address which is connected to. Each redirect is a
-connection of its own. Proxies of the environment are not used, as they would look up names
+A table may name a server inside a network, or a public name that leads there. The address is
+checked after the name was looked up, and it is that address which is connected to. Each redirect is
+a connection of its own. Proxies of the environment are not used, as they would look up names
 themselves.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import socket
+import ssl
 import threading
 import time
 import urllib.request
@@ -28,42 +29,48 @@ SILENCE_SECONDS = 15  # without a byte
 WHOLE_SECONDS = 60  # for all of an image: connecting, redirects, headers, bytes
 CHUNK = 1 << 16  # bytes
 TRANSIENT = (408, 429)  # besides 5xx: the server may answer another time
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def fetch_https(url: str, limit: int) -> bytes:
-    """At most `limit` bytes of an image.
+    """Return the bytes of an image, `limit` at most.
 
-    It takes `WHOLE_SECONDS` at most, however slowly the server answers, and once as long as the
-    machine takes to look up a name.
+    It takes `WHOLE_SECONDS` at most, however slowly the server answers, and beyond that the time
+    the machine takes to look up a name.
 
     Raises:
-        ImageError: not there, not reachable, too large, too slow, or it leads to http:// or to an
-        address that is not public.
+        ImageError: the image is not there, not reachable, too large or too slow, or the URL leads
+            to http:// or to an address that is not public.
     """
     deadline = _Deadline(WHOLE_SECONDS)
     try:
         with deadline, _opener(deadline).open(url, timeout=SILENCE_SECONDS) as reply:
             data = b"".join(_chunks(reply, limit))
-            deadline.left()  # what was cut off may look like the end
+            deadline.seconds_left()  # a reply that was cut off may look like a whole one
     except (OSError, http.client.HTTPException, ValueError) as error:
         if deadline.passed:
-            raise ImageError(
-                RejectCode.IMAGE_UNREACHABLE, f"{url}: not done after {WHOLE_SECONDS} s"
-            ) from None
+            detail = f"{url}: not done after {WHOLE_SECONDS} s"
+            raise ImageError(RejectCode.IMAGE_UNREACHABLE, detail) from None
         if isinstance(error, ImageError):
             raise
-        gone = isinstance(error, ValueError) or (
-            isinstance(error, HTTPError) and error.code not in TRANSIENT and error.code < 500
-        )
-        code = RejectCode.IMAGE_NOT_FOUND if gone else RejectCode.IMAGE_UNREACHABLE
-        raise ImageError(code, f"{url}: {type(error).__name__}: {error}") from None
+        detail = f"{url}: {type(error).__name__}: {error}"
+        raise ImageError(_code_of(error), detail) from None
     if len(data) > limit:
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{url}: more than the limit of {limit} bytes")
     return data
 
 
+def _code_of(error: Exception) -> RejectCode:
+    """Return whether the image is not there, or may be another time."""
+    if isinstance(error, HTTPError):
+        may_pass = error.code in TRANSIENT or error.code >= 500
+    else:
+        may_pass = not isinstance(error, ValueError)
+    return RejectCode.IMAGE_UNREACHABLE if may_pass else RejectCode.IMAGE_NOT_FOUND
+
+
 def _chunks(reply: Any, limit: int) -> Iterator[bytes]:
-    """Up to one byte more than the limit, so that it is seen to be passed."""
+    """Yield the bytes of a reply up to one more than the limit, which shows that it is passed."""
     left = limit + 1
     while left > 0 and (chunk := reply.read1(min(CHUNK, left))):
         left -= len(chunk)
@@ -71,8 +78,11 @@ def _chunks(reply: Any, limit: int) -> Iterator[bytes]:
 
 
 class _Deadline:
-    """So many seconds from now. Then the connection is shut: a server that sends a byte now and
-    then is never silent for long, and nothing else interrupts who waits for the end of a line."""
+    """A time limit for a connection, which is shut when it has passed.
+
+    A server that sends a byte now and then is never silent for long, and nothing else interrupts a
+    read that waits for the end of a line.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -90,75 +100,81 @@ class _Deadline:
     def passed(self) -> bool:
         return time.monotonic() >= self._end
 
-    def left(self) -> float:
-        """Seconds. Raises TimeoutError if there are none."""
-        if (seconds := self._end - time.monotonic()) <= 0:
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline. Raises TimeoutError if it has passed."""
+        seconds = self._end - time.monotonic()
+        if seconds <= 0:
             raise TimeoutError
         return seconds
 
-    def connection(self, sock: Sock) -> Sock:
-        """The socket, which is now the one to be shut."""
+    def watch(self, sock: Sock) -> Sock:
+        """Make a socket the one that is shut at the deadline, and return it."""
         self._connection = sock
-        self.left()  # the timer may have come before
+        self.seconds_left()  # the timer may have come before
         return sock
 
     def _shut(self) -> None:
-        if self._connection is not None:
-            with suppress(OSError):  # it is closed already
-                socket.socket.shutdown(
-                    self._connection, socket.SHUT_RDWR
-                )  # TLS's own would also forget that it is TLS
+        if self._connection is None:
+            return
+        with suppress(OSError):  # it is closed already
+            # Not the method of a TLS socket, which would also forget that it is one.
+            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
 
 
 class _Connection(http.client.HTTPSConnection):
-    """Connects to a public address only, and until a deadline."""
+    """A connection to a public address only, and until a deadline."""
+
+    _context: ssl.SSLContext  # made by the base class, whose stubs leave it out
 
     def __init__(self, *args: Any, deadline: _Deadline, **options: Any) -> None:
         super().__init__(*args, **options)
         self._deadline = deadline
 
     def connect(self) -> None:
-        address = public_address(self.host, self.port), self.port
-        sock = self._deadline.connection(
-            socket.create_connection(address, min(SILENCE_SECONDS, self._deadline.left()))
-        )
+        address = (public_address(self.host, self.port), self.port)
+        timeout = min(SILENCE_SECONDS, self._deadline.seconds_left())
+        plain = self._deadline.watch(socket.create_connection(address, timeout))
         wrapped = self._context.wrap_socket(
-            sock, server_hostname=self.host, do_handshake_on_connect=False
-        )  # type: ignore[attr-defined]
-        self.sock = self._deadline.connection(wrapped)
-        self.sock.do_handshake()
+            plain, server_hostname=self.host, do_handshake_on_connect=False
+        )
+        self.sock = self._deadline.watch(wrapped)
+        wrapped.do_handshake()
 
 
 def public_address(host: str, port: int) -> str:
-    """The first address of a host. ImageError if any of them is not public: which one is taken
-    would be chance.
+    """Return the first address of a host.
+
+    Raises:
+        ImageError: any of its addresses is not public: which one is taken would be chance.
     """
-    found = [entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    for address in found:
-        if not _is_public(ipaddress.ip_address(str(address).split("%", 1)[0])):
-            raise ImageError(
-                RejectCode.URI_NOT_ALLOWED, f"{host} is {address}, which is not a public address"
-            )
-    return str(found[0])
-
-
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(entry[4][0]) for entry in entries]
+    for address in addresses:
+        without_scope = address.split("%", 1)[0]
+        if not _is_public(ipaddress.ip_address(without_scope)):
+            detail = f"{host} is {address}, which is not a public address"
+            raise ImageError(RejectCode.URI_NOT_ALLOWED, detail)
+    return addresses[0]
 
 
 def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Also of an IPv4 address within one of IPv6."""
+    """Return whether an address is public. An IPv4 address within one of IPv6 decides."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = (
-            address.ipv4_mapped
-            or address.sixtofour
-            or (ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None)
-        )
+        inner = _ipv4_within(address)
         if inner is not None:
             return _is_public(inner)
     return address.is_global and not address.is_multicast
 
 
+def _ipv4_within(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if address in NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
 class _Https(urllib.request.HTTPSHandler):
+    """Opens URLs through `_Connection`."""
+
     def __init__(self, deadline: _Deadline) -> None:
         super().__init__()
         self._deadline = deadline
@@ -168,7 +184,7 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows without reading what comes with a redirect, which may have no end."""
+    """Follows a redirect without reading its body, which may have no end."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], *rest: Any
@@ -178,22 +194,24 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _NoHttp(urllib.request.HTTPHandler):
+    """Refuses http://."""
+
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        raise ImageError(
-            RejectCode.URI_NOT_ALLOWED, f"leads to {request.full_url}, which is not https://"
-        )
+        detail = f"leads to {request.full_url}, which is not https://"
+        raise ImageError(RejectCode.URI_NOT_ALLOWED, detail)
 
 
 def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
-    """Nothing but https: no files, no ftp, no proxies."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
+    """Return an opener of nothing but https: no files, no ftp, no proxies."""
+    handlers = (
         _Https(deadline),
         _NoHttp(),
         _Redirects(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
-    ):
+    )
+    opener = urllib.request.OpenerDirector()
+    for handler in handlers:
         opener.add_handler(handler)
     return opener

@@ -1,8 +1,8 @@
-"""Where an image URI of a table may lead. Tables come from strangers: what they name is read with
-the credentials of whoever runs.
+"""Image URIs of a table, and where they may lead.
 
-Allowed are the roots: the folder of the input, or its whole bucket in an object store, and what
-`allow_roots` adds. https:// is allowed by `allow_https` alone, see `tasks.https`.
+Tables come from strangers, and what they name is read with the credentials of whoever runs. Allowed
+are the roots: the folder of the input, or its whole bucket in an object store, and the folders of
+`allow_roots`. https:// is allowed by `allow_https` alone, see `tasks/images/https.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.storage import S3_SCHEMES
 
+LOCAL_SCHEMES = ("", "file")
+
 
 class ImageError(ValueError):
-    """An image that cannot be used: a reject code and what was found, without the signature of a
-    presigned URI.
-    """
+    """An image that cannot be used: a reject code, and a detail without credentials."""
 
     def __init__(self, code: RejectCode, detail: str) -> None:
         detail = redacted(detail)
@@ -30,63 +30,78 @@ class ImageError(ValueError):
 def resolve(
     uri: str, table_uri: str, settings: SegmentSettings, input_folder: str | None = None
 ) -> str:
-    """The full URI of an image, or its real path. A relative one starts at the folder of the table;
-    `input_folder` is the table's unless told.
+    """Return the full URI of an image, or its real path.
+
+    Args:
+        uri: as the table has it. A relative one starts at the folder of the table.
+        table_uri: the file of the table.
+        settings: the allowed roots.
+        input_folder: the folder of the input, by default that of the table.
 
     Raises:
-        ImageError: it leads out of the roots, through `..` or a symbolic link too, or its scheme is
-        not allowed.
+        ImageError: it leads out of the roots, also through `..` or a symbolic link, or its scheme
+            is not allowed.
     """
     if "::" in uri:
         raise _not_allowed(uri, "names one file system inside another with ::")
     scheme = _scheme(uri)
     if scheme == "https" and settings.allow_https:
         return _normal(uri)
-    if scheme == "" and not (uri.startswith("/") and _scheme(table_uri) in ("", "file")):
-        uri = f"{table_uri.rsplit('/', 1)[0]}/{uri.lstrip('/')}"
+    table_folder = table_uri.rsplit("/", 1)[0]
+    if scheme == "" and not _is_absolute(uri, table_uri):
+        uri = f"{table_folder}/{uri.lstrip('/')}"
     full = _normal(uri)
-    roots = [
-        _root(input_folder or table_uri.rsplit("/", 1)[0]),
-        *(_normal(root) for root in settings.allow_roots),
-    ]
     if ".." in full.split("/"):
         raise _not_allowed(uri, "climbs with ..")
-    if not any(
-        full == root.rstrip("/") or full.startswith(root.rstrip("/") + "/") for root in roots
-    ):
-        what = (
-            f"{scheme}:// is not among the allowed schemes"
-            if scheme in ("http", "https")
-            else f"is not below {' or '.join(roots)}"
-        )
-        raise _not_allowed(uri, what)
-    return full
+    roots = [_input_root(input_folder or table_folder), *map(_normal, settings.allow_roots)]
+    if any(_is_below(full, root) for root in roots):
+        return full
+    if scheme in ("http", "https"):
+        raise _not_allowed(uri, f"{scheme}:// is not among the allowed schemes")
+    raise _not_allowed(uri, f"is not below {' or '.join(roots)}")
 
 
 def _not_allowed(uri: str, why: str) -> ImageError:
     return ImageError(RejectCode.URI_NOT_ALLOWED, f"{uri}: {why}")
 
 
+def _is_absolute(path: str, table_uri: str) -> bool:
+    """Return whether a path without a scheme is absolute, which it can be beside a local table."""
+    return path.startswith("/") and _scheme(table_uri) in LOCAL_SCHEMES
+
+
+def _is_below(full: str, root: str) -> bool:
+    root = root.rstrip("/")
+    return full == root or full.startswith(f"{root}/")
+
+
 def _scheme(uri: str) -> str:
-    return uri.split("://", 1)[0].lower() if "://" in uri else ""
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return ""
+    return scheme.lower()
 
 
-def _root(folder: str) -> str:
-    """What the input's own images may lie below: its folder, or its bucket, which is what its owner
-    can read anyway.
+def _input_root(folder: str) -> str:
+    """Return the root of the input's own images: its folder, or the bucket it is in.
+
+    The owner of an input can read its bucket anyway.
     """
-    scheme = _scheme(folder)
-    if scheme in ("", "file"):
-        return _normal(folder)
-    return "/".join(_normal(folder).split("/", 3)[:3])
+    normal = _normal(folder)
+    if _scheme(folder) in LOCAL_SCHEMES:
+        return normal
+    return "/".join(normal.split("/", 3)[:3])
 
 
 def _normal(uri: str) -> str:
-    """A local path as what it really leads to; of a URI, one name for each scheme."""
-    scheme, rest = _scheme(uri), uri.split("://", 1)[-1]
-    if scheme in ("", "file"):
+    """Return the path that a local path really leads to; of a URI, one name for each scheme."""
+    scheme = _scheme(uri)
+    rest = uri.split("://", 1)[-1]
+    if scheme in LOCAL_SCHEMES:
         try:
             return os.path.realpath(rest)
-        except (OSError, ValueError):  # no file can have this name: told where it is opened
+        except (OSError, ValueError):  # no file can have this name: opening it says so
             return os.path.normpath(rest)
-    return f"{'s3' if scheme in S3_SCHEMES else scheme}://{rest}"
+    if scheme in S3_SCHEMES:
+        scheme = "s3"
+    return f"{scheme}://{rest}"

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from wordmask.model.runtime.prefetch import buffered_map
 from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.images.decode import bytes_of, decode, pixels_of
+from wordmask.tasks.images.decode import decode, pixel_count
+from wordmask.tasks.images.fetch import image_bytes
 from wordmask.tasks.infer.faults import reject_image
 from wordmask.tasks.infer.hints import copied_mask
 from wordmask.tasks.output.reuse import Earlier, row_key
@@ -85,7 +86,7 @@ class ImageLoader:
 
     def _read(self, rows: list[Row]) -> Read:
         try:
-            data = bytes_of(rows[0], self._shard, self._settings)
+            data = image_bytes(rows[0], self._shard, self._settings)
         except Exception as error:
             return [*reject_image(error, rows)], None
         metrics.READ.inc(len(data))
@@ -94,7 +95,7 @@ class ImageLoader:
         if not unanswered:
             return copied, None
         image = EncodedImage(
-            image_id=image_id, data=data, n_pixels=pixels_of(data), rows=tuple(unanswered)
+            image_id=image_id, data=data, n_pixels=pixel_count(data), rows=tuple(unanswered)
         )
         return copied, image
 

@@ -16,7 +16,8 @@ from wordmask.model.masks import rle
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import RunSummary, Shard
 from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.images.decode import bytes_of, decode
+from wordmask.tasks.images.decode import decode
+from wordmask.tasks.images.fetch import image_bytes
 from wordmask.tasks.output.catalog import newest_run, read_receipts
 from wordmask.tasks.output.results import read_masks
 from wordmask.tasks.rows import Row
@@ -226,7 +227,7 @@ def _tiles(
     """Pictures of mask rows of one shard; their images are read from the input again."""
     inputs = {row.position: row for row in _read(shard, settings)}
     for row in rows:
-        data = bytes_of(inputs[row["row"]], shard, settings)
+        data = image_bytes(inputs[row["row"]], shard, settings)
         yield overlay(
             decode(data, settings), rle.decode(row["mask"]), row["query"], note_of(row), side=TILE
         )

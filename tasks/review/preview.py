@@ -16,7 +16,8 @@ from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan, RowRange, Shard
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import SegmenterLike, ShardContext
-from wordmask.tasks.images.decode import bytes_of, decode
+from wordmask.tasks.images.decode import decode
+from wordmask.tasks.images.fetch import image_bytes
 from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.stage import infer_rows
 from wordmask.tasks.review.overlay import PAPER, TILE, contact_sheet, note_of, overlay
@@ -115,5 +116,5 @@ def _drawn(answer: Mask | Reject, shard: Shard, settings: RunSettings) -> tuple[
         note = f"rejected: {answer.code.value}"
         return note, overlay(BLANK, np.zeros(BLANK.shape[:2], np.uint8), query, note, side=TILE)
     note = note_of(vars(answer.segmentation))
-    pixels = decode(bytes_of(answer.row, shard, settings.segment), settings.segment)
+    pixels = decode(image_bytes(answer.row, shard, settings.segment), settings.segment)
     return note, overlay(pixels, rle.decode(answer.segmentation.rle), query, note, side=TILE)

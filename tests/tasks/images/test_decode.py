@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import struct
-import threading
 import zlib
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, TiffTags
-from s3fs.errors import translate_boto_error
 
 from tests.support.tables import png
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.images import decode as images
-from wordmask.tasks.images.decode import ImageError, decode, fetch
-from wordmask.tasks.storage import Store
+from wordmask.tasks.images.decode import decode
+from wordmask.tasks.images.uris import ImageError
 
 SETTINGS = SegmentSettings()
 
@@ -97,7 +90,7 @@ def test_damaged_bytes_are_an_image_or_an_image_error(
         assert (pixels.dtype, pixels.ndim, pixels.shape[2]) == (np.uint8, 3, 3)
 
 
-def test_running_out_of_memory_is_the_images_fault_only_where_there_is_enough(
+def test_exhausted_memory_rejects_an_image_only_if_the_machine_has_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def exhausted(*_: Any) -> None:
@@ -137,7 +130,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         ("RGB", "PNG", {"icc_profile": SRGB}),
     ],
 )
-def test_a_large_image_is_in_strips_what_it_is_whole(
+def test_a_large_image_converted_in_strips_equals_one_converted_whole(
     mode: str, format: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
@@ -212,7 +205,7 @@ def test_a_profile_that_is_no_profile_is_ignored() -> None:
     assert decode(data, SETTINGS)[0, 0].tolist() == [200, 100, 50]
 
 
-def test_what_is_odd_only_after_an_image_was_loaded_is_its_own_fault() -> None:
+def test_errors_after_an_image_was_loaded_reject_it() -> None:
     image = Image.new("P", (4, 4), 0)
     image.putpalette([7] * 768)
     data = encoded(image, transparency=b"\0" * 256)
@@ -248,7 +241,7 @@ def test_half_a_jpeg_is_called_truncated() -> None:
     assert code_of(data[: len(data) // 2]) == RejectCode.IMAGE_TRUNCATED
 
 
-def test_what_is_no_image() -> None:
+def test_files_of_other_formats_are_rejected() -> None:
     assert code_of(b"") == RejectCode.IMAGE_EMPTY
     assert code_of(b"%PDF-1.7 not an image at all") == RejectCode.IMAGE_UNREADABLE
 
@@ -265,151 +258,3 @@ def test_bombs_are_rejected_before_they_are_decoded() -> None:
 
 def test_too_many_bytes() -> None:
     assert code_of(png(), SegmentSettings(max_image_bytes=10)) == RejectCode.IMAGE_TOO_LARGE
-
-
-def test_fetch_relative_and_absolute(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(3))
-    table = f"file://{tmp_path}/queries.parquet"
-    assert fetch("a.png", table, SETTINGS) == png(3)
-    assert fetch(str(tmp_path / "a.png"), table, SETTINGS) == png(3)
-    assert fetch(f"file://{tmp_path}/a.png", table, SETTINGS) == png(3)
-
-
-@pytest.mark.parametrize(
-    ("uri", "code"),
-    [
-        ("nowhere.png", RejectCode.IMAGE_NOT_FOUND),
-        (".", RejectCode.IMAGE_NOT_FOUND),
-        ("https://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
-        ("http://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
-        ("ftp://example.invalid/a.png", RejectCode.URI_NOT_ALLOWED),
-        ("memory://a.png", RejectCode.URI_NOT_ALLOWED),
-        (
-            "s3://lake/a.png::file:///secret.png",
-            RejectCode.URI_NOT_ALLOWED,
-        ),  # fsspec would chain these
-        ("nul\0.png", RejectCode.IMAGE_NOT_FOUND),
-        ("x" * 300 + ".png", RejectCode.IMAGE_NOT_FOUND),
-    ],
-)
-def test_fetch_rejects(tmp_path: Path, uri: str, code: RejectCode) -> None:
-    with pytest.raises(ImageError) as caught:
-        fetch(uri, f"file://{tmp_path}/queries.parquet", SETTINGS)
-    assert caught.value.code == code
-
-
-@pytest.mark.parametrize(
-    "uri",
-    ["s3://", "s3://Not A Bucket/a.png", "s3://lake/nowhere.png", "s3://no-such-bucket/a.png"],
-)
-def test_fetch_rejects_what_no_store_can_hold(s3: str, uri: str) -> None:
-    with pytest.raises(ImageError) as caught:
-        fetch(uri, f"{s3}/queries.parquet", SegmentSettings(allow_roots=("s3://",)))
-    assert caught.value.code == RejectCode.IMAGE_NOT_FOUND
-
-
-def test_fetch_checks_the_size_first(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png())
-    with pytest.raises(ImageError) as caught:
-        fetch("a.png", f"file://{tmp_path}/t.parquet", SegmentSettings(max_image_bytes=10))
-    assert caught.value.code == RejectCode.IMAGE_TOO_LARGE
-
-
-def test_fetch_waits_for_no_pipe_and_follows_no_circle(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
-    for name in ("pipe.png", "circle.png"):
-        with pytest.raises(ImageError) as caught:
-            fetch(name, f"file://{tmp_path}/t.parquet", SETTINGS)
-        assert caught.value.code == RejectCode.IMAGE_NOT_FOUND, name
-
-
-def test_an_image_that_may_not_be_read_is_rejected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a.png").write_bytes(png())
-
-    def denied(*_: Any) -> bytes:
-        raise PermissionError("not yours")
-
-    monkeypatch.setattr(Store, "read_bytes", denied)
-    with pytest.raises(ImageError, match=r"a\.png: access is denied"):
-        fetch("a.png", f"file://{tmp_path}/t.parquet", SETTINGS)
-
-
-@pytest.mark.parametrize(
-    ("status", "rejected"),
-    [("AccessDenied", True), ("403", True), ("ExpiredToken", False), ("400", False)],
-)
-def test_expired_credentials_are_no_fault_of_the_row(
-    s3: str, monkeypatch: pytest.MonkeyPatch, status: str, rejected: bool
-) -> None:
-    def refuse(*_: Any) -> bytes:
-        raise translate_boto_error(
-            ClientError({"Error": {"Code": status, "Message": "no"}}, "GetObject")
-        )
-
-    Store.open(f"{s3}/denied").write_bytes("a.png", png())
-    monkeypatch.setattr(Store, "read_bytes", refuse)
-    with pytest.raises(ImageError if rejected else OSError):
-        fetch(f"{s3}/denied/a.png", f"{s3}/t.parquet", SETTINGS)
-
-
-@pytest.fixture
-def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BaseHTTPRequestHandler]]:
-    """An S3 store that refuses: HEAD by its `head` status, GET by its `get` status and code."""
-
-    class Store(BaseHTTPRequestHandler):
-        head, get = 403, (403, "AccessDenied")
-
-        def do_HEAD(self) -> None:
-            self.send_response(self.head)
-            self.send_header("Content-Length", "99")
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            status, code = self.get
-            error = f"<Error><Code>{code}</Code><Message>no</Message></Error>"
-            body = f"<?xml version='1.0'?>{error}".encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "sesame")
-        yield Store
-        server.shutdown()
-
-
-@pytest.mark.parametrize(
-    ("head", "status", "code", "rejected"),
-    [
-        (403, 403, "AccessDenied", True),
-        (400, 400, "InvalidRequest", True),  # encrypted with a key of the customer's
-        (200, 403, "InvalidObjectState", True),  # archived
-        (403, 404, "NoSuchKey", True),  # it may be that nobody may list it
-        (403, 403, "ExpiredToken", False),
-        (400, 400, "ExpiredToken", False),
-        (403, 403, "InvalidAccessKeyId", False),
-        (403, 403, "RequestTimeTooSkewed", False),
-    ],
-)
-def test_who_is_refused_without_a_word_asks_why(
-    refusing: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    head: int,
-    status: int,
-    code: str,
-    rejected: bool,
-) -> None:
-    monkeypatch.setattr(refusing, "head", head)
-    monkeypatch.setattr(refusing, "get", (status, code))
-    with pytest.raises(ImageError if rejected else OSError) as caught:
-        fetch("a.png", "s3://lake/t.parquet", SETTINGS)
-    assert not rejected or caught.value.code == RejectCode.IMAGE_NOT_FOUND

@@ -92,7 +92,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         def connect(self) -> None:
             public_address(self.host, 443)
-            self.sock = self.deadline.connection(
+            self.sock = self.deadline.watch(
                 socket.create_connection(running.server_address[:2], self.timeout)
             )  # type: ignore[arg-type]
 

@@ -239,7 +239,7 @@ def test_a_store_that_cannot_be_reached_ends_the_shard(monkeypatch: pytest.Monke
     def unreachable(*_: Any) -> bytes:
         raise ConnectionError("the store does not answer")
 
-    monkeypatch.setattr(images_module, "bytes_of", unreachable)
+    monkeypatch.setattr(images_module, "image_bytes", unreachable)
     rows = [
         Row(
             position=0,
@@ -256,7 +256,7 @@ def test_a_store_that_cannot_be_reached_ends_the_shard(monkeypatch: pytest.Monke
         infer(rows, FakeSegmenter(), 4)
 
 
-@pytest.mark.parametrize("part", ["bytes_of", "decode"])
+@pytest.mark.parametrize("part", ["image_bytes", "decode"])
 def test_what_nobody_thought_of_costs_the_rows_of_one_image(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
