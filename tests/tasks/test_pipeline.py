@@ -1,6 +1,4 @@
-"""From a table to masks, rejects, receipts and a summary, with a fake model: every row is accounted
-for, exactly once.
-"""
+"""From a table to masks, rejects, receipts and a summary, with a fake model."""
 
 from __future__ import annotations
 
@@ -160,7 +158,7 @@ def test_text_that_is_no_utf8_costs_its_own_row_only(tmp_path: Path, column: str
     assert [mask["row_id"] for mask in read_rows(tmp_path / "out", "masks")] == ["r0", "r2"]
 
 
-def test_all_bad_rows_at_once(tmp_path: Path) -> None:
+def test_all_kinds_of_bad_rows_in_one_table_end_as_rejects(tmp_path: Path) -> None:
     blank = {"mode": None, "spatial_refs": None}
     rows = [GOOD | blank | {"row_id": f"bad-{i}"} | bad for i, (bad, _) in enumerate(BAD_ROWS)]
     settings = settings_for(
@@ -183,7 +181,7 @@ def test_running_out_of_memory_is_not_the_rows_fault(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_row_ids_are_taken_or_derived(tmp_path: Path) -> None:
+def test_row_ids_are_those_of_the_table_or_derived(tmp_path: Path) -> None:
     run_all(
         settings_for(
             tmp_path, [GOOD | {"row_id": 7}, GOOD | {"row_id": None}, GOOD | {"row_id": None}]
@@ -239,7 +237,7 @@ def test_done_shards_are_skipped(tmp_path: Path) -> None:
     assert len(plan.done) == 3
 
 
-def test_input_replaced_after_planning(tmp_path: Path) -> None:
+def test_an_input_replaced_after_planning_is_an_error(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD])
     plan = plan_of(settings, REVISION)
     write_input(tmp_path / "in.parquet", [GOOD, GOOD])
@@ -247,7 +245,7 @@ def test_input_replaced_after_planning(tmp_path: Path) -> None:
         process_shard(plan.shards[0], settings, ShardContext(FakeSegmenter()))
 
 
-def test_another_model_on_the_worker(tmp_path: Path) -> None:
+def test_another_model_than_the_planned_one_is_an_error(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD])
     with pytest.raises(ModelChangedError):
         process_shard(
@@ -277,7 +275,7 @@ process_shard(plan_of(settings, REVISION).pending[0], settings, ShardContext(Fak
 """
 
 
-def test_killed_between_data_and_receipt(tmp_path: Path) -> None:
+def test_a_shard_killed_between_parts_and_receipt_is_done_again(tmp_path: Path) -> None:
     settings = settings_for(
         tmp_path, [GOOD | {"query": f"thing {i}"} for i in range(6)], shard_rows=3
     )
@@ -345,8 +343,9 @@ def test_verify_sees_damaged_parts(tmp_path: Path) -> None:
 def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that was given up, as by a cluster that lost sight of it, and ends after its shard was
-    done again, when an image was gone.
+    """A cluster gives the shard of a worker that it lost sight of to another; an image is gone then.
+
+    The first worker ends after the second.
     """
     (tmp_path / "a.png").write_bytes(png(1))
     settings = settings_for(tmp_path, [GOOD, GOOD | {"image": "a.png"}])
@@ -375,7 +374,7 @@ def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(
     )
 
 
-def test_the_newest_of_runs_in_one_second(tmp_path: Path) -> None:
+def test_of_runs_in_one_second_the_last_is_the_newest(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD])
     for _ in range(8):
         plan = run_all(settings)
@@ -402,7 +401,9 @@ def test_summary_adds_up_and_is_what_status_tells(tmp_path: Path) -> None:
     assert newest_run(Store.open(settings.output)) == summary
 
 
-def test_a_write_whose_reply_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_whose_reply_was_lost_counts_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put = Store._put
 
     def put_and_lose_the_reply(self: Store, path: str, data: bytes) -> None:

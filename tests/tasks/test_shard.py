@@ -14,51 +14,25 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.rows import row_of, shard_of
 from tests.support.runs import plan_of
 from tests.support.tables import png, write_input
 from wordmask.model.types import Query, Segmentation
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import RowRange, Shard, ShardHints
+from wordmask.schemas.runs import ShardHints
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.infer import stream
 from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.hints import apply_hints
 from wordmask.tasks.infer.stage import infer_rows
-from wordmask.tasks.rows import Reject, Row, ShardResult
+from wordmask.tasks.rows import Reject, ShardResult
 from wordmask.tasks.shard import RowsLostError, process_shard
 from wordmask.tasks.storage import Store
 
 IMAGES = [png(0), png(1), b"no image", None]
 QUERIES = ["a thing", "absent", "explode", None]
 SETTINGS = RunSettings(input="in.parquet", output="out", batch_rows=3)
-
-
-def row(position: int, image: bytes | None, query: str | None) -> Row:
-    return Row(
-        position=position,
-        row_id=f"r{position}",
-        image_bytes=image,
-        image_uri=None,
-        query=query,
-        spatial_refs=(),
-        mode=None,
-        carried={},
-    )
-
-
-def shard_of(rows: Sequence[Row], duplicates: Iterable[int]) -> Shard:
-    return Shard(
-        shard_id="s",
-        file="in.parquet",
-        name="in.parquet",
-        fingerprint="f",
-        ranges=(RowRange(0, 0, len(rows)),),
-        first_row=0,
-        duplicates=tuple(duplicates),
-        model_revision=REVISION,
-        settings_hash=SETTINGS.segment.settings_hash,
-    )
 
 
 @given(
@@ -74,9 +48,12 @@ def test_every_row_ends_once_in_order(
     poison_rows: set[int],
     images_at_once: int,
 ) -> None:
-    rows = [row(position, image, query) for position, (image, query) in enumerate(kinds)]
+    rows = [
+        row_of(position, image_bytes=image, query=query)
+        for position, (image, query) in enumerate(kinds)
+    ]
     positions = range(len(rows))
-    shard = shard_of(rows, duplicates)
+    shard = shard_of(rows, duplicates=tuple(duplicates))
     hints = ShardHints(poison_rows=tuple(sorted(poison_rows & set(positions))))
     context = ShardContext(FakeSegmenter())
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +75,7 @@ def test_results_in_any_order_are_sorted_and_none_is_lost(
     ended: list[bool], order: random.Random
 ) -> None:
     rejects = [
-        Reject(row=row(position, None, "x"), code=RejectCode.MISSING_IMAGE, detail="")
+        Reject(row=row_of(position), code=RejectCode.MISSING_IMAGE, detail="")
         for position in range(len(ended))
     ]
     shuffled = [*rejects]
