@@ -343,9 +343,9 @@ def test_verify_sees_damaged_parts(tmp_path: Path) -> None:
 def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster gives the shard of a worker that it lost sight of to another; an image is gone then.
+    """A cluster gives the shard of a worker that it lost sight of to another worker.
 
-    The first worker ends after the second.
+    By then an image is gone. The first worker ends after the second.
     """
     (tmp_path / "a.png").write_bytes(png(1))
     settings = settings_for(tmp_path, [GOOD, GOOD | {"image": "a.png"}])
