@@ -95,7 +95,7 @@ def test_init_files_of_the_four_packages_are_empty() -> None:
             (
                 "wordmask.tasks.table.footers, wordmask.tasks.plan, wordmask.tasks.review.estimate,"
                 " wordmask.tasks.output.catalog, wordmask.tasks.output.results,"
-                " wordmask.tasks.output.verify, wordmask.tasks.review.overlay"
+                " wordmask.tasks.output.verify, wordmask.tasks.review.sheet"
             ),
             ("torch", "prefect", "distributed"),
         ),

@@ -194,7 +194,7 @@ def sheet(
     Example: [bold]wordmask sheet masks/ sheet.png[/bold]
     """
     from wordmask.tasks.review.overlay import png_bytes
-    from wordmask.tasks.review.overlay import sheet as draw_sheet
+    from wordmask.tasks.review.sheet import sheet as draw_sheet
     from wordmask.tasks.storage import Store
 
     page = draw_sheet(Store.open(output), count)

@@ -1,14 +1,13 @@
-"""How long the rest of a plan will take and what it will cost: from receipts of shards done before,
-else by arithmetic.
+"""The time and cost of the rest of a plan: from receipts of shards done before, else by arithmetic.
 
-Of the receipts only the newest are read, so that planning stays cheap.
+Only the newest receipts are read, so that planning stays cheap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -19,56 +18,65 @@ from wordmask.schemas.settings import Frozen, RunSettings
 from wordmask.tasks.output.catalog import newest_shards, read_receipt
 from wordmask.tasks.storage import Store
 
+if TYPE_CHECKING:
+    from wordmask.model.costs.roofline import Estimate
+
 NEWEST = 50  # receipts that are read
 READS_AT_ONCE = 16
 
+Interval = tuple[float, float]
+Basis = Literal["receipts", "calibration", "arithmetic", "nothing"]
+
 
 class Rate(Frozen):
-    """Rows a second of one worker, the seconds that the pending rows take all workers together, and
-    the dollars, at a price; None if it cannot run the model at all.
+    """The speed of one worker, and the seconds that the pending rows take all workers together.
 
+    `cost` is in dollars, at a price. `seconds` is None if the worker cannot run the model at all.
     Intervals are from the 10th to the 90th percentile of what shards took; arithmetic has none.
     """
 
     worker: str
     rows_per_second: float
-    rows_per_second_interval: tuple[float, float] | None = None
+    rows_per_second_interval: Interval | None = None
     seconds: float | None
-    seconds_interval: tuple[float, float] | None = None
+    seconds_interval: Interval | None = None
     cost: float | None = None
-    cost_interval: tuple[float, float] | None = None
+    cost_interval: Interval | None = None
 
     def shared(self, workers: int, price_per_hour: float | None) -> Rate:
-        """The rate of one worker as that of so many, which cost so many dollars an hour
-        together.
-        """
-
-        def each(value: float | None, factor: float) -> float | None:
-            return None if value is None else value * factor
-
-        def both(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
-            return None if interval is None else (interval[0] * factor, interval[1] * factor)
-
-        time = {
-            "seconds": each(self.seconds, 1 / workers),
-            "seconds_interval": both(self.seconds_interval, 1 / workers),
+        """Return the rate of so many workers, which cost so many dollars an hour together."""
+        changes: dict[str, float | Interval | None] = {
+            "seconds": _scaled(self.seconds, 1 / workers),
+            "seconds_interval": _scaled_interval(self.seconds_interval, 1 / workers),
         }
-        if price_per_hour is None:
-            return self.model_copy(update=time)
-        dollars = price_per_hour / 3600 / workers
-        cost = {
-            "cost": each(self.seconds, dollars),
-            "cost_interval": both(self.seconds_interval, dollars),
-        }
-        return self.model_copy(update=time | cost)
+        if price_per_hour is not None:
+            dollars = price_per_hour / 3600 / workers
+            changes["cost"] = _scaled(self.seconds, dollars)
+            changes["cost_interval"] = _scaled_interval(self.seconds_interval, dollars)
+        return self.model_copy(update=changes)
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    if value is None:
+        return None
+    return value * factor
+
+
+def _scaled_interval(interval: Interval | None, factor: float) -> Interval | None:
+    if interval is None:
+        return None
+    low, high = interval
+    return low * factor, high * factor
 
 
 class TimeEstimate(Frozen):
-    """`basis` says what the rates follow from, `note` the same for people, with everything that was
+    """Rates, and where they come from.
+
+    `basis` says what they follow from, `note` the same for people, with everything that was
     assumed.
     """
 
-    basis: Literal["receipts", "calibration", "arithmetic", "nothing"]
+    basis: Basis
     note: str
     workers: int = 1
     receipts: int = 0
@@ -84,29 +92,29 @@ def estimate_time(
     calibrated: Sequence[Receipt] = (),
     price_per_hour: float | None = None,
 ) -> TimeEstimate:
-    """The time and cost of the plan's pending shards for the workers of the settings, or for one.
-    `calibrated`: receipts to go by rather than by those of the output. The price is that of all
-    workers together, in dollars.
+    """Return the time and cost of the plan's pending shards.
+
+    Args:
+        plan: the plan.
+        settings: its settings; without a number of workers the estimate is for one.
+        source: its model.
+        output: its output, whose receipts tell how long shards took.
+        calibrated: receipts to go by rather than by those of the output.
+        price_per_hour: dollars, of all workers together.
 
     Raises:
         ModelError: there are no receipts to go by, and the model has no configuration to calculate
-        with.
+            with.
     """
     workers = settings.workers or 1
     found = _of_one_worker(plan, settings, source, output, calibrated)
     rates = tuple(rate.shared(workers, price_per_hour) for rate in found.rates)
-    note = (
-        f"{found.note}; rows that are copied from earlier answers take less"
-        if plan.hints and rates
-        else found.note
-    )
-    return found.model_copy(
-        update={
-            "workers": workers,
-            "rates": rates,
-            "note": f"{workers} workers: {note}" if workers > 1 else note,
-        }
-    )
+    note = found.note
+    if plan.hints and rates:
+        note = f"{note}; rows that are copied from earlier answers take less"
+    if workers > 1:
+        note = f"{workers} workers: {note}"
+    return found.model_copy(update={"workers": workers, "rates": rates, "note": note})
 
 
 def _of_one_worker(
@@ -117,46 +125,40 @@ def _of_one_worker(
     calibrated: Sequence[Receipt],
 ) -> TimeEstimate:
     rows = sum(shard.rows for shard in plan.pending)
-    if measured := _rates(calibrated):
-        return _from_receipts(
-            measured,
-            rows,
-            "calibration",
-            "in the shards just timed, which are done now; workers that had just begun",
-        )
-    if measured := _rates(_alike(plan, settings, source.revision, output)):
-        return _from_receipts(
-            measured,
-            rows,
-            "receipts",
-            "in shards of this output done before with the same model and settings",
-        )
+    speeds = _speeds(calibrated)
+    if speeds:
+        where = "in the shards just timed, which are done now; workers that had just begun"
+        return _from_receipts(speeds, rows, "calibration", where)
+    speeds = _speeds(_comparable_receipts(plan, settings, source.revision, output))
+    if speeds:
+        where = "in shards of this output done before with the same model and settings"
+        return _from_receipts(speeds, rows, "receipts", where)
     if source.name == DEMO:
         return _nothing("the default model is small")
     return _by_arithmetic(rows, settings, source)
 
 
-def _rates(receipts: Iterable[Receipt]) -> list[float]:
-    """Rows a second. Copied rows are no measure: a shard with any is left out."""
-    seconds = [
-        (receipt, receipt.timings.infer + receipt.timings.idle)
-        for receipt in receipts
-        if not receipt.copied
-    ]
-    return [receipt.rows / taken for receipt, taken in seconds if receipt.rows and taken > 0]
+def _speeds(receipts: Iterable[Receipt]) -> list[float]:
+    """Return rows a second. A shard with copied rows is left out, as they are no measure."""
+    speeds = []
+    for receipt in receipts:
+        seconds = receipt.timings.infer + receipt.timings.idle
+        if receipt.rows and seconds > 0 and not receipt.copied:
+            speeds.append(receipt.rows / seconds)
+    return speeds
 
 
-def _alike(plan: Plan, settings: RunSettings, model_revision: str, output: Store) -> list[Receipt]:
-    """Receipts of the same model and settings; those of this input before others, new before
-    old.
+def _comparable_receipts(
+    plan: Plan, settings: RunSettings, model_revision: str, output: Store
+) -> list[Receipt]:
+    """Return receipts of the same model and settings.
+
+    Those of this input come before others, new ones before old ones.
     """
-    names = sorted(newest_shards(output), key=lambda name: name not in plan.done)[:NEWEST]
+    shard_ids = sorted(newest_shards(output), key=lambda shard_id: shard_id not in plan.done)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        receipts = [
-            receipt
-            for receipt in pool.map(lambda name: _read(output, name), names)
-            if receipt is not None
-        ]
+        found = pool.map(lambda shard_id: _read(output, shard_id), shard_ids[:NEWEST])
+        receipts = [receipt for receipt in found if receipt is not None]
     same = (model_revision, settings.segment.settings_hash)
     return [
         receipt
@@ -165,18 +167,16 @@ def _alike(plan: Plan, settings: RunSettings, model_revision: str, output: Store
     ]
 
 
-def _read(output: Store, name: str) -> Receipt | None:
-    """A receipt; None if it is another version's, whose times may mean something else."""
+def _read(output: Store, shard_id: str) -> Receipt | None:
+    """Return a receipt, or None if it is another version's, whose times may mean something else."""
     try:
-        return read_receipt(output, name)
+        return read_receipt(output, shard_id)
     except ValidationError:
         return None
 
 
-def _from_receipts(
-    measured: list[float], rows: int, basis: Literal["receipts", "calibration"], where: str
-) -> TimeEstimate:
-    slow, middle, fast = (float(value) for value in np.percentile(measured, (10, 50, 90)))
+def _from_receipts(speeds: list[float], rows: int, basis: Basis, where: str) -> TimeEstimate:
+    slow, middle, fast = (float(value) for value in np.percentile(speeds, (10, 50, 90)))
     rate = Rate(
         worker="as timed" if basis == "calibration" else "as before",
         rows_per_second=middle,
@@ -185,7 +185,7 @@ def _from_receipts(
         seconds_interval=(rows / fast, rows / slow),
     )
     note = f"a worker with the model as busy as {where}: median, and 10th to 90th percentile"
-    return TimeEstimate(basis=basis, note=note, receipts=len(measured), rates=(rate,))
+    return TimeEstimate(basis=basis, note=note, receipts=len(speeds), rates=(rate,))
 
 
 def _by_arithmetic(rows: int, settings: RunSettings, source: ModelSource) -> TimeEstimate:
@@ -206,23 +206,25 @@ def _by_arithmetic(rows: int, settings: RunSettings, source: ModelSource) -> Tim
         refiner_iterations=segment.refiner_iterations,
         dtype=segment.dtype,
     )
-    rates = tuple(
-        Rate(
-            worker=(
-                f"{found.gpu}, {found.queries_per_image}"
-                f" {'query' if found.queries_per_image == 1 else 'queries'} per image"
-            ),
-            rows_per_second=found.rows_per_second,
-            seconds=rows / found.rows_per_second if found.rows_per_second else None,
-        )
-        for found in estimates(config, load)
-    )
+    rates = tuple(_calculated_rate(found, rows) for found in estimates(config, load))
     note = (
         f"estimate, from arithmetic alone, never measured here: one GPU at {EFFICIENCY:.0%} of its"
         f" data sheet's peaks (assumed), images of {load.crops_per_image} crops, paths of"
         f" {load.path_tokens} tokens"
     )
     return TimeEstimate(basis="arithmetic", note=note, rates=rates)
+
+
+def _calculated_rate(found: Estimate, rows: int) -> Rate:
+    seconds = None
+    if found.rows_per_second:
+        seconds = rows / found.rows_per_second
+    noun = "query" if found.queries_per_image == 1 else "queries"
+    return Rate(
+        worker=f"{found.gpu}, {found.queries_per_image} {noun} per image",
+        rows_per_second=found.rows_per_second,
+        seconds=seconds,
+    )
 
 
 def _nothing(why: str) -> TimeEstimate:

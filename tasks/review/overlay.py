@@ -1,10 +1,9 @@
-"""Masks drawn over their images, for a person to look at."""
+"""A mask drawn over its image, with a caption, for a person to look at."""
 
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -12,21 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from wordmask.model.masks import rle
-from wordmask.schemas.queries import InputError
-from wordmask.schemas.runs import RunSummary, Shard
-from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.images.decode import decode
-from wordmask.tasks.images.fetch import image_bytes
-from wordmask.tasks.output.catalog import newest_run, read_receipts
-from wordmask.tasks.output.results import read_masks
-from wordmask.tasks.rows import Row
-from wordmask.tasks.storage import Store
-from wordmask.tasks.table.read import read_rows
-from wordmask.tasks.table.row_groups import ReaderCache
-
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 COLOURS: tuple[Colour, ...] = (
     (255, 30, 120),
@@ -36,40 +23,48 @@ COLOURS: tuple[Colour, ...] = (
     (255, 255, 255),
 )
 DIM = 0.55  # brightness of what is not the object
-FILL = 0.12  # opacity of the colour on it: little, so that a red circle stays red
-PIXELS_PER_STROKE = 450  # the outline is that much finer than the picture is long
+FILL = 0.12  # opacity of the colour on the object: little, so that a red circle stays red
+PIXELS_PER_STROKE = 450  # of the longer side, for each pixel of the outline's width
 RING = 9  # pixels around the object that its outline is seen against
 INK, FAINT, PAPER = (245, 245, 247), (160, 160, 170), (24, 24, 28)
-TILE = 300  # pixels, longer side of a picture on the sheet
-GAP = 14
+SIDE = 900  # pixels, longer side of a picture
 MARGIN = 2  # pixels left of the words
+LEADING = 3  # pixels between lines
 TITLE, NOTE = 15, 12  # pixels, sizes of type
 TITLE_LINES = 2
 CAPTION = 64  # pixels, height
 
 
 def overlay(
-    image_HW3: Pixels, mask_HW: Pixels, title: str, note: str, *, side: int = 900
+    image_HW3: Pixels, mask_HW: Pixels, title: str, note: str, *, side: int = SIDE
 ) -> Image.Image:
-    """One captioned picture, the longer side of its image `side` pixels."""
-    scale = side / max(image_HW3.shape[:2])
-    size = (max(1, round(image_HW3.shape[1] * scale)), max(1, round(image_HW3.shape[0] * scale)))
-    image = cv2.resize(
-        image_HW3, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    )
+    """Return a captioned picture, the longer side of its image `side` pixels.
+
+    Args:
+        image_HW3: RGB.
+        mask_HW: 0 or 1.
+        title: first lines of the caption.
+        note: last line of the caption.
+        side: pixels.
+    """
+    height, width = image_HW3.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    image = cv2.resize(image_HW3, size, interpolation=interpolation).astype(np.uint8)
     # Interpolated and thresholded, a small mask is enlarged without stairs.
-    mask = (cv2.resize(mask_HW * np.float32(1), size, interpolation=cv2.INTER_LINEAR) > 0.5).astype(
-        np.uint8
-    )
+    soft_mask = cv2.resize(mask_HW.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    mask = (soft_mask > 0.5).astype(np.uint8)
     page = Image.new("RGB", (size[0], size[1] + CAPTION), PAPER)
-    page.paste(Image.fromarray(draw_mask(image.astype(np.uint8), mask)), (0, 0))
-    _caption(page, size[1], title, note)
+    page.paste(Image.fromarray(draw_mask(image, mask)), (0, 0))
+    _draw_caption(page, size[1], title, note)
     return page
 
 
 def draw_mask(image_HW3: Pixels, mask_HW: Pixels) -> Pixels:
-    """The object in its own light, outlined, all else dimmed. An empty mask leaves the image as it
-    is.
+    """Return an image with the object outlined and all else dimmed.
+
+    An empty mask leaves the image as it is.
     """
     if not mask_HW.any():
         return image_HW3.copy()
@@ -88,160 +83,86 @@ def draw_mask(image_HW3: Pixels, mask_HW: Pixels) -> Pixels:
 
 
 def standout(image_HW3: Pixels, mask_HW: Pixels) -> Colour:
-    """The colour that differs most, to the eye (Lab), from the object and from what lies around
-    it.
+    """Return the colour that differs most, to the eye, from the object and its surroundings.
+
+    Colours are compared by their distance in Lab.
     """
-    grown = cv2.dilate(mask_HW, np.ones((2 * RING + 1, 2 * RING + 1), np.uint8))
-    lab = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2LAB).astype(np.float32)
-    grounds = [
-        lab[where].mean(axis=0)
-        for where in (mask_HW > 0, (grown > 0) & (mask_HW == 0))
-        if where.any()
-    ]
-    palette = cv2.cvtColor(np.array([COLOURS], np.uint8), cv2.COLOR_RGB2LAB)[0].astype(np.float32)
-    distance = [
-        min((float(np.linalg.norm(colour - ground)) for ground in grounds), default=0.0)
-        for colour in palette
-    ]
-    return COLOURS[int(np.argmax(distance))]
+    ring = np.ones((2 * RING + 1, 2 * RING + 1), np.uint8)
+    around = (cv2.dilate(mask_HW, ring) > 0) & (mask_HW == 0)
+    image_lab = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2LAB).astype(np.float32)
+    regions = [region for region in (mask_HW > 0, around) if region.any()]
+    grounds = [image_lab[region].mean(axis=0) for region in regions]
+    palette = cv2.cvtColor(np.array([COLOURS], np.uint8), cv2.COLOR_RGB2LAB)[0]
+    distances = [_least_distance(colour, grounds) for colour in palette.astype(np.float32)]
+    return COLOURS[int(np.argmax(distances))]
 
 
-def contact_sheet(tiles: Sequence[Image.Image]) -> Image.Image:
-    """Captioned pictures whose images' longer side is `TILE` on one sheet, captions in line."""
-    columns = sheet_columns(len(tiles))
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    heights = [max(tile.height for tile in row) + GAP for row in rows]
-    page = Image.new("RGB", (columns * (TILE + GAP) + GAP, sum(heights) + GAP), PAPER)
-    bottom = GAP
-    for row, height in zip(rows, heights, strict=True):
-        bottom += height
-        for column, tile in enumerate(row):
-            page.paste(tile, (GAP + column * (TILE + GAP), bottom - GAP - tile.height))
-    return page
+def _least_distance(colour: NDArray[np.float32], grounds: list[NDArray[np.float32]]) -> float:
+    distances = (float(np.linalg.norm(colour - ground)) for ground in grounds)
+    return min(distances, default=0.0)
 
 
-def sheet_columns(count: int) -> int:
-    """Columns of a sheet that is wider than high, and leaves the fewest places empty."""
-    least = math.ceil(math.sqrt(max(count, 1)))
-    return min(
-        range(least, max(least, round(1.5 * math.sqrt(count))) + 1),
-        key=lambda columns: (-count % columns, columns),
-    )
+def note_of(scores: Mapping[str, Any]) -> str:
+    """Return a caption's note on the scores of a mask row."""
+    if scores["status"] == "absent":
+        return "absent"
+    parts = ["coarse mask"]
+    if scores["predicted_iou"] is not None:
+        parts = [f"predicted IoU {scores['predicted_iou']:.2f}"]
+    if scores["trust"] is not None:
+        parts.append(f"trust {scores['trust']:.2f}")
+    return "  ·  ".join(parts)
 
 
-def _caption(page: Image.Image, top: int, title: str, note: str) -> None:
+def png_bytes(image: Image.Image) -> bytes:
+    """Return an image as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _draw_caption(page: Image.Image, top: int, title: str, note: str) -> None:
     draw = ImageDraw.Draw(page)
-    font, small = ImageFont.load_default(size=TITLE), ImageFont.load_default(size=NOTE)
+    title_font = ImageFont.load_default(size=TITLE)
+    note_font = ImageFont.load_default(size=NOTE)
+    width = page.width - 2 * MARGIN
     y = top + 4
-    for line in _wrap(draw, title, font, page.width - 2 * MARGIN):
-        draw.text((MARGIN, y), line, fill=INK, font=font)
-        y += TITLE + 3
-    draw.text(
-        (MARGIN, y + 2), _cut(draw, note, small, page.width - 2 * MARGIN), fill=FAINT, font=small
-    )
+    for line in _wrap(draw, title, title_font, width):
+        draw.text((MARGIN, y), line, fill=INK, font=title_font)
+        y += TITLE + LEADING
+    draw.text((MARGIN, y + 2), _cut(draw, note, note_font, width), fill=FAINT, font=note_font)
 
 
-def _wrap(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> list[str]:
-    """At most `TITLE_LINES` lines of at most `width` pixels, the last cut with an ellipsis if more
-    would follow.
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> list[str]:
+    """Return at most `TITLE_LINES` lines of at most `width` pixels.
+
+    The last one is cut with an ellipsis if more would follow.
     """
     lines: list[str] = []
     words = text.split()
     while words and len(lines) < TITLE_LINES - 1:
-        taken = 1
-        while (
-            taken < len(words) and draw.textlength(" ".join(words[: taken + 1]), font=font) <= width
-        ):
-            taken += 1
+        taken = _words_that_fit(draw, words, font, width)
         lines.append(_cut(draw, " ".join(words[:taken]), font, width))
         words = words[taken:]
-    return [*lines, _cut(draw, " ".join(words), font, width)] if words else lines
+    if words:
+        lines.append(_cut(draw, " ".join(words), font, width))
+    return lines
 
 
-def _cut(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
+def _words_that_fit(draw: ImageDraw.ImageDraw, words: list[str], font: Font, width: int) -> int:
+    """Return how many words fit in a line; one is taken even if it does not."""
+    taken = 1
+    while taken < len(words):
+        longer = " ".join(words[: taken + 1])
+        if draw.textlength(longer, font=font) > width:
+            break
+        taken += 1
+    return taken
+
+
+def _cut(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "…", font=font) > width:
         text = text[:-1]
     return text.rstrip() + "…"
-
-
-def note_of(row: Mapping[str, Any]) -> str:
-    """What a caption says of a mask row's scores."""
-    if row["status"] == "absent":
-        return "absent"
-    parts = (
-        [f"predicted IoU {row['predicted_iou']:.2f}"]
-        if row["predicted_iou"] is not None
-        else ["coarse mask"]
-    )
-    parts += [f"trust {row['trust']:.2f}"] if row["trust"] is not None else []
-    return "  ·  ".join(parts)
-
-
-def sheet(output: Store, count: int) -> Image.Image:
-    """Contact sheet of `count` mask rows of the newest published run, spread evenly over it.
-
-    Raises:
-        FileNotFoundError: nothing was published at the output.
-        InputError: the run has no masks.
-        InputChangedError: an input file was replaced since it was segmented.
-    """
-    run = newest_run(output)
-    if run.masks == 0:
-        raise InputError(
-            f"output {output.uri}: run {run.run_id} has no masks, only {run.rows} rejects; see the"
-            " rejects table for the reasons"
-        )
-    return contact_sheet(
-        [
-            tile
-            for shard, rows in _spread(output, run, count)
-            for tile in _tiles(shard, rows, run.settings.segment)
-        ]
-    )
-
-
-def _spread(
-    output: Store, run: RunSummary, count: int
-) -> Iterator[tuple[Shard, list[dict[str, Any]]]]:
-    """Evenly spaced mask rows of a run by shard. Only parts that hold one are read."""
-    wanted = sorted({round(at) for at in np.linspace(0, run.masks - 1, min(count, run.masks))})
-    first = 0
-    for shard_id, part in zip(run.shard_ids, run.masks_parts, strict=True):
-        here = [at - first for at in wanted if first <= at < first + part.rows]
-        first += part.rows
-        if here:
-            (receipt,) = read_receipts(output, [shard_id])
-            rows = list(
-                read_masks(
-                    output, part, ["row", "query", "status", "mask", "predicted_iou", "trust"]
-                )
-            )
-            yield receipt.shard, [rows[at] for at in here]
-
-
-def _tiles(
-    shard: Shard, rows: Sequence[Mapping[str, Any]], settings: SegmentSettings
-) -> Iterator[Image.Image]:
-    """Pictures of mask rows of one shard; their images are read from the input again."""
-    inputs = {row.position: row for row in _read(shard, settings)}
-    for row in rows:
-        data = image_bytes(inputs[row["row"]], shard, settings)
-        yield overlay(
-            decode(data, settings), rle.decode(row["mask"]), row["query"], note_of(row), side=TILE
-        )
-
-
-def _read(shard: Shard, settings: SegmentSettings) -> list[Row]:
-    readers = ReaderCache()
-    try:
-        return read_rows(Store.open(shard.file), shard, settings, readers)[0]
-    finally:
-        readers.close()
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

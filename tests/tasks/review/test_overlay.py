@@ -23,16 +23,13 @@ from wordmask.tasks.review.overlay import (
     DIM,
     FILL,
     PAPER,
-    TILE,
-    contact_sheet,
     draw_mask,
     note_of,
     overlay,
     png_bytes,
-    sheet,
-    sheet_columns,
     standout,
 )
+from wordmask.tasks.review.sheet import TILE, contact_sheet, sheet, sheet_columns
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.storage import Store
 

@@ -20,8 +20,9 @@ from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
-from wordmask.tasks.review.overlay import TILE, contact_sheet, note_of, overlay
+from wordmask.tasks.review.overlay import note_of, overlay
 from wordmask.tasks.review.preview import preview, random_rows
+from wordmask.tasks.review.sheet import TILE, contact_sheet
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.storage import Store
 from wordmask.tasks.table.read import read_rows
