@@ -1,6 +1,7 @@
-"""Every fault of `scenarios`, with real processes and a real S3 server: after each the run is
-repeated to its end, every row is accounted for, and the masks are those of an undisturbed night, to
-the byte.
+"""Faults with real processes and a real S3 server, and what a run makes of them.
+
+After each fault of `scenarios` the run is repeated to its end, every row is accounted for, and the
+masks are those of an undisturbed run, to the byte.
 
 Run: `python -m tests.faults [--quick] [--json] [NAME ...]`. Exit code 1 if any fault cost a row.
 """
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from s3fs import S3FileSystem
 
-from tests.faults.lake import Lake, Night, lake
+from tests.faults.bucket import Bucket, RunEnd, open_bucket
 from tests.faults.scenarios import SCENARIOS, Scenario
 from tests.support.servers import free_port, serve_s3, wait_for
 from wordmask.flows.prefect_api import configure
@@ -34,7 +35,7 @@ from wordmask.tasks.storage import Store
 
 @dataclass(frozen=True)
 class Result:
-    """What a fault did to the night, and how the repeated one ended."""
+    """What a fault did to a run, and how the repeated run ended."""
 
     fault: str
     disturbed: str
@@ -43,78 +44,84 @@ class Result:
     seconds: float
 
 
-def try_fault(scenario: Scenario, place: Lake, calm: Calm) -> Result:
-    """Disturb a night, repeat it, compare. What went wrong is in the result."""
-    began = time.monotonic()
-    disturbed, repeated, passed = "", "", False
+def try_fault(scenario: Scenario, bucket: Bucket, undisturbed: UndisturbedRuns) -> Result:
+    """Disturb a run, repeat it, and compare. What went wrong is in the result."""
+    begin = time.monotonic()
+    disturbed = ""
+    repeated = ""
+    passed = False
     try:
-        night = scenario.disturb(place)
-        disturbed = _in_words(night)
-        _require_end(scenario, night)
-        place.more_disk()
-        again = place.night()
-        assert again.code == 0, f"the repeated run failed: {again.said}"
+        end = scenario.disturb(bucket)
+        disturbed = _describe(end)
+        _require_end(scenario, end)
+        bucket.grow_disk()
+        again = bucket.run()
+        assert again.code == 0, f"the repeated run failed: {again.report}"
         repeated = (
-            f"{again.said['rows']} rows, {again.said['shards_computed']} of {again.said['shards']}"
-            " shards computed"
+            f"{again.report['rows']} rows, {again.report['shards_computed']} of"
+            f" {again.report['shards']} shards computed"
         )
-        with _storage(place):
-            report = verify_output(Store.open(place.output))
-        assert report.holds, report.violations
-        want, found = calm.parts(place), place.parts(place.output)
-        assert {name: found.get(name) for name in want} == want, (
-            "other bytes than an undisturbed night"
-        )
-        assert scenario.changed_input or found.keys() == want.keys(), "parts that nobody planned"
+        _require_parts(scenario, bucket, undisturbed)
         passed = True
     except Exception as error:
         repeated += f" {type(error).__name__}: {error}"[:1000]
-    return Result(
-        scenario.name, disturbed, repeated.strip(), passed, round(time.monotonic() - began, 1)
-    )
+    seconds = round(time.monotonic() - begin, 1)
+    return Result(scenario.name, disturbed, repeated.strip(), passed, seconds)
 
 
-class Calm:
-    """What nights over a table write when nothing goes wrong: one such night for each table."""
+class UndisturbedRuns:
+    """What runs write when nothing goes wrong: one such run for each table."""
 
     def __init__(self) -> None:
-        self._of_table: dict[bytes, dict[str, bytes]] = {}
+        self._parts: dict[bytes, dict[str, bytes]] = {}
 
-    def parts(self, place: Lake) -> dict[str, bytes]:
-        table = place.get_behind("in/table.parquet")
-        if table not in self._of_table:
-            calm = place.night(output="s3://lake/calm")
-            assert calm.code == 0, f"the undisturbed run failed: {calm.said}"
-            self._of_table[table] = place.parts("s3://lake/calm")
-        return self._of_table[table]
+    def parts(self, bucket: Bucket) -> dict[str, bytes]:
+        """Return the masks and rejects of an undisturbed run over a bucket's table, by name."""
+        table = bucket.get("in/table.parquet")
+        if table not in self._parts:
+            end = bucket.run(output="s3://lake/calm")
+            assert end.code == 0, f"the undisturbed run failed: {end.report}"
+            self._parts[table] = bucket.parts("s3://lake/calm")
+        return self._parts[table]
 
 
-def _require_end(scenario: Scenario, night: Night) -> None:
+def _require_end(scenario: Scenario, end: RunEnd) -> None:
     if scenario.ends == "done":
-        assert night.code == 0, f"the disturbed run failed: {night.said}"
+        assert end.code == 0, f"the disturbed run failed: {end.report}"
     elif scenario.ends == "killed":
-        assert night.code != 0, "the disturbed run was not stopped"
+        assert end.code != 0, "the disturbed run was not stopped"
     else:
-        assert night.code == 1, f"the disturbed run ended with {night.code}, not with an error"
-        assert scenario.ends in night.said.get("error", ""), f"another error: {night.said}"
+        assert end.code == 1, f"the disturbed run ended with {end.code}, not with an error"
+        assert scenario.ends in end.report.get("error", ""), f"another error: {end.report}"
 
 
-def _in_words(night: Night) -> str:
-    if night.code == 0:
-        return f"done, {night.said['rows']} rows"
-    return (
-        night.said["error"].splitlines()[0][:160]
-        if night.said.get("error")
-        else f"stopped by signal or interrupt ({night.code})"
-    )
+def _require_parts(scenario: Scenario, bucket: Bucket, undisturbed: UndisturbedRuns) -> None:
+    with _storage(bucket):
+        report = verify_output(Store.open(bucket.output))
+    assert report.holds, report.violations
+    expected = undisturbed.parts(bucket)
+    found = bucket.parts(bucket.output)
+    same = {name: found.get(name) for name in expected}
+    assert same == expected, "other bytes than an undisturbed run"
+    if not scenario.changed_input:
+        assert found.keys() == expected.keys(), "parts that nobody planned"
+
+
+def _describe(end: RunEnd) -> str:
+    if end.code == 0:
+        return f"done, {end.report['rows']} rows"
+    if end.report.get("error"):
+        return str(end.report["error"]).splitlines()[0][:160]
+    return f"stopped by signal or interrupt ({end.code})"
 
 
 @contextmanager
-def _storage(place: Lake) -> Iterator[None]:
+def _storage(bucket: Bucket) -> Generator[None]:
+    """Let this process read the bucket through its proxy."""
     before = dict(os.environ)
     S3FileSystem.clear_instance_cache()  # or it would ask the proxy of the fault before
     os.environ.update(
-        {name: value for name, value in place.environ().items() if name.startswith("AWS_")}
+        {name: value for name, value in bucket.environ().items() if name.startswith("AWS_")}
     )
     try:
         yield
@@ -124,29 +131,24 @@ def _storage(place: Lake) -> Iterator[None]:
 
 
 @contextmanager
-def surroundings() -> Iterator[str]:
-    """A real S3 server, whose address is given; and a Prefect server, named in the environment."""
+def servers() -> Generator[str]:
+    """Start an S3 server, whose address is yielded, and a Prefect server, named in the environment.
+
+    The environment stays as it is then.
+    """
+    prefect = Path(sys.executable).parent / "prefect"
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        root, api_port = Path(folder, "s3"), free_port()
+        root = Path(folder, "s3")
         root.mkdir()
         configure(verbose=False)
-        os.environ |= {
-            "PREFECT_HOME": f"{folder}/prefect",
-            "PREFECT_API_URL": f"http://127.0.0.1:{api_port}/api",
-        }
-        serve_api = [
-            Path(sys.executable).parent / "prefect",
-            "server",
-            "start",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(api_port),
-        ]
+        os.environ["PREFECT_HOME"] = f"{folder}/prefect"
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        command = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         with serve_s3(root) as address:
-            api = subprocess.Popen(serve_api, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            api = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
-                wait_for(api_port, api, 300)
+                wait_for(port, api, 300)
                 yield address
             finally:
                 api.terminate()
@@ -157,6 +159,29 @@ QUICK = "; ".join(scenario.name for scenario in SCENARIOS if scenario.quick)
 
 
 def main() -> None:
+    """Try the chosen faults and print what came of them."""
+    args = _parser().parse_args()
+    chosen = [scenario for scenario in SCENARIOS if _is_chosen(scenario, args)]
+    results = []
+    undisturbed = UndisturbedRuns()
+    console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers are to end with it
+    with servers() as store:
+        for scenario in chosen:
+            with open_bucket(store) as bucket:
+                result = try_fault(scenario, bucket, undisturbed)
+            results.append(result)
+            _print_result(console, result)
+    passed = all(result.passed for result in results)
+    if args.json:
+        faults = [asdict(result) for result in results]
+        print(json.dumps({"passed": passed, "faults": faults}, indent=1))
+    else:
+        Console(width=200).print(_table(results))
+    sys.exit(0 if passed else 1)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -168,45 +193,37 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help=f"only these: {QUICK}")
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    args = parser.parse_args()
-    chosen = [
-        s
-        for s in SCENARIOS
-        if (s.quick or not args.quick)
-        and (not args.names or any(name in s.name for name in args.names))
-    ]
-    results, console, calm = [], Console(stderr=True), Calm()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers are to end with it
-    with surroundings() as store:
-        for scenario in chosen:
-            with lake(store) as place:
-                results.append(try_fault(scenario, place, calm))
-            console.print(
-                f"{'ok' if results[-1].passed else 'FAILED'}  {scenario.name} "
-                f" {results[-1].seconds} s",
-                highlight=False,
-            )
-            if not results[-1].passed:
-                console.print(f"  {results[-1].repeated}", highlight=False, markup=False)
-    if args.json:
-        print(
-            json.dumps(
-                {"passed": all(r.passed for r in results), "faults": [asdict(r) for r in results]},
-                indent=1,
-            )
-        )
-    else:
-        table = Table("fault", "disturbed run", "repeated run", "result", "s")
-        for r in results:
-            table.add_row(
-                r.fault,
-                r.disturbed,
-                r.repeated,
-                "passed" if r.passed else "[red]FAILED",
-                str(r.seconds),
-            )
-        Console(width=200).print(table)
-    sys.exit(0 if all(r.passed for r in results) else 1)
+    return parser
+
+
+def _is_chosen(scenario: Scenario, args: argparse.Namespace) -> bool:
+    if args.quick and not scenario.quick:
+        return False
+    return not args.names or any(name in scenario.name for name in args.names)
+
+
+def _print_result(console: Console, result: Result) -> None:
+    state = _state(result)
+    console.print(f"{state}  {result.fault}  {result.seconds} s", highlight=False)
+    if not result.passed:
+        console.print(f"  {result.repeated}", highlight=False, markup=False)
+
+
+def _state(result: Result) -> str:
+    if result.passed:
+        return "ok"
+    return "FAILED"
+
+
+def _table(results: Sequence[Result]) -> Table:
+    table = Table("fault", "disturbed run", "repeated run", "result", "s")
+    for result in results:
+        outcome = "passed"
+        if not result.passed:
+            outcome = "[red]FAILED"
+        row = (result.fault, result.disturbed, result.repeated, outcome, str(result.seconds))
+        table.add_row(*row)
+    return table
 
 
 if __name__ == "__main__":

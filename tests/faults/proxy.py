@@ -1,6 +1,4 @@
-"""A proxy in front of an S3 server that does to chosen requests what networks, stores and machines
-do to them.
-"""
+"""A proxy of an S3 server that lets chosen requests fail as networks, stores and machines do."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -36,14 +35,19 @@ REFUSALS = {  # in S3's own words
 
 @dataclass(kw_only=True)
 class Fault:
-    """What happens to the first `times` requests that match `request` ("PUT /lake/out/masks/.*"),
-    after `skip` of them went through.
+    """What happens to some requests.
 
-    `kind`: "slow_down" (503), "expired" (403), "reset_before" (no byte is answered and the store
-    never sees it), "reset_during" (the connection breaks within the reply's body), "lost_reply"
-    (the store does it, the answer is lost), "slow" (it takes `SLOW_SECONDS`), "truncated" (the body
-    ends early and says so nowhere), "call" (`call(pid)` is called with the process that asks,
-    before the store sees it, one at a time; if it gives True that counts as one of the times).
+    Attributes:
+        request: pattern of the method and path, such as "PUT /lake/out/masks/.*".
+        kind: "slow_down" (503), "expired" (403), "reset_before" (no byte is answered and the store
+            never sees the request), "reset_during" (the connection breaks within the reply's body),
+            "lost_reply" (the store does it, the reply is lost), "slow" (it takes `SLOW_SECONDS`),
+            "truncated" (the body ends early without notice), or "call".
+        times: how many requests meet the fault.
+        skip: how many go through before.
+        call: for the kind "call": called with the process that made the request, before the store
+            sees it, one at a time; if it returns True, that counts as one of the times.
+        happened: how many requests met the fault.
     """
 
     request: str
@@ -55,7 +59,7 @@ class Fault:
 
 
 class FaultProxy:
-    """Listens on a port of its own; `faults` may change while it runs."""
+    """A proxy on a port of its own; `faults` may change while it runs."""
 
     def __init__(self, upstream: str) -> None:
         host, _, port = upstream.removeprefix("http://").partition(":")
@@ -91,53 +95,36 @@ class FaultProxy:
         self._server.server_close()
 
     def _serve(self, handler: BaseHTTPRequestHandler, host: str, port: int) -> None:
-        line = f"{handler.command} {handler.path}"
-        fault = self._fault_of(line)
-        if fault is not None and fault.kind == "call":
-            with self._call_lock:
-                pid = _pid_of(handler.client_address[1])
-                if fault.happened < fault.times and fault.call is not None and pid is not None:
-                    fault.happened += fault.call(pid)
-            fault = None
-        kind = fault.kind if fault else ""
+        fault = self._fault_of(f"{handler.command} {handler.path}")
+        kind = ""
+        if fault is not None:
+            kind = fault.kind
+        if fault is not None and kind == "call":
+            self._call(fault, handler)
         if kind == "reset_before":
-            return _reset(handler)
+            _reset(handler)
+            return
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         if kind in REFUSALS:
-            return _refuse(handler, *REFUSALS[kind])
+            _refuse(handler, *REFUSALS[kind])
+            return
         upstream = http.client.HTTPConnection(host, port, timeout=60)
-        headers = {
-            name: value for name, value in handler.headers.items() if name.lower() not in HOP_BY_HOP
-        }
         try:
-            upstream.request(handler.command, handler.path, body, headers)
+            upstream.request(handler.command, handler.path, body, _end_to_end(handler.headers))
             reply = upstream.getresponse()
             data = reply.read()
         except http.client.HTTPException:  # a table that is replaced while it is read
-            return _reset(handler)
+            _reset(handler)
+            return
         finally:
             upstream.close()
-        if kind == "lost_reply":
-            return _reset(handler)
-        if kind == "slow":
-            time.sleep(SLOW_SECONDS)
-        half = len(data) // 2
-        handler.send_response(reply.status)
-        length = (
-            str(half)
-            if kind == "truncated"
-            else reply.headers.get("Content-Length", str(len(data)))
-        )
-        for name, value in reply.headers.items():
-            if name.lower() not in HOP_BY_HOP | {"content-length"}:
-                handler.send_header(name, value)
-        handler.send_header("Content-Length", length)
-        handler.end_headers()
-        if handler.command != "HEAD":
-            handler.wfile.write(data[:half] if kind in ("reset_during", "truncated") else data)
-        if kind == "reset_during":
-            return _reset(handler)
-        return None
+        _reply(handler, reply, data, kind)
+
+    def _call(self, fault: Fault, handler: BaseHTTPRequestHandler) -> None:
+        with self._call_lock:
+            pid = _pid_of(handler.client_address[1])
+            if fault.happened < fault.times and fault.call is not None and pid is not None:
+                fault.happened += fault.call(pid)
 
     def _fault_of(self, line: str) -> Fault | None:
         with self._lock:
@@ -152,6 +139,37 @@ class FaultProxy:
         return None
 
 
+def _end_to_end(headers: Message) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in HOP_BY_HOP}
+
+
+def _reply(
+    handler: BaseHTTPRequestHandler, reply: http.client.HTTPResponse, data: bytes, kind: str
+) -> None:
+    """Pass the store's reply on, as far as the kind of fault lets it."""
+    if kind == "lost_reply":
+        _reset(handler)
+        return
+    if kind == "slow":
+        time.sleep(SLOW_SECONDS)
+    half = data[: len(data) // 2]
+    length = reply.headers.get("Content-Length", str(len(data)))
+    if kind == "truncated":
+        length = str(len(half))
+    handler.send_response(reply.status)
+    for name, value in _end_to_end(reply.headers).items():
+        if name.lower() != "content-length":
+            handler.send_header(name, value)
+    handler.send_header("Content-Length", length)
+    handler.end_headers()
+    if kind in ("reset_during", "truncated"):
+        data = half
+    if handler.command != "HEAD":
+        handler.wfile.write(data)
+    if kind == "reset_during":
+        _reset(handler)
+
+
 def _refuse(handler: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
     error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     text = f"<?xml version='1.0'?>{error}".encode()
@@ -164,7 +182,7 @@ def _refuse(handler: BaseHTTPRequestHandler, status: int, code: str, message: st
 
 
 def _reset(handler: BaseHTTPRequestHandler) -> None:
-    """Close with a TCP reset."""
+    """Close the connection with a TCP reset."""
     handler.wfile.flush()
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.connection.close()
@@ -172,7 +190,7 @@ def _reset(handler: BaseHTTPRequestHandler) -> None:
 
 
 def _pid_of(port: int) -> int | None:
-    """The process of this machine whose connection comes from a port."""
+    """Return the process of this machine whose connection comes from a port."""
     for connection in psutil.net_connections("tcp"):
         if connection.laddr and connection.laddr.port == port and connection.pid:
             return int(connection.pid)

@@ -1,6 +1,4 @@
-"""What can go wrong in a night, each as a function that does it and says what the disturbed run
-must have said.
-"""
+"""Faults of a run, each as a function that does a run under the fault."""
 
 from __future__ import annotations
 
@@ -17,50 +15,57 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.lake import Lake, Night, table_bytes
+from tests.faults.bucket import Bucket, RunEnd, table_bytes
 from tests.faults.proxy import Fault
 from tests.support.servers import free_port
+from tests.support.tables import png
 
-INPUT, MASKS, RECEIPTS = (
-    r"GET /lake/in/table\.parquet.*",
-    r"PUT /lake/out/masks/part-.*",
-    r"PUT /lake/out/receipts/.*",
-)
+# Requests of the store.
+INPUT = r"GET /lake/in/table\.parquet.*"
+MASKS = r"PUT /lake/out/masks/part-.*"
+RECEIPTS = r"PUT /lake/out/receipts/.*"
 ANY = r".*/lake/(in|out)/.*"
 SPOT_SECONDS = 20  # within which a worker must be gone after SIGTERM
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """`disturb` runs the night with the fault and gives back how it ended. `ends`: whether that run
-    must end well ("done"), must fail with words of an error, or was killed ("killed").
-    `changed_input`: the rerun is compared with a night over the new input."""
+    """A run under a fault, and how it must end.
+
+    Attributes:
+        disturb: does the run.
+        ends: "done", "killed", or words of the error that it must end with.
+        changed_input: whether the repeated run is compared with one over the new input.
+        quick: whether it is one of the few that `--quick` does.
+    """
 
     name: str
-    disturb: Callable[[Lake], Night]
+    disturb: Callable[[Bucket], RunEnd]
     ends: str = "done"
     changed_input: bool = False
     quick: bool = False
 
 
-def store_fault(request: str, kind: str, times: int, skip: int = 0) -> Callable[[Lake], Night]:
-    def disturb(lake: Lake) -> Night:
+def store_fault(request: str, kind: str, times: int, skip: int = 0) -> Callable[[Bucket], RunEnd]:
+    """Let some requests of the store meet a fault."""
+
+    def disturb(bucket: Bucket) -> RunEnd:
         fault = Fault(request=request, kind=kind, times=times, skip=skip)
-        night = lake.night(faults=[fault])
-        assert fault.happened, f"the fault did not happen: {night}"
-        return night
+        end = bucket.run(faults=[fault])
+        assert fault.happened, f"the fault did not happen: {end}"
+        return end
 
     return disturb
 
 
-def worker_killed(request: str) -> Callable[[Lake], Night]:
-    """SIGKILL of the first worker that makes a request, before the store sees it."""
+def worker_killed(request: str) -> Callable[[Bucket], RunEnd]:
+    """Kill the first worker that makes a request, before the store sees it."""
 
-    def disturb(lake: Lake) -> Night:
+    def disturb(bucket: Bucket) -> RunEnd:
         fault = Fault(request=request, kind="call", call=lambda pid: is_worker(pid) and _kill(pid))
-        night = lake.night(faults=[fault])
-        assert fault.happened, f"no worker was killed: {night}"
-        return night
+        end = bucket.run(faults=[fault])
+        assert fault.happened, f"no worker was killed: {end}"
+        return end
 
     return disturb
 
@@ -70,46 +75,43 @@ def _kill(pid: int) -> bool:
     return True
 
 
-def worker_preempted(lake: Lake) -> Night:
-    """SIGTERM to one of two standing workers while it writes, as a machine gets it that is taken
-    back.
-    """
-    with StandingCluster(lake, workers=2) as cluster:
+def worker_preempted(bucket: Bucket) -> RunEnd:
+    """Send SIGTERM to one of two standing workers while it writes, as spot machines get it."""
+    with StandingCluster(bucket, workers=2) as cluster:
         gone: list[float] = []
 
         def preempt(pid: int) -> bool:
             if not is_worker(pid):
                 return False
-            told = time.monotonic()
-            (own,) = (
-                worker for worker in cluster.workers if worker.pid == psutil.Process(pid).ppid()
-            )
-            own.terminate()
-            threading.Thread(
-                target=lambda: (own.wait(), gone.append(time.monotonic() - told)), daemon=True
-            ).start()
+            parent = psutil.Process(pid).ppid()
+            (worker,) = (worker for worker in cluster.workers if worker.pid == parent)
+            worker.terminate()
+            threading.Thread(target=time_its_end, args=(worker,), daemon=True).start()
             return True
 
+        def time_its_end(worker: subprocess.Popen[bytes]) -> None:
+            begin = time.monotonic()
+            worker.wait()
+            gone.append(time.monotonic() - begin)
+
         fault = Fault(request=MASKS, kind="call", call=preempt)
-        night = lake.night(faults=[fault], scheduler=cluster.address)
-        assert fault.happened, f"no worker was told to end: {night}"
+        end = bucket.run(faults=[fault], scheduler=cluster.address)
+        assert fault.happened, f"no worker was terminated: {end}"
         give_up = time.monotonic() + SPOT_SECONDS
         while not gone and time.monotonic() < give_up:
             time.sleep(0.1)
         assert gone, "the worker is still there"
         assert gone[0] < SPOT_SECONDS, f"the worker took {gone[0]:.0f} s to end"
-        return night
+        return end
 
 
 def is_worker(pid: int) -> bool:
     return any("multiprocessing.spawn" in word for word in psutil.Process(pid).cmdline())
 
 
-def flow_killed(lake: Lake) -> Night:
-    """SIGKILL of the flow's process as a shard is done; its workers are left without a scheduler,
-    and must not stay.
-    """
-    process = lake.start()
+def flow_killed(bucket: Bucket) -> RunEnd:
+    """Kill the flow's process as a shard is done: its workers, without a scheduler, must end."""
+    process = bucket.start()
     workers: list[psutil.Process] = []
 
     def kill(_pid: int) -> bool:
@@ -118,56 +120,54 @@ def flow_killed(lake: Lake) -> Night:
         return True
 
     fault = Fault(request=RECEIPTS, kind="call", call=kill)
-    lake.proxy.faults = [fault]
-    night = lake.end(process)
-    assert fault.happened, f"the flow was not killed: {night}"
+    bucket.proxy.faults = [fault]
+    end = bucket.wait(process)
+    assert fault.happened, f"the flow was not killed: {end}"
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, f"workers outlive the flow: {alive}"
-    return night
+    return end
 
 
-def interrupted(lake: Lake) -> Night:
-    """SIGINT, as Ctrl-C gives it, to all of the run's processes."""
-    process = lake.start()
+def interrupted(bucket: Bucket) -> RunEnd:
+    """Send SIGINT, as Ctrl-C does, to all of the run's processes."""
+    process = bucket.start()
     fault = Fault(
         request=RECEIPTS,
         kind="call",
         call=lambda _pid: os.killpg(process.pid, signal.SIGINT) or True,
     )
-    lake.proxy.faults = [fault]
-    night = lake.end(process)
-    assert fault.happened, f"the run was not interrupted: {night}"
-    return night
+    bucket.proxy.faults = [fault]
+    end = bucket.wait(process)
+    assert fault.happened, f"the run was not interrupted: {end}"
+    return end
 
 
-def scheduler_restarted(lake: Lake) -> Night:
-    """A standing cluster whose scheduler is restarted in the middle of a run: it forgets the run,
-    and its workers end.
-    """
-    with StandingCluster(lake) as cluster:
+def scheduler_restarted(bucket: Bucket) -> RunEnd:
+    """Restart a standing scheduler in the middle of a run: it forgets the run, and workers end."""
+    with StandingCluster(bucket) as cluster:
         fault = Fault(
             request=RECEIPTS, kind="call", call=lambda _pid: cluster.restart_scheduler() or True
         )
-        night = lake.night(faults=[fault], scheduler=cluster.address)
-        assert fault.happened, f"the scheduler was not restarted: {night}"
-        return night
+        end = bucket.run(faults=[fault], scheduler=cluster.address)
+        assert fault.happened, f"the scheduler was not restarted: {end}"
+        return end
 
 
-def memory_limit(lake: Lake) -> Night:
-    """A standing worker that its nanny kills for taking too much memory, once."""
+def memory_limit(bucket: Bucket) -> RunEnd:
+    """Have a standing worker take too much memory once, for which its nanny kills it."""
     rows = [
-        *lake.rows(11),
-        {"row_id": "hog", "image": lake.image(0), "query": f"hog:{lake.folder}/hogged"},
+        *bucket.rows(11),
+        {"row_id": "hog", "image": png(0), "query": f"hog:{bucket.folder}/hogged"},
     ]
-    with StandingCluster(lake, "--memory-limit", "1200MB") as cluster:
-        return lake.night(rows=rows, scheduler=cluster.address)
+    with StandingCluster(bucket, "--memory-limit", "1200MB") as cluster:
+        return bucket.run(rows=rows, scheduler=cluster.address)
 
 
 class StandingCluster:
     """`dask scheduler` and some `dask worker`s as processes."""
 
-    def __init__(self, lake: Lake, *worker_options: str, workers: int = 1) -> None:
-        self._lake = lake
+    def __init__(self, bucket: Bucket, *worker_options: str, workers: int = 1) -> None:
+        self._bucket = bucket
         self.address = f"tcp://127.0.0.1:{free_port()}"
         self.scheduler = self._start_scheduler()
         self.workers = [
@@ -188,8 +188,8 @@ class StandingCluster:
         quiet = {
             "stdout": subprocess.DEVNULL,
             "stderr": subprocess.DEVNULL,
-            "env": self._lake.environ(),
-            "cwd": self._lake.folder,
+            "env": self._bucket.environ(),
+            "cwd": self._bucket.folder,
         }
         return subprocess.Popen(
             [str(Path(sys.executable).parent / "dask"), *words], **quiet, start_new_session=True
@@ -220,65 +220,65 @@ class StandingCluster:
             process.wait()
 
 
-def from_the_first_receipt(kind: str) -> Callable[[Lake], Night]:
-    """Every request of a longer night meets the fault, once its first shard is done."""
+def from_the_first_receipt(kind: str) -> Callable[[Bucket], RunEnd]:
+    """Let every request of a longer run meet the fault, once its first shard is done."""
 
-    def disturb(lake: Lake) -> Night:
+    def disturb(bucket: Bucket) -> RunEnd:
         lasting = Fault(request=ANY, kind=kind, times=10**9)
         first = Fault(
             request=RECEIPTS,
             kind="call",
-            call=lambda _pid: lake.proxy.faults.append(lasting) or True,
+            call=lambda _pid: bucket.proxy.faults.append(lasting) or True,
         )
         began = time.monotonic()
-        night = lake.night(lake.rows(24), faults=[first])
-        assert lasting.happened, f"the fault did not happen: {night}"
+        end = bucket.run(bucket.rows(24), faults=[first])
+        assert lasting.happened, f"the fault did not happen: {end}"
         assert time.monotonic() - began < 300, "a store that is gone must end the run"
-        return night
+        return end
 
     return disturb
 
 
-def input_replaced(lake: Lake) -> Night:
-    """Another table under the same name, once a shard is done."""
-    new = table_bytes(lake.rows(12, words="changed"))
+def input_replaced(bucket: Bucket) -> RunEnd:
+    """Put another table under the same name, once a shard is done."""
+    new = table_bytes(bucket.rows(12, words="changed"))
     fault = Fault(
         request=RECEIPTS,
         kind="call",
-        call=lambda _pid: lake.put_behind("in/table.parquet", new) or True,
+        call=lambda _pid: bucket.put("in/table.parquet", new) or True,
     )
-    return lake.night(faults=[fault])
+    return bucket.run(faults=[fault])
 
 
-def input_deleted(lake: Lake) -> Night:
-    """The table is gone for the rest of the night, and back in the morning."""
-    data = table_bytes(lake.rows(12))
+def input_deleted(bucket: Bucket) -> RunEnd:
+    """Delete the table for the rest of the run, and put it back afterwards."""
+    data = table_bytes(bucket.rows(12))
     fault = Fault(
         request=RECEIPTS,
         kind="call",
-        call=lambda _pid: lake.delete_behind("in/table.parquet") or True,
+        call=lambda _pid: bucket.delete("in/table.parquet") or True,
     )
-    night = lake.night(faults=[fault])
-    lake.put_behind("in/table.parquet", data)
-    return night
+    end = bucket.run(faults=[fault])
+    bucket.put("in/table.parquet", data)
+    return end
 
 
-def disk_full(lake: Lake) -> Night:
-    """A local output on a disk with room for a part or two."""
-    lake.use_small_disk()
-    return lake.night()
+def disk_full(bucket: Bucket) -> RunEnd:
+    """Write the output to a local disk with room for a part or two."""
+    bucket.use_small_disk()
+    return bucket.run()
 
 
-def poison(lake: Lake) -> Night:
-    rows = lake.rows(12)
+def poison_row(bucket: Bucket) -> RunEnd:
+    rows = bucket.rows(12)
     rows[4]["query"] = "kill"
-    return lake.night(rows=rows)
+    return bucket.run(rows=rows)
 
 
-def worker_dies_in_the_model(lake: Lake) -> Night:
-    rows = lake.rows(12)
-    rows[4]["query"] = f"die:{lake.folder}/died"
-    return lake.night(rows=rows)
+def worker_dies_in_the_model(bucket: Bucket) -> RunEnd:
+    rows = bucket.rows(12)
+    rows[4]["query"] = f"die:{bucket.folder}/died"
+    return bucket.run(rows=rows)
 
 
 SCENARIOS = (
@@ -299,7 +299,7 @@ SCENARIOS = (
         ends="the Dask scheduler went away",
     ),
     Scenario(name="worker over its memory limit", disturb=memory_limit),
-    Scenario(name="a row that kills every process", disturb=poison),
+    Scenario(name="a row that kills every process", disturb=poison_row),
     Scenario(
         name="503 SlowDown, 30 requests in a row",
         disturb=store_fault(ANY, "slow_down", 30, skip=45),

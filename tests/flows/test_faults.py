@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.__main__ import Calm, try_fault
-from tests.faults.lake import lake
+from tests.faults.__main__ import UndisturbedRuns, try_fault
+from tests.faults.bucket import open_bucket
 from tests.faults.scenarios import SCENARIOS
 
 
@@ -17,6 +17,6 @@ def test_a_worker_killed_between_data_and_receipt(
     (scenario,) = (
         scenario for scenario in SCENARIOS if "between data and receipt" in scenario.name
     )
-    with lake(s3_server) as place:
-        result = try_fault(scenario, place, Calm())
+    with open_bucket(s3_server) as bucket:
+        result = try_fault(scenario, bucket, UndisturbedRuns())
     assert result.passed, result
