@@ -72,13 +72,15 @@ import sys; sys.path[:0] = [{str(project)!r}, {str(site)!r}]
 import wordmask
 from wordmask import Query, Segmentation, Segmenter
 import wordmask.flows.segment
-print(wordmask.__file__, Segmenter.__module__)
+from wordmask.model.hub.registry import list_models
+print(wordmask.__file__, Segmenter.__module__, list_models()[0].name)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(site / "wordmask/__init__.py"), "wordmask.model.segmenter"]
+    expected = [str(site / "wordmask/__init__.py"), "wordmask.model.segmenter", "demo"]
+    assert done.stdout.split() == expected
 
 
 def test_another_name_is_no_attribute_of_the_package() -> None:

@@ -1,4 +1,4 @@
-"""Published checkpoints into our module names (facts, section 9).
+"""Published checkpoints into our module names (docs/model.md, Checkpoints).
 
 Two layouts are in use, and one table turns the second into the first, whose names are our modules'
 own:
@@ -12,7 +12,7 @@ The refiner's `model.pt` holds its tensors under the key `head`.
 
 Where the published material is silent we read it so:
 
-- `mlp.experts.weight` holds an expert's halves in the order (h, g), as format A does.
+- `mlp.experts.weight` holds an expert's halves in the order (h, g), as layout A does.
 - A fused `tau_wqwv` is `wq` above `wv`: the order of its name, and the published engine stacks them
   so.
 - An fp8 scale is (experts, out) and multiplies the rows of its expert: one number for each output
@@ -20,7 +20,7 @@ Where the published material is silent we read it so:
 - Only expert weights are fp8, and only fp8 weights have a scale; anything else is an error rather
   than a guess.
 - `coordinate_features` and `size_features` are always transposed in B, also where a square shape
-  would fit unturned.
+  would fit as it is.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ RENAMES: tuple[tuple[str, str], ...] = (
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 MAX_NAMED = 10  # tensors that an error lists by name
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 class CheckpointError(ValueError):
@@ -73,7 +82,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """A tensor in a file: what is known of it without reading it, and how to read it."""
+    """A tensor in a file: its name, its shape, and how to read it."""
 
     name: str
     file: Path
@@ -81,12 +90,12 @@ class StoredTensor:
     read: Callable[[], Tensor]
 
     def then(self, shape: Sequence[int], change: Callable[[Tensor], Tensor]) -> StoredTensor:
-        """The same tensor, changed after reading."""
+        """Return the same tensor, changed to `shape` after reading."""
         return replace(self, shape=tuple(shape), read=lambda: change(self.read()))
 
 
 def rename(name: str) -> str:
-    """A checkpoint's name for a tensor to ours; a name of no known layout stays as it is."""
+    """Return our name for a checkpoint's tensor; a name of no known layout stays as it is."""
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
@@ -100,15 +109,18 @@ def load_weights(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Fill a module, also one on the meta device, from checkpoint files of any known layout, in
-    place.
+    """Fill a module, also one on the meta device, from checkpoint files of any published layout.
 
     The module is moved to `device` and `dtype` first; then one tensor after another is read,
-    converted and copied in, so no second copy of the weights is ever held. Names and shapes are
+    converted and copied in, so there is never a second copy of the weights. Names and shapes are
     checked before the first tensor is read.
 
     Args:
+        module: is filled in place.
+        files: the checkpoint's.
         refiner_files: where the tensors of `head.*` come from; by default from `files` as well.
+        device: where the module is put.
+        dtype: of the module's tensors.
 
     Raises:
         CheckpointError: a tensor is missing, not part of the model, there twice, or of the wrong
@@ -116,16 +128,11 @@ def load_weights(
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     with ExitStack() as open_files:
-        found = [tensor for file in files for tensor in _stored(file, open_files)]
+        found = _stored_in(files, open_files)
         if refiner_files:
-            heads = [
-                tensor
-                for file in refiner_files
-                for tensor in _refiner_tensors(_stored(file, open_files))
-            ]
-            found = [
-                tensor for tensor in found if not rename(tensor.name).startswith("head.")
-            ] + heads
+            found = [tensor for tensor in found if not rename(tensor.name).startswith("head.")]
+            for file in refiner_files:
+                found += _refiner_tensors(_stored_in([file], open_files))
         stored = _in_our_names(found)
         _check(expected, stored, (*files, *refiner_files))
         module.to(dtype).to_empty(device=device)
@@ -134,43 +141,44 @@ def load_weights(
                 target.copy_(stored[name].read())
 
 
-def _stored(file: Path, open_files: ExitStack) -> Iterator[StoredTensor]:
-    """Every tensor of a file, unread."""
-    try:
-        if file.suffix == ".safetensors":
-            handle = open_files.enter_context(safe_open(file, framework="pt"))
-            for name in handle.keys():  # noqa: SIM118 - not a dict
-                shape = tuple(handle.get_slice(name).get_shape())
-                yield StoredTensor(
-                    name=name,
-                    file=file,
-                    shape=shape,
-                    read=lambda name=name: handle.get_tensor(name),
-                )
-        else:
-            values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            if not isinstance(values, Mapping):
-                raise ValueError(f"holds a {type(values).__name__}, not tensors by name")
-            for name, tensor in _flatten(values):
-                yield StoredTensor(
-                    name=name,
-                    file=file,
-                    shape=tuple(tensor.shape),
-                    read=lambda tensor=tensor: tensor,
-                )
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        SafetensorError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise CheckpointError(f"{file}: cannot be read as a checkpoint: {error}") from error
+def _stored_in(files: Sequence[Path], open_files: ExitStack) -> list[StoredTensor]:
+    """Return every tensor of the files, unread."""
+    found: list[StoredTensor] = []
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                found += _safetensors(file, open_files)
+            else:
+                found += _pickled(file)
+        except UNREADABLE as error:
+            raise CheckpointError(f"{file}: cannot be read as a checkpoint: {error}") from error
+    return found
+
+
+def _safetensors(file: Path, open_files: ExitStack) -> Iterator[StoredTensor]:
+    handle = open_files.enter_context(safe_open(file, framework="pt"))
+    names: list[str] = handle.keys()
+    for name in names:
+        shape = tuple(handle.get_slice(name).get_shape())
+        yield StoredTensor(name=name, file=file, shape=shape, read=partial(handle.get_tensor, name))
+
+
+def _pickled(file: Path) -> Iterator[StoredTensor]:
+    values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"holds a {type(values).__name__}, not tensors by name")
+    for name, tensor in _flatten(values):
+        yield StoredTensor(
+            name=name, file=file, shape=tuple(tensor.shape), read=partial(_itself, tensor)
+        )
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors of nested dicts under dotted names; step counts and the like are passed over."""
+    """Yield the tensors of nested dicts under dotted names; others are skipped."""
     for key, value in values.items():
         if isinstance(value, Tensor):
             yield prefix + key, value
@@ -179,28 +187,31 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _refiner_tensors(stored: Iterable[StoredTensor]) -> list[StoredTensor]:
-    """The refiner's tensors under `head.`: those below `head` if the file has it (beside other
-    things), else all.
+    """Return a file's refiner tensors under `head.`.
+
+    They are those below `head` if the file has it (beside other things), else all.
     """
-    found = [replace(tensor, name=rename(tensor.name)) for tensor in stored]
-    heads = [tensor for tensor in found if tensor.name.startswith("head.")] or found
-    return [
-        replace(tensor, name="head." + re.sub(r"^(head\.)+", "", tensor.name)) for tensor in heads
-    ]
+    renamed = [replace(tensor, name=rename(tensor.name)) for tensor in stored]
+    heads = [tensor for tensor in renamed if tensor.name.startswith("head.")]
+    return [_below_head(tensor) for tensor in heads or renamed]
+
+
+def _below_head(tensor: StoredTensor) -> StoredTensor:
+    own_name = re.sub(r"^(head\.)+", "", tensor.name)
+    return replace(tensor, name="head." + own_name)
 
 
 def _in_our_names(found: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
-    """Rename, turn, split and scale: stored tensors by our names."""
+    """Return stored tensors by our names: renamed, transposed, split and scaled."""
     by_name: dict[str, StoredTensor] = {}
     for tensor in found:
-        name, tensor = _turned(rename(tensor.name), tensor)
-        for ours, part in _split(name, tensor):
-            if ours in by_name:
+        for name, part in _split(*_transposed(rename(tensor.name), tensor)):
+            if name in by_name:
                 raise CheckpointError(
-                    f"{tensor.file}: {tensor.name} and {by_name[ours].name} are both {ours};"
+                    f"{tensor.file}: {tensor.name} and {by_name[name].name} are both {name};"
                     " keep one"
                 )
-            by_name[ours] = part
+            by_name[name] = part
     return {
         name: _scaled(name, tensor, by_name)
         for name, tensor in by_name.items()
@@ -208,23 +219,22 @@ def _in_our_names(found: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
     }
 
 
-def _turned(name: str, tensor: StoredTensor) -> tuple[str, StoredTensor]:
+def _transposed(name: str, tensor: StoredTensor) -> tuple[str, StoredTensor]:
+    """Return a tensor that layout B stores transposed as layout A has it; others as they are."""
     if not name.endswith(".transposed"):
         return name, tensor
-    return name.removesuffix(".transposed"), tensor.then(
-        tensor.shape[::-1], lambda stored: stored.T
-    )
+    turned = tensor.then(tensor.shape[::-1], lambda stored: stored.T)
+    return name.removesuffix(".transposed"), turned
 
 
 def _split(name: str, tensor: StoredTensor) -> list[tuple[str, StoredTensor]]:
+    """Return the two parts of a fused `wqwv`; others as they are."""
     if not name.endswith(".tau.wqwv") or len(tensor.shape) != 2 or tensor.shape[0] % 2:
         return [(name, tensor)]
     rows = tensor.shape[0] // 2
     half = (rows, *tensor.shape[1:])
-    upper, lower = (
-        tensor.then(half, lambda fused: fused[:rows]),
-        tensor.then(half, lambda fused: fused[rows:]),
-    )
+    upper = tensor.then(half, lambda fused: fused[:rows])
+    lower = tensor.then(half, lambda fused: fused[rows:])
     return [(name.replace("wqwv", "wq"), upper), (name.replace("wqwv", "wv"), lower)]
 
 
@@ -233,22 +243,32 @@ def _is_used_scale(name: str, by_name: Mapping[str, StoredTensor]) -> bool:
 
 
 def _scaled(name: str, tensor: StoredTensor, by_name: Mapping[str, StoredTensor]) -> StoredTensor:
-    scale = by_name.get(name.removesuffix("weight") + "scale") if name.endswith(".weight") else None
-
-    def dequantise(stored: Tensor) -> Tensor:
-        if (stored.dtype in FP8) != (scale is not None):
-            what = (
-                "has a scale, but is not fp8" if scale is not None else "is fp8, but has no scale"
-            )
-            raise CheckpointError(f"{tensor.file}: {tensor.name} is {stored.dtype}: it {what}")
-        return stored if scale is None else stored.float() * scale.read().float()[..., None]
-
+    """Return a tensor that is multiplied by its scale after reading, if it has one."""
+    scale = _scale_of(name, by_name)
     if scale is not None and scale.shape != tensor.shape[:-1]:
         raise CheckpointError(
             f"{scale.file}: {scale.name} is {scale.shape}, expected {tensor.shape[:-1]}: one for"
             " each output channel"
         )
-    return tensor.then(tensor.shape, dequantise)
+    return tensor.then(tensor.shape, lambda stored: _dequantise(stored, tensor, scale))
+
+
+def _scale_of(name: str, by_name: Mapping[str, StoredTensor]) -> StoredTensor | None:
+    if not name.endswith(".weight"):
+        return None
+    return by_name.get(name.removesuffix("weight") + "scale")
+
+
+def _dequantise(stored: Tensor, tensor: StoredTensor, scale: StoredTensor | None) -> Tensor:
+    is_fp8 = stored.dtype in FP8
+    found = f"{tensor.file}: {tensor.name} is {stored.dtype}"
+    if scale is None:
+        if is_fp8:
+            raise CheckpointError(f"{found}: it is fp8, but has no scale")
+        return stored
+    if not is_fp8:
+        raise CheckpointError(f"{found}: it has a scale, but is not fp8")
+    return stored.float() * scale.read().float()[..., None]
 
 
 def _check(
@@ -269,37 +289,42 @@ def _check(
 def raise_misfit(
     where: str, missing: Sequence[str], extra: Sequence[str], misshapen: Sequence[str]
 ) -> None:
-    """Raise a CheckpointError that lists what does not fit; do nothing if all fits."""
+    """Raise a CheckpointError that lists what does not fit; do nothing if all fits.
+
+    Args:
+        where: the files, for the message.
+        missing: tensors of the model that no file has.
+        extra: tensors of the files that the model does not have.
+        misshapen: tensors of another shape, each with both shapes.
+    """
+    misfits = {"missing": missing, "not part of the model": extra, "misshapen": misshapen}
     problems = [
-        f"{len(names)} tensor(s) {what}: {_listed(names)}"
-        for what, names in (
-            ("missing", missing),
-            ("not part of the model", extra),
-            ("misshapen", misshapen),
-        )
+        f"{len(names)} tensor(s) {problem}: {_listed(names)}"
+        for problem, names in misfits.items()
         if names
     ]
     if problems:
-        raise CheckpointError(
-            "; ".join([f"{where}: {problems[0]}", *problems[1:], *_hints(missing, extra)])
-        )
+        raise CheckpointError(f"{where}: " + "; ".join([*problems, *_hints(missing, extra)]))
 
 
 def _hints(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
-    """What to do about the misfits that are known."""
+    """Return what to do about misfits of known causes."""
     hints = []
     if missing and all(name.startswith("head.") for name in missing):
         hints.append(
             "the refiner's weights are published apart: give them too, as with --refiner"
             " moondream/SegHeadRefiner"
         )
-    if any(name.startswith("model.region.ln.") for name in missing) and any(
-        "decoder.fc1." in name for name in extra
-    ):
+    lacks_region_norm = any(name.startswith("model.region.ln.") for name in missing)
+    has_deep_decoders = any("decoder.fc1." in name for name in extra)
+    if lacks_region_norm and has_deep_decoders:
         hints.append("this is a moondream2 checkpoint, which cannot segment; moondream3 can")
     return hints
 
 
 def _listed(names: Sequence[str]) -> str:
+    text = ", ".join(names[:MAX_NAMED])
     more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    if more > 0:
+        text += f" and {more} more"
+    return text

@@ -1,8 +1,8 @@
-"""Which models there are, where their files lie, and what names their content. Knows no torch:
-planning is cheap.
+"""Which models there are, where their files lie, and which revision names their content.
 
-A model is `demo` (ships with the package), a local folder or weight file, or a repository of the
-Hugging Face hub. The refiner's weights may come from a second such place.
+It imports no torch, so that planning is cheap. A model is `demo` (ships with the package), a local
+folder or weight file, or a repository of the Hugging Face hub. The refiner's weights may come from
+a second such location.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ PUBLISHED_REFINER = "moondream/SegHeadRefiner"
 PUBLISHED_TOKENIZER = "moondream/starmie-v1"
 CONFIG_FILE, TOKENIZER_FILE, CARD_FILE = "config.json", "tokenizer.json", "card.json"
 WEIGHT_SUFFIXES = (".safetensors", ".pt")
+# In the order of preference.
+WEIGHT_PATTERNS = (
+    "*.safetensors.index.json",
+    "model.safetensors",
+    "*.safetensors",
+    "model.pt",
+    "*.pt",
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -34,7 +42,7 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """One place with weights.
+    """One location with weights.
 
     `path` is a local folder or weight file, None for a repository of the hub. `revision` names the
     content: the hub's commit, or 16 hex digits of the files' own hash.
@@ -45,25 +53,33 @@ class Location:
     revision: str
 
     def folder(self) -> Path:
-        """The local folder; a repository's configuration and weights are downloaded first. Raises
-        ModelError.
+        """Return the local folder; a repository's configuration and weights are downloaded first.
+
+        Raises:
+            ModelError: the hub does not give them.
         """
         if self.path is None:
             return download_model(self.name, revision=self.revision)
-        return self.path if self.path.is_dir() else self.path.parent
+        return _folder_of(self.path)
 
     def config_folder(self) -> Path:
-        """The local folder with the configuration; of a repository, that is all that is downloaded.
-        Raises ModelError.
+        """Return the local folder with the configuration.
+
+        Of a repository, the configuration is all that is downloaded.
+
+        Raises:
+            ModelError: the hub does not give it.
         """
-        return (
-            _snapshot(self.name, CONFIG_FILE, revision=self.revision)
-            if self.path is None
-            else self.folder()
-        )
+        if self.path is None:
+            return _snapshot(self.name, CONFIG_FILE, revision=self.revision)
+        return self.folder()
 
     def weights(self) -> tuple[Path, ...]:
-        """The local weight files, downloaded if need be. Raises ModelError."""
+        """Return the local weight files, downloaded if need be.
+
+        Raises:
+            ModelError: there are none, or the hub does not give them.
+        """
         if self.path is not None and self.path.is_file():
             return (self.path,)
         return weight_files(self.folder())
@@ -71,8 +87,9 @@ class Location:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model that was found. `revision` is its location's; with a refiner of its own,
-    `<model's>+<refiner's>`.
+    """A model that was found.
+
+    `revision` is its location's; with a refiner of its own, `<model's>+<refiner's>`.
     """
 
     name: str
@@ -81,21 +98,22 @@ class ModelSource:
     refiner: Location | None = None
 
     def tokenizer_file(self) -> Path:
-        """Its own tokenizer.json, else the published one. Raises ModelError if that cannot be
-        downloaded.
+        """Return the model's own tokenizer.json, else the published one.
+
+        Raises:
+            ModelError: the published one cannot be downloaded.
         """
         own = self.model.folder() / TOKENIZER_FILE
-        return (
-            own
-            if own.is_file()
-            else _snapshot(PUBLISHED_TOKENIZER, TOKENIZER_FILE) / TOKENIZER_FILE
-        )
+        if own.is_file():
+            return own
+        return _snapshot(PUBLISHED_TOKENIZER, TOKENIZER_FILE) / TOKENIZER_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model knows and how well, for people. `results` maps a measure with its unit to its
-    value, or a test to its measures.
+    """What a model was trained on and how well it does, for people.
+
+    `results` maps a measure with its unit to its value, or a test to its measures.
     """
 
     name: str
@@ -116,10 +134,10 @@ def resolve_model(
 
     Args:
         name: `demo`, a local folder or weight file, or a hub repository such as
-        `moondream/moondream3-preview`. refiner: where the refiner's weights are, in the same terms;
-        by default with the model's. revision: branch, tag or commit of a hub repository, or what
-        `ModelSource.revision` was before: then a local
-            model must still have that content.
+            `moondream/moondream3-preview`.
+        refiner: where the refiner's weights are, in the same terms; by default with the model's.
+        revision: branch, tag or commit of a hub repository, or what `ModelSource.revision` was
+            before: then a local model must still have that content.
 
     Raises:
         ModelError: there is no such model, its content is another, or the hub refuses it.
@@ -135,48 +153,56 @@ def resolve_model(
 
 
 def list_models() -> list[ModelCard]:
-    """Cards of the built-in model, if its weights are in this installation, and of the published
-    one.
+    """Return the cards of the built-in model and of the published one.
+
+    The built-in one is left out where its weights are not in this installation.
     """
-    return ([_demo_card()] if (_demo_folder() / CARD_FILE).is_file() else []) + [_published_card()]
+    cards = [_published_card()]
+    if (_demo_folder() / CARD_FILE).is_file():
+        cards.insert(0, _demo_card())
+    return cards
 
 
 def download_model(name: str, **hub: Any) -> Path:
-    """Local folder with configuration, tokenizer and weights of a hub repository, from the cache
-    where it has them.
+    """Return the local folder with configuration, tokenizer and weights of a hub repository.
 
-    `hub` are options of `huggingface_hub.snapshot_download`: revision, cache_dir, token, ... Raises
-    ModelError.
+    They come from the cache where it has them.
+
+    Args:
+        name: of the repository.
+        hub: options of `huggingface_hub.snapshot_download`: revision, cache_dir, token, ...
+
+    Raises:
+        ModelError: the hub does not give them.
     """
     folder = _snapshot(name, "*.json", "*.safetensors", **hub)
+    if any(folder.glob("*.safetensors")):
+        return folder
     # Some repositories hold the weights in both forms; pickles are fetched only where there is
     # nothing else.
-    return folder if any(folder.glob("*.safetensors")) else _snapshot(name, "*.json", "*.pt", **hub)
+    return _snapshot(name, "*.json", "*.pt", **hub)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of a folder: the shards of a safetensors index, else one safetensors file,
-    else one .pt file.
+    """Return the weight files of a folder.
+
+    They are the shards of a safetensors index, else one safetensors file, else one .pt file.
 
     Raises:
         ModelError: there is none, there are several to choose from, or a shard of the index is
-        missing.
+            missing.
     """
-    for pattern in (
-        "*.safetensors.index.json",
-        "model.safetensors",
-        "*.safetensors",
-        "model.pt",
-        "*.pt",
-    ):
+    for pattern in WEIGHT_PATTERNS:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
             raise ModelError(
                 f"{folder}: holds {', '.join(p.name for p in found)}; name the file to load instead"
                 " of the folder"
             )
+        if found and pattern.endswith(".json"):
+            return _shards(found[0])
         if found:
-            return _shards(found[0]) if pattern.endswith(".json") else (found[0],)
+            return (found[0],)
     raise ModelError(
         f"{folder}: has no weights; expected model.safetensors, an index of safetensors shards, or"
         " a .pt file"
@@ -184,6 +210,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
+    """Return the files that an index of safetensors shards lists."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -197,19 +224,19 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _locate(name: str, revision: str | None) -> Location:
-    path = _demo_folder() if name == DEMO else Path(os.path.expanduser(name))
-    if name == DEMO or (name and path.exists()):
+    if name == DEMO:
+        return _locate_local(name, _demo_folder().resolve(), revision)
+    path = Path(os.path.expanduser(name))
+    if name and path.exists():
         return _locate_local(name, path.resolve(), revision)
     if not _HUB_ID.fullmatch(name):
         raise ModelError(
             f"model {name!r}: no such folder or file, and no hub repository is named so; give"
             f" `{DEMO}`, a path, or owner/name"
         )
-    # The snapshot's folder is named by the commit, which so is known online and from the cache
-    # alike.
-    return Location(
-        name=name, path=None, revision=_snapshot(name, CONFIG_FILE, revision=revision).name
-    )
+    # The commit is the name of the snapshot's folder, online and from the cache alike.
+    commit = _snapshot(name, CONFIG_FILE, revision=revision).name
+    return Location(name=name, path=None, revision=commit)
 
 
 def _locate_local(name: str, path: Path, revision: str | None) -> Location:
@@ -233,43 +260,59 @@ def _locate_local(name: str, path: Path, revision: str | None) -> Location:
 
 
 def _content_hash(path: Path) -> str:
-    """Hash over what decides results: configuration, tokenizer and weights, each with its name in
-    the folder.
+    """Return a hash over what decides results: configuration, tokenizer and weights.
+
+    Each counts with its name in the folder.
     """
-    folder = path if path.is_dir() else path.parent
-    beside = [folder / CONFIG_FILE, folder / TOKENIZER_FILE]
-    weights = weight_files(folder) if path.is_dir() else (path,)
+    weights: tuple[Path, ...] = (path,)
+    if path.is_dir():
+        weights = weight_files(path)
+    beside = [_folder_of(path) / CONFIG_FILE, _folder_of(path) / TOKENIZER_FILE]
+    present = [file for file in beside if file.is_file()]
     digest = hashlib.sha256()
-    for file in (*(file for file in beside if file.is_file()), *weights):
+    for file in (*present, *weights):
         with file.open("rb") as content:
-            digest.update(
-                f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\0".encode()
-            )
+            content_hash = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{file.name}\0{content_hash}\0".encode())
     return digest.hexdigest()[:16]
 
 
+def _folder_of(path: Path) -> Path:
+    """Return the folder of a weight file, or the folder itself."""
+    if path.is_dir():
+        return path
+    return path.parent
+
+
 def _snapshot(name: str, *patterns: str, **hub: Any) -> Path:
-    """Local folder with a hub repository's files that match, downloaded where the cache has them
-    not.
+    """Return the local folder with a hub repository's files that match.
+
+    They are downloaded where the cache does not have them.
     """
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), **hub))
     except (OSError, ValueError) as error:  # every error of the hub's client is one of these
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        at = f" at {hub['revision']}" if hub.get("revision") else ""
+        reason, *_ = str(error).strip().splitlines() or [""]
+        requested = f"model {name!r}"
+        if hub.get("revision"):
+            requested += f" at {hub['revision']}"
         raise ModelError(
-            f"model {name!r}{at}: the hub does not give it ({type(error).__name__}: {reason})."
+            f"{requested}: the hub does not give it ({type(error).__name__}: {reason})."
             " Check the name and the connection; if it is gated, accept its licence at"
             f" https://huggingface.co/{name} and run `hf auth login`; or give a local folder"
         ) from error
 
 
 def _demo_folder() -> Path:
-    return Path(str(files("model"))) / "assets" / DEMO
+    return Path(str(files("wordmask.model"))) / "assets" / DEMO
 
 
 def _demo_card() -> ModelCard:
-    """The card that training wrote. Raises ModelError if it is damaged."""
+    """Return the card that training wrote.
+
+    Raises:
+        ModelError: it is damaged.
+    """
     folder = _demo_folder()
     try:
         card = json.loads((folder / CARD_FILE).read_text())
