@@ -7,7 +7,6 @@ end is skipped: the same call takes up a stopped run. The tests' scenes are seen
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,11 @@ from wordmask.model.hub.registry import CARD_FILE
 from wordmask.model.scenes.splits import SPLITS
 from wordmask.model.train.export import export_model
 from wordmask.model.train.refiner import train as refiner
+from wordmask.model.train.refiner.config import RefinerSettings
 from wordmask.model.train.rl import train as rl
+from wordmask.model.train.rl.config import RlSettings
 from wordmask.model.train.sft import train as sft
+from wordmask.model.train.sft.config import PHASES, SftSettings
 from wordmask.schemas.settings import ModelSettings, RunSettings, SegmentSettings
 from wordmask.schemas.training import TrainSettings
 from wordmask.tasks.convert.scenes import export_scenes
@@ -62,11 +64,13 @@ def train(settings: TrainSettings) -> list[dict[str, Any]]:
 @task(name="sft", cache_policy=NO_CACHE)
 def train_sft(settings: TrainSettings) -> None:
     """Train stage 1, and export a model of it."""
-    phases = sft.SftSettings.phases
+    phases = PHASES
     if settings.model is not None:
         phases = phases[-1:]
-    options = sft.SftSettings(
-        phases=tuple(replace(phase, steps=_share(phase.steps, settings)) for phase in phases),
+    options = SftSettings(
+        phases=tuple(
+            phase.model_copy(update={"steps": _share(phase.steps, settings)}) for phase in phases
+        ),
         scenes=settings.scenes,
         workers=settings.workers,
         dtype=settings.dtype,
@@ -74,11 +78,8 @@ def train_sft(settings: TrainSettings) -> None:
         lora_rank=settings.lora_rank,
     )
     folder = settings.out / "sft"
-    init: Path | None = None
-    if settings.init is not None:
-        init = Path(settings.init)
     with stage_artifacts("sft") as on_progress:
-        sft.train(folder, options, init, settings.device, on_progress)
+        sft.train(folder, options, settings.init, settings.device, on_progress)
     export_model(folder, None, settings.out / "sft-model")
 
 
@@ -88,9 +89,10 @@ def train_rl(settings: TrainSettings) -> None:
     lora_rank = 0
     if settings.model is not None:
         lora_rank = settings.lora_rank
-    full = rl.RlSettings(scenes=settings.scenes, lora_rank=lora_rank)
-    options = replace(
-        full,
+    full = RlSettings()
+    options = RlSettings(
+        scenes=settings.scenes,
+        lora_rank=lora_rank,
         steps=_share(full.steps, settings),
         eval_scenes=_share(full.eval_scenes, settings),
     )
@@ -102,16 +104,17 @@ def train_rl(settings: TrainSettings) -> None:
 @task(name="refiner", cache_policy=NO_CACHE)
 def train_refiner(settings: TrainSettings) -> None:
     """Train stage 3 on the coarse masks of stage 2's model, and export the model of all three."""
-    full = refiner.RefinerSettings(scenes=settings.scenes, workers=settings.workers)
-    options = replace(
-        full,
+    full = RefinerSettings()
+    options = RefinerSettings(
+        scenes=settings.scenes,
+        workers=settings.workers,
         steps=_share(full.steps, settings),
         pool_rows=max(full.drawn, _share(full.pool_rows, settings)),
     )
     decoder = settings.out / "rl"
     folder = settings.out / "refiner"
     with stage_artifacts("refiner") as on_progress:
-        refiner.train(decoder, folder, options, on_progress)
+        refiner.train(decoder, folder, options, settings.device, on_progress)
     export_model(decoder, folder, settings.out / "model")
 
 

@@ -1,9 +1,8 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): a large model learns through a few small matrices beside
-frozen ones.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): a large model learns through small matrices.
 
-For models that no machine at hand can train whole. What is adapted: the decoder's attention and its
-dense layers; experts, embeddings, region decoders and encoder are frozen. The small matrices are
-float32 whatever the model's own format is: in bfloat16 an optimizer's steps would be lost.
+For models that no machine at hand can train whole. The decoder's attention and its dense layers are
+adapted; experts, embeddings, region decoders and encoder are frozen. The small matrices are float32
+whatever the model's own format is: in bfloat16 an optimizer's steps would be lost.
 """
 
 from __future__ import annotations
@@ -18,34 +17,38 @@ from wordmask.model.nn.layers import Mlp
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.nn.text import TextAttention
 
-SCALE = 2.0  # of what is learned; alpha / rank of the paper
+SCALE = 2.0  # of the update; alpha / rank in the paper
 
 
 class LoRALinear(nn.Module):
-    """y = base(x) + SCALE * up(down(x)): the base frozen, `up` 0 at first. x (..., in), y (...,
-    out).
+    """y = base(x) + SCALE * up(down(x)), where the base is frozen and `up` is 0 at first.
+
+    Shapes: x (..., in), y (..., out).
     """
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
+        device = base.weight.device
         self.down = nn.Linear(
-            base.in_features, rank, bias=False, device=base.weight.device, dtype=torch.float32
+            base.in_features, rank, bias=False, device=device, dtype=torch.float32
         )
-        self.up = nn.Linear(
-            rank, base.out_features, bias=False, device=base.weight.device, dtype=torch.float32
-        )
+        self.up = nn.Linear(rank, base.out_features, bias=False, device=device, dtype=torch.float32)
         nn.init.zeros_(self.up.weight)
         self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
-        return y + (SCALE * self.up(self.down(x.float()))).to(y.dtype) if self.enabled else y
+        y: Tensor = self.base(x)
+        if not self.enabled:
+            return y
+        update = SCALE * self.up(self.down(x.float()))
+        return y + update.to(y.dtype)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The base with what was learned added to its weights."""
-        self.base.weight += (SCALE * self.up.weight @ self.down.weight).to(self.base.weight.dtype)
+        """Return the base, with the product of the small matrices added to its weights."""
+        update = SCALE * self.up.weight @ self.down.weight
+        self.base.weight += update.to(self.base.weight.dtype)
         return self.base
 
 
@@ -59,41 +62,43 @@ def add_lora(model: MoondreamSegmentation, rank: int) -> None:
     if not 1 <= rank <= width:
         raise ValueError(f"lora_rank = {rank}: must be 1..{width} (the decoder's width)")
     model.requires_grad_(False)
-    for parent in [
-        module for module in model.model.text.modules() if isinstance(module, TextAttention | Mlp)
-    ]:
-        for name, layer in list(parent.named_children()):
+    for module in [*model.model.text.modules()]:
+        if not isinstance(module, TextAttention | Mlp):
+            continue
+        for name, layer in [*module.named_children()]:
             if isinstance(layer, nn.Linear):
-                setattr(parent, name, LoRALinear(layer, rank))
+                setattr(module, name, LoRALinear(layer, rank))
 
 
 def merge_lora(model: MoondreamSegmentation) -> None:
-    """Take the `LoRALinear` layers out again; what they learned stays in the weights."""
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
+    """Take the `LoRALinear` layers out of a model and keep their updates in its weights."""
+    for parent in [*model.modules()]:
+        for name, layer in [*parent.named_children()]:
             if isinstance(layer, LoRALinear):
                 setattr(parent, name, layer.merged())
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """The `LoRALinear` layers in a model by their names, none where it learns whole."""
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
-    }
+    """Return the `LoRALinear` layers of a model by their names: none where it learns whole."""
+    named = model.named_modules()
+    return {name: module for name, module in named if isinstance(module, LoRALinear)}
 
 
 def trainable_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint must hold: the small matrices of an adapted model, all of any other."""
+    """Return the small matrices of an adapted model, or all tensors of any other."""
+    state = model.state_dict()
     small = tuple(f"{name}.{part}." for name in adapters(model) for part in ("down", "up"))
-    return {
-        name: value
-        for name, value in model.state_dict().items()
-        if not small or name.startswith(small)
-    }
+    if not small:
+        return {**state}
+    return {name: value for name, value in state.items() if name.startswith(small)}
 
 
 def load_trainable_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put it back. RuntimeError if it is not what this model learns."""
+    """Load what `trainable_state_dict` returned.
+
+    Raises:
+        RuntimeError: if it is of a model that learns otherwise.
+    """
     missing, unexpected = model.load_state_dict(state, strict=False)
     lost = sorted({*missing} & trainable_state_dict(model).keys())
     if lost or unexpected:
@@ -105,13 +110,15 @@ def load_trainable_state_dict(model: nn.Module, state: dict[str, Tensor]) -> Non
 
 @contextmanager
 def adapters_disabled(model: nn.Module) -> Iterator[None]:
-    """Within, the model computes what it did before it was adapted: a reference that takes no
-    memory of its own.
+    """Within, a model computes as it did before it was adapted.
+
+    It is its own reference then, which takes no further memory.
     """
-    for layer in adapters(model).values():
+    layers = adapters(model).values()
+    for layer in layers:
         layer.enabled = False
     try:
         yield
     finally:
-        for layer in adapters(model).values():
+        for layer in layers:
             layer.enabled = True

@@ -1,6 +1,4 @@
-"""The small default model: its sizes, its tokenizer, and a start that already knows what is near
-what.
-"""
+"""The small default model: its sizes, its tokenizer, and its first weights."""
 
 from __future__ import annotations
 
@@ -17,7 +15,9 @@ from wordmask.model.hub.registry import TOKENIZER_FILE, resolve_model
 from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
+from wordmask.model.nn.region import Region
 from wordmask.model.scenes.expressions import grammar_lines
+from wordmask.model.train.loop import CHECKPOINT_FILE
 from wordmask.model.train.lora import add_lora, load_trainable_state_dict, merge_lora
 
 SMALL_VISION = {
@@ -50,12 +50,12 @@ SMALL_REFINER = {"enc_dim": 192, "embed_dim": 64}
 
 
 def small_tokenizer() -> PathTokenizer:
-    """The small model's tokenizer, with the words of the scenes."""
+    """Return the small model's tokenizer, with the words of the scenes."""
     return PathTokenizer(build_tokenizer(grammar_lines()))
 
 
 def small_config(tokenizer: PathTokenizer) -> MoondreamSegmentationConfig:
-    """Full architecture, small numbers: about 8 M parameters."""
+    """Return the full architecture in small numbers: about 8 M parameters."""
     segment = tokenizer.fast.convert_tokens_to_ids("segment")
     return MoondreamSegmentationConfig(
         vision=SMALL_VISION,
@@ -67,58 +67,78 @@ def small_config(tokenizer: PathTokenizer) -> MoondreamSegmentationConfig:
 
 
 def small_model(tokenizer: PathTokenizer, seed: int) -> MoondreamSegmentation:
-    """A fresh model. Positions of patches and the values of numbers and bins start as smooth
-    Fourier codes, so that neighbours start alike; everything is trained from there."""
+    """Return a fresh model, whose neighbouring patches, numbers and bins start alike.
+
+    Positions of patches and the values of numbers and bins start as smooth Fourier codes. All of
+    them are trained from there.
+    """
     torch.manual_seed(seed)
     model = MoondreamSegmentation(small_config(tokenizer))
-    vision, text, region = model.model.vision, model.model.text, model.model.region
-    numbers = torch.tensor(tokenizer.path_ids(str(n) for n in range(PATH_SCALE + 1)))
-    values = torch.linspace(0, 1, PATH_SCALE + 1)
+    vision, text = model.model.vision, model.model.text
+    number_ids = torch.tensor(tokenizer.path_ids(str(n) for n in range(PATH_SCALE + 1)))
     with torch.no_grad():
         vision.pos_emb[0] = grid_code(vision.config.grid, vision.config.enc_dim)
         text.wte.mul_(0.5)
-        text.wte[numbers] = fourier_code(values, text.config.dim)
-        text.lm_head.weight[numbers] = fourier_code(values, text.config.dim) * text.config.dim**-0.5
-        bins = torch.linspace(0, 1, region.config.coord_out_dim)
-        region.coord_decoder.weight.copy_(
-            fourier_code(bins, text.config.dim) * text.config.dim**-0.5
-        )
-        bins = torch.linspace(0, 1, region.config.size_out_dim // 2).repeat(2)
-        region.size_decoder.weight.copy_(
-            fourier_code(bins, text.config.dim) * text.config.dim**-0.5
-        )
+        text.wte[number_ids] = _number_code(text.config.dim)
+        text.lm_head.weight[number_ids] = _number_code(text.config.dim) * text.config.dim**-0.5
+        _start_bins(model.model.region)
         for block in text.blocks:
             block.attn.tau.wq.normal_(std=0.02)
             block.attn.tau.wv.normal_(std=0.02)
     return model
 
 
-def warm_start(model: MoondreamSegmentation, tokenizer: PathTokenizer, folder: str) -> None:
-    """Take over the weights of a model folder of the same sizes, and of its tokens those that both
-    tokenizers know by the same text.
+def _number_code(dim: int) -> Tensor:
+    """Return codes of the numbers of a path, (PATH_SCALE + 1, dim)."""
+    return fourier_code(torch.linspace(0, 1, PATH_SCALE + 1), dim)
+
+
+def _start_bins(region: Region) -> None:
+    """Let the decoders of coordinates and sizes start from codes of their bins."""
+    dim = region.config.dim
+    coord_bins = torch.linspace(0, 1, region.config.coord_out_dim)
+    region.coord_decoder.weight.copy_(fourier_code(coord_bins, dim) * dim**-0.5)
+    size_bins = torch.linspace(0, 1, region.config.size_out_dim // 2).repeat(2)
+    region.size_decoder.weight.copy_(fourier_code(size_bins, dim) * dim**-0.5)
+
+
+@torch.no_grad()
+def warm_start(model: MoondreamSegmentation, tokenizer: PathTokenizer, init: str) -> None:
+    """Take over the weights of a model of the same sizes.
+
+    Of its tokens, those are taken that both tokenizers have by the same text.
     """
-    source = resolve_model(folder)
-    weights, known = load_model(source).state_dict(), load_tokenizer(source).fast
-    texts = {known.decode([i]).strip(): i for i in reversed(range(len(known)))}
-    pairs = [
-        (i, texts[text])
-        for i in range(len(tokenizer.fast))
-        if (text := tokenizer.fast.decode([i]).strip()) in texts
-    ]
-    ours, theirs = (torch.tensor(places) for places in zip(*pairs, strict=True))
-    own = model.state_dict()
+    source = resolve_model(init)
+    weights = load_model(source).state_dict()
+    ours, theirs = _shared_tokens(tokenizer, load_tokenizer(source))
+    state = model.state_dict()
     for name, value in weights.items():
-        if own[name].shape == value.shape:
-            own[name].copy_(value)
+        if state[name].shape == value.shape:
+            state[name].copy_(value)
         else:  # the tokens' embeddings, and the head's rows
-            own[name][ours] = value[theirs].to(own[name].dtype)
+            state[name][ours] = value[theirs].to(state[name].dtype)
+
+
+def _shared_tokens(ours: PathTokenizer, theirs: PathTokenizer) -> tuple[Tensor, Tensor]:
+    """Return the ids of tokens of the same text in two tokenizers, (N,) each."""
+    texts = {_token_text(theirs, index): index for index in reversed(range(len(theirs.fast)))}
+    pairs = []
+    for index in range(len(ours.fast)):
+        text = _token_text(ours, index)
+        if text in texts:
+            pairs.append((index, texts[text]))
+    our_ids, their_ids = torch.tensor(pairs).unbind(1)
+    return our_ids, their_ids
+
+
+def _token_text(tokenizer: PathTokenizer, index: int) -> str:
+    text: str = tokenizer.fast.decode([index])
+    return text.strip()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A model from the last checkpoint of a run that trains the decoder, its tokenizer, and that
-    run's stage and step.
-    """
+class TrainedModel:
+    """A model from the last checkpoint of a run, with that run's stage and step."""
 
     model: MoondreamSegmentation
     tokenizer: PathTokenizer
@@ -126,39 +146,45 @@ class Trained:
     step: int
 
 
-def trained_model(run: Path) -> Trained:
-    """From the folder of the supervised stage, or of reinforcement learning. What LoRA learned is
-    merged into the weights.
+def trained_model(run: Path) -> TrainedModel:
+    """Load the model of a run of the supervised stage, or of reinforcement learning.
+
+    Matrices learned by LoRA are merged into the weights.
     """
-    saved = torch.load(run / "last.pt", weights_only=True)
+    saved = torch.load(run / CHECKPOINT_FILE, weights_only=True)
     tokenizer = PathTokenizer.from_file(run / TOKENIZER_FILE)
-    if adapted := saved.get("adapted"):
+    adapted = saved.get("adapted")
+    if adapted is None:
+        model = small_model(tokenizer, seed=0)
+    else:
         model = load_model(resolve_model(adapted))
         add_lora(model, saved["lora_rank"])
-    else:
-        model = small_model(tokenizer, seed=0)
     load_trainable_state_dict(model, saved["model"])
     merge_lora(model)
-    return Trained(
+    return TrainedModel(
         model=model, tokenizer=tokenizer, stage=saved.get("stage", "sft"), step=saved["step"]
     )
 
 
 def fourier_code(values_N: Tensor, dim: int) -> Tensor:
-    """(N, dim) cosines and sines of values in 0..1 at half-octave frequencies from half a period to
-    32 periods, each frequency in its own random mixture of signs so that codes of different tables
-    differ."""
+    """Return codes (N, dim) of values in 0..1: cosines and sines at half-octave frequencies.
+
+    Frequencies go from half a period to 32 periods. Each is in its own random mixture of signs, so
+    that codes of different tables differ.
+    """
     frequency = torch.exp2(torch.linspace(-1, 5, dim // 2))
-    angle = 2 * math.pi * values_N[:, None] * frequency + 2 * math.pi * torch.rand(dim // 2)
+    phase = 2 * math.pi * torch.rand(dim // 2)
+    angle = 2 * math.pi * values_N[:, None] * frequency + phase
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
 def grid_code(grid: int, dim: int) -> Tensor:
-    """(grid * grid, dim) two-dimensional sine-cosine position code: half the dims for y, half for
-    x.
-    """
-    place = (torch.arange(grid) + 0.5) / grid
-    y, x = torch.meshgrid(place, place, indexing="ij")
+    """Return sine-cosine codes (grid * grid, dim) of positions: half of it for y, half for x."""
+    centre = (torch.arange(grid) + 0.5) / grid
+    y, x = torch.meshgrid(centre, centre, indexing="ij")
     frequency = torch.exp2(torch.linspace(-1, math.log2(grid / 2), dim // 4))
-    angles = [2 * math.pi * axis.flatten()[:, None] * frequency for axis in (y, x)]
-    return torch.cat([f(angle) for angle in angles for f in (torch.cos, torch.sin)], dim=1)
+    parts = []
+    for axis in (y, x):
+        angle = 2 * math.pi * axis.flatten()[:, None] * frequency
+        parts += [angle.cos(), angle.sin()]
+    return torch.cat(parts, dim=1)

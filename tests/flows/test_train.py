@@ -11,7 +11,7 @@ from prefect.artifacts import Artifact
 from wordmask.flows import train as train_module
 from wordmask.flows.train import MEASURES, train, train_sft
 from wordmask.model.segmenter import Segmenter
-from wordmask.model.train.sft import train as sft
+from wordmask.model.train.sft.train import SftStage
 from wordmask.schemas.training import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -47,5 +47,5 @@ def test_a_model_is_trained_tested_and_taken_up_again(
     def again(*_: object) -> None:
         raise AssertionError("what is done is not done again")
 
-    monkeypatch.setattr(sft, "_step", again)
+    monkeypatch.setattr(SftStage, "train_step", again)
     train_sft.fn(settings)

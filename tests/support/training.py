@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from wordmask.model.train.loop import Stage
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> Callable[[], None]:
-    """Let a stage end after `step` calls of its `_step`, as by a kill; return what undoes that."""
-    real, calls = module._step, 0
 
-    def dying(*args: Any, **kwargs: Any) -> Any:
+def stop_at(
+    step: int, monkeypatch: pytest.MonkeyPatch, stage: type[Stage[Any]]
+) -> Callable[[], None]:
+    """Let runs of a stage end after `step` steps, as by a kill; return what undoes that."""
+    real, calls = stage.train_step, 0
+
+    def dying(self: Stage[Any], batch: Any) -> dict[str, float]:
         nonlocal calls
         calls += 1
         if calls > step:
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
+        return real(self, batch)
 
-    monkeypatch.setattr(module, "_step", dying)
-    return lambda: monkeypatch.setattr(module, "_step", real)
+    monkeypatch.setattr(stage, "train_step", dying)
+    return lambda: monkeypatch.setattr(stage, "train_step", real)
 
 
 def weights(out: Path, part: str) -> dict[str, Tensor]:

@@ -26,11 +26,11 @@ from wordmask.model.train.lora import (
     trainable_state_dict,
 )
 from wordmask.model.train.refiner import train as refiner
-from wordmask.model.train.refiner.train import RefinerSettings
+from wordmask.model.train.refiner.config import RefinerSettings
 from wordmask.model.train.rl import train as rl
-from wordmask.model.train.rl.train import RlSettings
+from wordmask.model.train.rl.config import RlSettings
 from wordmask.model.train.sft import train as sft
-from wordmask.model.train.sft.train import Phase, SftSettings
+from wordmask.model.train.sft.config import Phase, SftSettings
 from wordmask.model.train.small_model import small_config, small_tokenizer, trained_model
 
 RANK = 4

@@ -22,14 +22,9 @@ from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.region import coord_bin, size_bin
 from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.scenes.splits import VAL_SEEDS
-from wordmask.model.train.rl.rollouts import (
-    Policy,
-    Question,
-    action_log_probs,
-    generate_rollouts,
-    make_prompts,
-    pack,
-)
+from wordmask.model.train.rl.losses import action_log_probs
+from wordmask.model.train.rl.packing import pack
+from wordmask.model.train.rl.rollouts import Policy, ScenePrompt, generate_rollouts, make_prompts
 
 LIMIT = 30  # tokens of a path: some are cut short
 TEMPERATURE = 0.8
@@ -51,7 +46,7 @@ def policy() -> Policy:
 
 
 @pytest.fixture(scope="module")
-def questions(policy: Policy) -> list[Question]:
+def prompts(policy: Policy) -> list[ScenePrompt]:
     return make_prompts(
         policy, SceneDataset("shipped"), range(VAL_SEEDS.start, VAL_SEEDS.start + 3)
     )
@@ -102,7 +97,7 @@ def old_log_probs(policy: Policy, seen: Sequence[Tensor], slot: int, row: Decode
 
 
 def test_recomputed_log_probabilities_are_those_drawn_from(
-    policy: Policy, questions: list[Question]
+    policy: Policy, prompts: list[ScenePrompt]
 ) -> None:
     """Of five rollouts that do not fill their block of rows, of different lengths, packed behind
     one prompt.
@@ -111,57 +106,63 @@ def test_recomputed_log_probabilities_are_those_drawn_from(
     engine = Engine(
         policy.model, policy.config.tokens, policy.grammar, max_batch_size=8, sampler=recording
     )
-    before = zip(questions, generate_rollouts(policy, questions, 5, seed=3), strict=True)
-    question = next(
-        question for question, rows in before if not any(row.absent for row in rows)
+    before = zip(prompts, generate_rollouts(policy, prompts, 5, seed=3), strict=True)
+    prompt = next(
+        prompt for prompt, rows in before if not any(row.absent for row in rows)
     )  # absent is one choice alone
-    rows = dict(engine.generate([(question.image_PD, [(g, question.prompt) for g in range(5)])]))
-    packed = pack(policy, [question], [[rows[g] for g in range(5)]])
+    rows = dict(engine.generate([(prompt.image_PD, [(g, prompt.prompt) for g in range(5)])]))
+    packed = pack(policy, [prompt], [[rows[g] for g in range(5)]])
     with torch.no_grad():
         found = action_log_probs(policy, packed)
     for g, row in rows.items():
         expected = old_log_probs(policy, recording.seen, g, row)
-        assert found.log_p[packed.rollout_A == g].tolist() == pytest.approx(expected, abs=2e-4)
+        assert found.log_probs_A[packed.rollout_A == g].tolist() == pytest.approx(
+            expected, abs=2e-4
+        )
     assert len({len(row.ids) for row in rows.values()}) > 1
-    assert (found.entropy >= 0).all()
+    assert (found.entropy_A >= 0).all()
 
 
-def test_packed_rollouts_do_not_see_each_other(policy: Policy, questions: list[Question]) -> None:
-    drawn = generate_rollouts(policy, questions, 4, seed=3)
-    together = pack(policy, questions, drawn)
+def test_packed_rollouts_do_not_see_each_other(policy: Policy, prompts: list[ScenePrompt]) -> None:
+    drawn = generate_rollouts(policy, prompts, 4, seed=3)
+    together = pack(policy, prompts, drawn)
     with torch.no_grad():
-        all_log_p = action_log_probs(policy, together).log_p
-        for i, question in enumerate(questions):
+        all_log_p = action_log_probs(policy, together).log_probs_A
+        for i, prompt in enumerate(prompts):
             for g in range(4):
-                alone = action_log_probs(policy, pack(policy, [question], [[drawn[i][g]]])).log_p
+                alone = action_log_probs(
+                    policy, pack(policy, [prompt], [[drawn[i][g]]])
+                ).log_probs_A
                 assert all_log_p[together.rollout_A == i * 4 + g].tolist() == pytest.approx(
                     alone.tolist(), abs=1e-4
                 )
 
 
 def test_some_rollouts_are_absent_and_have_one_choice(
-    policy: Policy, questions: list[Question]
+    policy: Policy, prompts: list[ScenePrompt]
 ) -> None:
     bias = policy.model.text.lm_head.bias
     with torch.no_grad():
         bias[policy.config.tokens.eos_id] += 100
     try:
-        drawn = generate_rollouts(policy, questions[:1], 2, seed=0)
+        drawn = generate_rollouts(policy, prompts[:1], 2, seed=0)
         assert [row.absent for row in drawn[0]] == [True, True]
         with torch.no_grad():
-            found = action_log_probs(policy, pack(policy, questions[:1], drawn))
-        assert found.log_p.tolist() == pytest.approx([0.0, 0.0])
+            found = action_log_probs(policy, pack(policy, prompts[:1], drawn))
+        assert found.log_probs_A.tolist() == pytest.approx([0.0, 0.0])
     finally:
         with torch.no_grad():
             bias[policy.config.tokens.eos_id] -= 100
 
 
-def test_without_temperature_rollouts_are_greedy(policy: Policy, questions: list[Question]) -> None:
+def test_without_temperature_rollouts_are_greedy(
+    policy: Policy, prompts: list[ScenePrompt]
+) -> None:
     greedy = Engine(policy.model, policy.config.tokens, policy.grammar)
-    expected = dict(greedy.generate((q.image_PD, [(i, q.prompt)]) for i, q in enumerate(questions)))
+    expected = dict(greedy.generate((q.image_PD, [(i, q.prompt)]) for i, q in enumerate(prompts)))
     for temperature in (0.0, 1e-5):
-        found = generate_rollouts(replace(policy, temperature=temperature), questions, 2, seed=0)
-        for i in range(len(questions)):
+        found = generate_rollouts(replace(policy, temperature=temperature), prompts, 2, seed=0)
+        for i in range(len(prompts)):
             for row in found[i]:
                 assert (row.ids, row.absent) == (expected[i].ids, expected[i].absent)
                 assert row.box == pytest.approx(expected[i].box, rel=0.02), (
@@ -170,9 +171,9 @@ def test_without_temperature_rollouts_are_greedy(policy: Policy, questions: list
 
 
 def test_rollouts_are_a_function_of_the_seed_and_well_formed(
-    policy: Policy, questions: list[Question]
+    policy: Policy, prompts: list[ScenePrompt]
 ) -> None:
-    first, again, other = (generate_rollouts(policy, questions, 4, seed=seed) for seed in (5, 5, 6))
+    first, again, other = (generate_rollouts(policy, prompts, 4, seed=seed) for seed in (5, 5, 6))
     assert first == again
     assert first != other
     for group in first:
@@ -195,9 +196,9 @@ def test_draws_have_the_softmaxs_frequencies_also_where_some_are_forbidden() -> 
         GumbelSampler(-1.0, seed=0)
 
 
-def test_prompts_with_references_are_refused(policy: Policy, questions: list[Question]) -> None:
-    question = replace(
-        questions[0], prompt=Prompt(ids=(1, 5, 5, 3), regions=((1, (0.5,)), (2, (0.5,))))
+def test_prompts_with_references_are_refused(policy: Policy, prompts: list[ScenePrompt]) -> None:
+    prompt = replace(
+        prompts[0], prompt=Prompt(ids=(1, 5, 5, 3), regions=((1, (0.5,)), (2, (0.5,))))
     )
     with pytest.raises(ValueError, match="2 spatial references"):
-        pack(policy, [question], [[]])
+        pack(policy, [prompt], [[]])

@@ -1,0 +1,48 @@
+"""Settings of the refiner stage."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from wordmask.model.train.config import (
+    ROLLOUT_TEMPERATURE,
+    CheckpointEvery,
+    LearningRate,
+    Seed,
+    StageSettings,
+    Temperature,
+    Warmup,
+    WeightDecay,
+    Workers,
+)
+
+
+class RefinerSettings(StageSettings):
+    """One run of the refiner stage: `python -m pydoc wordmask.model.train.refiner.train`."""
+
+    seed: Seed = 1
+    steps: int = Field(4000, ge=0, description="steps of the run")
+    batch: int = Field(24, ge=1, description="rows of a step")
+    learning_rate: LearningRate = 1e-3
+    warmup: Warmup = 100
+    weight_decay: WeightDecay = 0.01
+    others: float = Field(
+        0.1, ge=0, le=1, description="weight of the masks that are not the best of the four"
+    )
+    drawn: int = Field(
+        12, ge=0, description="rows of a step that are rollouts; the rest is perturbed ground truth"
+    )
+    rollouts: int = Field(4, ge=1, description="rollouts of each prompt")
+    pool_rows: int = Field(2400, ge=1, description="rollouts that are drawn before the first step")
+    temperature: Temperature = ROLLOUT_TEMPERATURE
+    checkpoint_every: CheckpointEvery = 250
+    workers: Workers = 1
+
+    @model_validator(mode="after")
+    def _has_enough_rollouts(self) -> Self:
+        most = min(self.batch, self.pool_rows)
+        if self.drawn > most:
+            raise ValueError(f"drawn = {self.drawn}: must be 0..{most} (batch, pool_rows)")
+        return self

@@ -1,0 +1,159 @@
+"""All losses of a step of the supervised stage, and their weights.
+
+Shapes: I images, K queries of an image, T tokens of a query, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wordmask.model.nn.config import BOX_TOKENS, TokenConfig
+from wordmask.model.nn.image_crops import normalise
+from wordmask.model.nn.moondream import Moondream
+from wordmask.model.nn.vision import CropFeatures
+from wordmask.model.train.sft.auxiliary import AuxiliaryHeads, look_loss, phrase_loss
+from wordmask.model.train.sft.batch import IGNORE, SceneBatch
+from wordmask.model.train.sft.packing import (
+    PHRASE_LAYER,
+    DecoderPass,
+    decode_queries,
+    observe_queries,
+)
+from wordmask.model.train.sft.soft_targets import SoftTargets
+
+WEIGHTS = {
+    "patch": 1.0,
+    "rank": 1.0,
+    "patch_box": 20.0,
+    "point2": 0.5,
+    "point3": 0.5,
+    "point4": 0.5,
+    "word": 1.0,
+    "place": 0.3,
+    "seen": 0.5,
+    "seen_rank": 1.0,
+    "look": 0.5,
+    "phrase": 0.5,
+    "phrase_box": 20.0,
+    "anchor_box": 20.0,
+    "name": 0.5,
+    "coord": 1.0,
+    "size": 1.0,
+    "number": 1.0,
+    "token": 1.0,
+    "presence": 1.0,
+}
+WORD_LAYER = 1
+# After this block the last prompt token knows where what a relation is to lies, and image tokens
+# hold boxes.
+ANCHOR_LAYER = 3
+# After these blocks the last prompt token should know where to look. A block's two halves run
+# beside each other, so that it takes the block after `ANCHOR_LAYER` to turn the two into what to
+# look at (near that, of this name); later blocks read the box there.
+POINTER_LAYERS = (2, 3, 4)
+
+
+def scene_losses(
+    model: Moondream,
+    tokens: TokenConfig,
+    heads: AuxiliaryHeads,
+    soft: SoftTargets,
+    batch: SceneBatch,
+    *,
+    vision_only: bool,
+) -> dict[str, Tensor]:
+    """Return the losses of a model that learns whole, by name.
+
+    A frozen encoder has none of its own. `vision_only`: those of the encoder alone.
+    """
+    features = _encode(model, batch)
+    losses: dict[str, Tensor] = {}
+    if features.final.requires_grad:
+        overview = features.final[_overview_crops(batch.tilings)]
+        losses |= heads.patch_losses(overview, batch)
+    if vision_only:
+        return losses
+    decoded = observe_queries(model, tokens, features, batch)
+    losses |= _stream_losses(model, heads, soft, batch, decoded)
+    return losses | answer_losses(model, soft, batch, decoded.hidden)
+
+
+def adapter_losses(
+    model: Moondream, tokens: TokenConfig, soft: SoftTargets, batch: SceneBatch
+) -> dict[str, Tensor]:
+    """Return the losses of a model that learns through LoRA: those of its answers alone."""
+    with torch.no_grad():
+        features = _encode(model, batch)
+    hidden = decode_queries(model, tokens, features, batch)
+    return answer_losses(model, soft, batch, hidden)
+
+
+def _encode(model: Moondream, batch: SceneBatch) -> CropFeatures:
+    dtype = next(model.parameters()).dtype
+    return model.vision(normalise(batch.crops.numpy(), batch.ids.device, dtype))
+
+
+def _overview_crops(tilings: list[tuple[int, int]]) -> Tensor:
+    """Return the index of each image's first crop, which shows all of it: (I,)."""
+    counts = [1 if tiling == (1, 1) else 1 + tiling[0] * tiling[1] for tiling in tilings]
+    return torch.tensor([0, *counts]).cumsum(0)[:-1]
+
+
+def _stream_losses(
+    model: Moondream,
+    heads: AuxiliaryHeads,
+    soft: SoftTargets,
+    batch: SceneBatch,
+    decoded: DecoderPass,
+) -> dict[str, Tensor]:
+    """Return the auxiliary losses of the decoder."""
+    layers = sorted({*POINTER_LAYERS, ANCHOR_LAYER})
+    prompt_end = {layer: _token_at(decoded.of_queries(layer), batch.pointer) for layer in layers}
+    losses = {
+        f"point{layer}": heads.pointer_loss(
+            prompt_end[layer], decoded.of_prefix(layer), batch.target_share
+        )
+        for layer in POINTER_LAYERS
+    }
+    words = decoded.of_queries(WORD_LAYER)
+    losses["word"] = heads.word_loss(words, decoded.of_image(WORD_LAYER), batch)
+    losses["place"] = heads.place_loss(decoded.of_image(ANCHOR_LAYER), batch, model.region, soft)
+    losses |= heads.seen_losses(decoded.of_image(ANCHOR_LAYER), batch)
+    losses["look"] = look_loss(decoded, batch)
+    losses["phrase"] = phrase_loss(decoded, batch)
+    phrases = decoded.of_queries(PHRASE_LAYER)
+    losses |= heads.phrase_box_losses(phrases, prompt_end[ANCHOR_LAYER], batch)
+    last = decoded.hidden.shape[2] - 1
+    size_token = _token_at(decoded.hidden, (batch.pointer + BOX_TOKENS).clamp(max=last))
+    losses["name"] = heads.name_loss(size_token, batch)
+    return losses
+
+
+def _token_at(stream_IKTD: Tensor, index_IK: Tensor) -> Tensor:
+    """Return the stream at one token of each query, (I, K, D)."""
+    index = index_IK[..., None, None].expand(-1, -1, 1, stream_IKTD.shape[-1])
+    return stream_IKTD.gather(2, index)[:, :, 0]
+
+
+def answer_losses(
+    model: Moondream, soft: SoftTargets, batch: SceneBatch, hidden_IKTD: Tensor
+) -> dict[str, Tensor]:
+    """Return the losses of coordinates, sizes, the path's numbers and all other tokens.
+
+    `presence` counts the answers' first tokens once more: whether there is anything.
+    """
+    region, text = model.region, model.text
+    has_coord = batch.next_coord >= 0
+    has_size = batch.next_size[..., 0] >= 0
+    has_id = batch.next_id != IGNORE
+    coord_logits = region.coord_logits(hidden_IKTD[has_coord])
+    coord = soft.bin_loss(coord_logits, batch.next_coord[has_coord], soft.coord_sigma)
+    size_logits = region.size_logits(hidden_IKTD[has_size]).flatten(0, 1)
+    size = soft.bin_loss(size_logits, batch.next_size[has_size].flatten(), soft.size_sigma)
+    number, token = soft.token_losses(text.logits(hidden_IKTD[has_id]), batch.next_id[has_id])
+    first_logits = text.logits(_token_at(hidden_IKTD, batch.pointer)).float()
+    first_ids = batch.next_id.gather(2, batch.pointer[..., None])
+    presence = F.cross_entropy(first_logits.flatten(0, 1), first_ids.flatten())
+    return {"coord": coord, "size": size, "number": number, "token": token, "presence": presence}

@@ -1,0 +1,131 @@
+"""The decoder's pass over the queries of an image, packed behind its prefix.
+
+Shapes: I images, K queries of an image, T tokens of a query, P image tokens, D width,
+S = 1 + P + K * T positions of a packed row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from wordmask.model.nn.config import TokenConfig
+from wordmask.model.nn.moondream import Moondream
+from wordmask.model.nn.vision import CropFeatures
+from wordmask.model.train.sft.batch import SceneBatch
+from wordmask.model.train.teacher_forcing import PREFIX, embed_answers, packed_mask
+
+# Heads whose attention is supervised: head `SUPERVISED_HEAD` of these blocks.
+PHRASE_LAYER, LOOK_LAYER, SUPERVISED_HEAD = 2, 5, 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderPass:
+    """One pass over packed queries, with what the auxiliary losses need of it."""
+
+    hidden: Tensor  # (I, K, T, D) stream of the queries after the last block
+    streams: list[Tensor]  # of each block, (I, S, D) after it
+    heads: dict[int, tuple[Tensor, Tensor]]  # of a block, the head's queries and keys (I, S, d)
+    prefix: int  # positions of the prefix: 1 + P
+
+    def of_queries(self, layer: int) -> Tensor:
+        """Return the stream of the queries after a block, (I, K, T, D)."""
+        return self._by_query(self.streams[layer])
+
+    def of_prefix(self, layer: int) -> Tensor:
+        """Return the stream of the prefix after a block, (I, 1 + P, D)."""
+        return self.streams[layer][:, : self.prefix]
+
+    def of_image(self, layer: int) -> Tensor:
+        """Return the stream of the image tokens after a block, (I, P, D)."""
+        return self.streams[layer][:, 1 : self.prefix]
+
+    def prefix_scores(self, layer: int) -> Tensor:
+        """Return the supervised head's scores of prefix tokens for query tokens, (I, K, T, 1 + P).
+
+        They are scores before the softmax.
+        """
+        q, k = self.heads[layer]
+        queries, keys = self._by_query(q), k[:, : self.prefix]
+        return torch.einsum("iktd,ipd->iktp", queries, keys).float() * q.shape[-1] ** -0.5
+
+    def _by_query(self, stream_ISD: Tensor) -> Tensor:
+        return stream_ISD[:, self.prefix :].unflatten(1, self.hidden.shape[1:3])
+
+
+def packed_layout(
+    prefix: int, queries: int, length: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return positions (1, S) and mask (1, 1, S, S) of one prefix and `queries` queries.
+
+    Each query has `length` tokens, and sees the prefix and itself.
+    """
+    prefix_owner = torch.full((prefix,), PREFIX, device=device)
+    query_owner = torch.arange(queries, device=device).repeat_interleave(length)
+    prefix_position = torch.arange(prefix, device=device)
+    query_position = (prefix + torch.arange(length, device=device)).repeat(queries)
+    owner = torch.cat([prefix_owner, query_owner])[None]
+    position = torch.cat([prefix_position, query_position])[None]
+    return position, packed_mask(owner, position, prefix)
+
+
+def decode_queries(
+    model: Moondream, tokens: TokenConfig, features: CropFeatures, batch: SceneBatch
+) -> Tensor:
+    """Decode all queries of each image in one pass over [prefix | query 1 | query 2 | ...].
+
+    Returns:
+        The stream of the queries after the last block, (I, K, T, D).
+    """
+    images, queries, length = batch.ids.shape
+    image_IPD = model.vision.project(features.final, batch.tilings)
+    start_ids = torch.full((images, 1), tokens.bos_id, device=image_IPD.device)
+    start = model.text.embed(start_ids)
+    x = embed_answers(model, tokens, batch.ids, batch.coords, batch.sizes)
+    packed = torch.cat([start, image_IPD.to(x.dtype), x.flatten(1, 2)], dim=1)
+    prefix = 1 + image_IPD.shape[1]
+    positions, mask = packed_layout(prefix, queries, length, packed.device)
+    hidden = model.text(packed, positions.expand(images, -1), mask)
+    return hidden[:, prefix:].unflatten(1, (queries, length))
+
+
+def observe_queries(
+    model: Moondream, tokens: TokenConfig, features: CropFeatures, batch: SceneBatch
+) -> DecoderPass:
+    """Decode as `decode_queries` does, and keep the streams and heads of blocks on the way."""
+    streams: list[Tensor] = []
+    heads: dict[int, tuple[Tensor, Tensor]] = {}
+    with _hooks(model, streams, heads):
+        hidden = decode_queries(model, tokens, features, batch)
+    prefix = 1 + model.vision.config.n_tokens
+    return DecoderPass(hidden=hidden, streams=streams, heads=heads, prefix=prefix)
+
+
+@contextmanager
+def _hooks(
+    model: Moondream, streams: list[Tensor], heads: dict[int, tuple[Tensor, Tensor]]
+) -> Iterator[None]:
+    """Within, each pass of the decoder appends to `streams` and writes into `heads`."""
+
+    def keep_stream(_module: nn.Module, _args: object, stream: Tensor) -> None:
+        streams.append(stream)
+
+    def keep_head(layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        q, k, _ = module.heads(*args)
+        heads[layer] = q[:, SUPERVISED_HEAD], k[:, SUPERVISED_HEAD]
+
+    blocks = model.text.blocks
+    hooks = [block.register_forward_hook(keep_stream) for block in blocks]
+    for layer in (PHRASE_LAYER, LOOK_LAYER):
+        hook = partial(keep_head, layer)
+        hooks.append(blocks[layer].attn.register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
