@@ -34,8 +34,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 test: install  ## Run every test.
 	$(PYTEST) --durations 20
 
-test-fast: install  ## Run the tests that are not marked slow: under 3 minutes on two cores.
-	$(PYTEST) -m 'not slow'
+test-fast: install  ## Run the tests that take under 3 minutes together, on two cores.
+	$(PYTEST) --fast
 
 lint: install  ## Check format, lint, types and import directions; change nothing.
 	$(BIN)/ruff format --check .

@@ -7,10 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.folders import SHARED
+from tests.support.folders import ROOT, SHARED, SLOW
 from tests.support.servers import serve_s3
 
 pytest_plugins = ["pytester"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out the tests that take long")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("fast") or not collection_path.is_relative_to(ROOT):
+        return None
+    return collection_path.relative_to(ROOT).as_posix() in SLOW or None
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.folders import PACKAGES, ROOT
+from tests.support.folders import PACKAGES, ROOT, SLOW
 
 BIN = Path(sys.executable).parent
 
@@ -52,6 +52,10 @@ def test_commits_are_checked_by_the_programs_that_make_installs() -> None:
         assert hook["language"] == "system"
         assert program.startswith(".venv/bin/")
         assert (BIN / Path(program).name).exists()
+
+
+def test_slow_tests_are_named_by_folders_and_modules_that_exist() -> None:
+    assert [name for name in SLOW if not (ROOT / name).exists()] == []
 
 
 def test_no_tracked_file_names_a_path_of_one_machine() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 CLUTTER_STEP = 4  # pixels of the image to one of clutter
 CLUTTER_SHARE = 0.25  # of backgrounds
 CHECKS, BLOBS = 2, 3  # kinds of pattern; 0 is a gradient, 1 stripes, and 4 grain
 
 
-def draw_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def draw_background(rng: Generator, height: int, width: int) -> np.ndarray:
     """Draw a background of any brightness, float32 (3, H, W) in 0..255."""
     base = rng.uniform(30, 225)
     first = _tint(rng, base)
@@ -21,12 +22,12 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> np.nda
     return first[:, None, None] + (second - first)[:, None, None] * pattern_HW
 
 
-def _tint(rng: np.random.Generator, base: float) -> np.ndarray:
+def _tint(rng: Generator, base: float) -> np.ndarray:
     tint = base + rng.uniform(-35, 35, 3) + rng.uniform(-25, 25)
     return tint.astype(np.float32)
 
 
-def _pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _pattern(rng: Generator, height: int, width: int) -> np.ndarray:
     """Draw a pattern, float32 (H, W) in 0..1, as coarse as the image is large."""
     scale = min(height, width) / 120
     angle = rng.uniform(0, np.pi)
@@ -62,7 +63,7 @@ def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _clutter(
-    rng: np.random.Generator, height: int, width: int, first: np.ndarray, second: np.ndarray
+    rng: Generator, height: int, width: int, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
     """Draw things far out of focus: none has an outline, so no expression could name one."""
     h = height // CLUTTER_STEP + 1

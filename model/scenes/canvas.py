@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 MIN_VISIBLE = 0.6  # of an object's own area
 MIN_GAP = 0.06  # of the side: centres closer than this along an axis have no order
@@ -119,7 +120,7 @@ def visible(instance_HW: np.ndarray, index: int) -> tuple[np.ndarray, tuple[int,
     return mask_HW, (x, y, x + w, y + h)
 
 
-def add_grain(image_3HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def add_grain(image_3HW: np.ndarray, rng: Generator) -> np.ndarray:
     """Add noise to a whole canvas, in place, and return it as uint8 (H, W, 3)."""
     noise_HW = rng.standard_normal(image_3HW.shape[1:], dtype=np.float32)
     image_3HW += noise_HW * np.float32(rng.uniform(*NOISE))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.random import Generator
 
 from wordmask.model.scenes.backgrounds import draw_background
 from wordmask.model.scenes.canvas import (
@@ -102,7 +103,7 @@ def _check(height: int | None, width: int | None, n_objects: tuple[int, int]) ->
         )
 
 
-def _draw_size(rng: np.random.Generator, height: int | None, width: int | None) -> tuple[int, int]:
+def _draw_size(rng: Generator, height: int | None, width: int | None) -> tuple[int, int]:
     short = int(rng.integers(SHORT_SIDE[0], SHORT_SIDE[1] + 1))
     ratio = rng.uniform(1.0, MAX_ASPECT)
     portrait = rng.random() >= 0.5
@@ -122,7 +123,7 @@ def _other_side(side: int, ratio: float, *, longer: bool) -> int:
 
 
 def _place(
-    rng: np.random.Generator,
+    rng: Generator,
     image_3HW: np.ndarray,
     instance_HW: np.ndarray,
     behind: list[Cutout],
@@ -150,9 +151,7 @@ def _place(
     return None
 
 
-def _draw_name(
-    rng: np.random.Generator, behind: list[Cutout], sprites: SpriteLibrary
-) -> tuple[str, bool]:
+def _draw_name(rng: Generator, behind: list[Cutout], sprites: SpriteLibrary) -> tuple[str, bool]:
     """Draw the name of the next object; return it, and whether the scene has one already."""
     names = [piece.name for piece in behind]
     if names and rng.random() < TWIN_SHARE:
@@ -164,7 +163,7 @@ def _draw_name(
             return name, name in names
 
 
-def _move(rng: np.random.Generator, piece: Cutout, size: tuple[int, ...]) -> Cutout:
+def _move(rng: Generator, piece: Cutout, size: tuple[int, ...]) -> Cutout:
     """Move a piece to anywhere in an image of `size` (height, width), MARGIN from its border."""
     room = np.array(size) - 2 * MARGIN - piece.alpha_hw.shape
     y, x = (int(rng.integers(0, max(1, space + 1))) + MARGIN for space in room)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from wordmask.model.scenes.canvas import MARGIN, Piece
 from wordmask.model.scenes.shapes import COLOURS, cut_shape, shape_rgb
@@ -42,7 +43,7 @@ class Shadows:
     offset: tuple[float, float]
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Shadows:
+    def draw(cls, rng: Generator) -> Shadows:
         """Draw the light of a scene, perhaps one without shadows."""
         depth = 0.0
         if rng.random() < SHADOW_SHARE:
@@ -70,7 +71,7 @@ class Shadows:
 
 
 def cut_sprite(
-    rng: np.random.Generator, sprites: SpriteLibrary, name: str, *, recoloured: float, extent: float
+    rng: Generator, sprites: SpriteLibrary, name: str, *, recoloured: float, extent: float
 ) -> Cutout:
     """Cut out one of a noun's sprites: turned, perhaps flipped, in colours a little off its own.
 
@@ -96,7 +97,7 @@ def cut_sprite(
     )
 
 
-def cut_plain(rng: np.random.Generator, name: str, extent: float) -> Cutout:
+def cut_plain(rng: Generator, name: str, extent: float) -> Cutout:
     """Cut out a plain shape in a plain colour, a little darker towards its foot."""
     side = round(1.6 * extent) + 2 * MARGIN
     alpha = cut_shape(rng, name, extent / WIDEST, (side, side))
@@ -106,9 +107,7 @@ def cut_plain(rng: np.random.Generator, name: str, extent: float) -> Cutout:
     return Cutout(name=name, alpha_hw=alpha, y=0, x=0, paint_3hw=paint, style=None)
 
 
-def _change_colours(
-    rng: np.random.Generator, pixels_SS4: np.ndarray, recoloured: bool
-) -> np.ndarray:
+def _change_colours(rng: Generator, pixels_SS4: np.ndarray, recoloured: bool) -> np.ndarray:
     """Change saturation, brightness and hue; return uint8 RGBA, alpha multiplied in."""
     table = _colour_change(rng, recoloured)
     rgba = np.ascontiguousarray(pixels_SS4)
@@ -119,7 +118,7 @@ def _change_colours(
     return np.dstack([rgb, alpha])
 
 
-def _colour_change(rng: np.random.Generator, recoloured: bool) -> np.ndarray:
+def _colour_change(rng: Generator, recoloured: bool) -> np.ndarray:
     """Draw the new value of each old one, uint8 (256, hue and saturation and value)."""
     shift = rng.uniform(20, 160) if recoloured else rng.uniform(-3, 3)  # OpenCV's half degrees
     level = np.arange(256, dtype=np.float32)

@@ -12,6 +12,7 @@ from itertools import product
 from string import Formatter
 
 import numpy as np
+from numpy.random import Generator
 
 from wordmask.model.scenes.canvas import Scene
 from wordmask.model.scenes.colours import COLOUR_NAMES
@@ -118,7 +119,7 @@ class _Sampler:
     target.
     """
 
-    rng: np.random.Generator
+    rng: Generator
     relations: SceneRelations
     left: dict[str, Template]
     absent: float
@@ -189,7 +190,7 @@ class _Sampler:
         return words[0] if len(words) == 1 else self._one_of(words)
 
     def _one_of(self, options: Sequence[str]) -> str:
-        return options[self.rng.integers(len(options))]
+        return options[int(self.rng.integers(len(options)))]
 
 
 def _expression(text: str, name: str, option: Found) -> Expression:

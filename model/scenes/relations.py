@@ -32,7 +32,8 @@ SIDES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
 ANY_NOUN = "object"
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True)
+class Group:
     """A phrase without article, and the set of objects that it fits, and surely no other.
 
     `colour` is "" where the phrase names none.
@@ -52,7 +53,8 @@ class Group(NamedTuple):
         return self.noun != ANY_NOUN
 
 
-class Anchor(NamedTuple):
+@dataclass(frozen=True)
+class Anchor:
     """A phrase with article, and the one object that it names."""
 
     phrase: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from wordmask.model.scenes.canvas import MARGIN
 
@@ -52,9 +53,7 @@ OUTLINES: dict[str, tuple[np.ndarray, float]] = {
 }
 
 
-def cut_shape(
-    rng: np.random.Generator, shape: str, radius: float, size: tuple[int, ...]
-) -> np.ndarray:
+def cut_shape(rng: Generator, shape: str, radius: float, size: tuple[int, ...]) -> np.ndarray:
     """Draw the coverage (0..1) of a patch of pixels by a shape, turned a little.
 
     Args:
@@ -88,7 +87,7 @@ def _coverage(points: np.ndarray, height: int, width: int) -> np.ndarray:
     return alpha.astype(np.float32) / 255
 
 
-def shape_rgb(rng: np.random.Generator, colour: str) -> np.ndarray:
+def shape_rgb(rng: Generator, colour: str) -> np.ndarray:
     """Draw a colour of that name, float32 (3,) in 0..255."""
     if colour == "white":
         return np.full(3, rng.uniform(235, 255), np.float32)
