@@ -15,6 +15,8 @@ NOISE = (1.0, 5.0)  # least, most deviation of the grain, of 255
 # Pixels: least distance to the border of the image, and between objects of one name.
 MARGIN = 2
 BACKGROUND = -1  # in an instance map
+Box = tuple[int, int, int, int]
+FloatBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class SceneObject:
     colour: str | None
     size_name: str
     mask_HW: np.ndarray
-    box: tuple[int, int, int, int]
+    box: Box
     style: str | None = None
     possible_colours: frozenset[str] = frozenset()
 
@@ -66,12 +68,12 @@ class Scene:
         return self.objects[target].mask_HW
 
 
-def unit_box(
-    box: tuple[float, float, float, float], height: int, width: int
-) -> tuple[float, float, float, float]:
+def unit_box(box: FloatBox, height: int, width: int) -> FloatBox:
     """Convert (x_min, y_min, x_max, y_max) in pixels to (cx, cy, w, h) in unit of image."""
     x0, y0, x1, y1 = box
-    return (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
+    cx = (x0 + x1) / 2
+    cy = (y0 + y1) / 2
+    return cx / width, cy / height, (x1 - x0) / width, (y1 - y0) / height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,26 +96,31 @@ class Piece:
     def window(self, image: np.ndarray) -> np.ndarray:
         """Return the patch of an image (..., H, W), as a view."""
         height, width = self.alpha_hw.shape
-        return image[..., self.y : self.y + height, self.x : self.x + width]
+        rows = slice(self.y, self.y + height)
+        columns = slice(self.x, self.x + width)
+        return image[..., rows, columns]
 
     def near(self, instance_HW: np.ndarray) -> set[int]:
         """Return the objects that it would lie on, or within MARGIN of."""
-        reach = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
-        around = cv2.dilate(self.cover_hw.astype(np.uint8), reach) > 0
-        return set(self.window(instance_HW)[around].tolist()) - {BACKGROUND}
+        cover_hw = self.cover_hw.astype(np.uint8)
+        reach = 2 * MARGIN + 1
+        around_hw = cv2.dilate(cover_hw, np.ones((reach, reach), np.uint8)) > 0
+        touched = self.window(instance_HW)[around_hw]
+        return set(touched.tolist()) - {BACKGROUND}
 
 
 def leaves_visible(piece: Piece, instance_HW: np.ndarray, behind: Mapping[int, Piece]) -> bool:
     """Whether enough of each object behind stays visible when the piece is painted."""
     hidden = piece.window(instance_HW)[piece.cover_hw]
     for index, other in behind.items():
-        left = (instance_HW == index).sum() - (hidden == index).sum()
+        before = np.count_nonzero(instance_HW == index)
+        left = before - np.count_nonzero(hidden == index)
         if left < MIN_VISIBLE * other.cover_hw.sum():
             return False
     return True
 
 
-def visible(instance_HW: np.ndarray, index: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+def visible(instance_HW: np.ndarray, index: int) -> tuple[np.ndarray, Box]:
     """Return the mask of an object in an instance map, and its box in pixels."""
     mask_HW = (instance_HW == index).astype(np.uint8)
     x, y, w, h = cv2.boundingRect(mask_HW)
@@ -122,7 +129,9 @@ def visible(instance_HW: np.ndarray, index: int) -> tuple[np.ndarray, tuple[int,
 
 def add_grain(image_3HW: np.ndarray, rng: Generator) -> np.ndarray:
     """Add noise to a whole canvas, in place, and return it as uint8 (H, W, 3)."""
-    noise_HW = rng.standard_normal(image_3HW.shape[1:], dtype=np.float32)
-    image_3HW += noise_HW * np.float32(rng.uniform(*NOISE))
+    size = image_3HW.shape[1:]
+    noise_HW = rng.standard_normal(size, dtype=np.float32)
+    deviation = np.float32(rng.uniform(*NOISE))
+    image_3HW += noise_HW * deviation
     pixels_3HW = np.clip(image_3HW, 0, 255).astype(np.uint8)
     return cv2.merge(list(pixels_3HW))

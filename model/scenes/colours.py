@@ -15,7 +15,9 @@ import numpy as np
 BITS = 6  # of a channel that the table of colours keeps
 SHARE = 0.5  # of an object's visible pixels that a word must be right for
 POSSIBLE_SHARE = 0.2  # of those it is possible for: then the word is not surely wrong
-WIDER = (12.0, 0.12, 0.12)  # degrees, saturation, value on either side
+Margin = tuple[float, float, float]  # degrees, saturation, value on either side
+EXACT: Margin = (0.0, 0.0, 0.0)
+WIDER: Margin = (12.0, 0.12, 0.12)
 
 
 class Box(NamedTuple):
@@ -26,20 +28,33 @@ class Box(NamedTuple):
     value: tuple[float, float]
 
 
-BOXES: dict[str, tuple[Box, ...]] = {
-    "red": (Box((348, 9), (0.55, 1), (0.45, 1)),),
-    "orange": (Box((20, 38), (0.6, 1), (0.75, 1)),),
-    "yellow": (Box((45, 64), (0.45, 1), (0.75, 1)),),
-    "green": (Box((80, 160), (0.3, 1), (0.3, 1)),),
-    "cyan": (Box((172, 192), (0.35, 1), (0.65, 1)),),
-    "blue": (Box((202, 250), (0.35, 1), (0.35, 1)),),
-    "purple": (Box((262, 298), (0.3, 1), (0.3, 1)),),
-    "pink": (Box((308, 342), (0.25, 1), (0.75, 1)), Box((343, 9), (0.2, 0.42), (0.8, 1))),
-    "brown": (Box((10, 36), (0.35, 1), (0.22, 0.6)),),
-    "white": (Box((0, 360), (0, 0.1), (0.88, 1)),),
-    "gray": (Box((0, 360), (0, 0.14), (0.32, 0.74)),),
-    "black": (Box((0, 360), (0, 0.3), (0, 0.22)), Box((0, 360), (0.3, 1), (0, 0.15))),
-}
+def _read_boxes(table: str) -> dict[str, list[Box]]:
+    boxes: dict[str, list[Box]] = {}
+    for line in table.strip().splitlines():
+        name, *numbers = line.split()
+        bounds = [float(number) for number in numbers]
+        hue, saturation, value = zip(bounds[::2], bounds[1::2], strict=True)
+        boxes.setdefault(name, []).append(Box(hue, saturation, value))
+    return boxes
+
+
+# Name, then hue from and to, saturation from and to, value from and to.
+BOXES = _read_boxes("""
+    red     348    9    0.55  1       0.45  1
+    orange   20   38    0.6   1       0.75  1
+    yellow   45   64    0.45  1       0.75  1
+    green    80  160    0.3   1       0.3   1
+    cyan    172  192    0.35  1       0.65  1
+    blue    202  250    0.35  1       0.35  1
+    purple  262  298    0.3   1       0.3   1
+    pink    308  342    0.25  1       0.75  1
+    pink    343    9    0.2   0.42    0.8   1
+    brown    10   36    0.35  1       0.22  0.6
+    white     0  360    0     0.1     0.88  1
+    gray      0  360    0     0.14    0.32  0.74
+    black     0  360    0     0.3     0     0.22
+    black     0  360    0.3   1       0     0.15
+""")
 COLOUR_NAMES = tuple(BOXES)
 
 
@@ -51,14 +66,16 @@ def colours_of(pixels_N3: np.ndarray) -> tuple[str | None, frozenset[str]]:
     """
     right, possible = colour_table()
     index_N = _table_index(pixels_N3)
-    counts = np.bincount(right[index_N], minlength=len(BOXES) + 1)[1:]
+    counts = np.bincount(right[index_N], minlength=len(BOXES) + 1)
+    counts = counts[1:]
     best = int(counts.argmax())
     name = None
     if counts[best] >= SHARE * len(index_N):
         name = COLOUR_NAMES[best]
-    bit_of_each = np.arange(len(BOXES), dtype=np.uint16)
-    possible_NC = possible[index_N, None] >> bit_of_each & 1
-    likely = np.flatnonzero(possible_NC.sum(axis=0) >= POSSIBLE_SHARE * len(index_N))
+    bits_C = np.arange(len(BOXES), dtype=np.uint16)
+    possible_NC = possible[index_N, None] >> bits_C & 1
+    counts = possible_NC.sum(axis=0)
+    likely = np.flatnonzero(counts >= POSSIBLE_SHARE * len(index_N))
     return name, frozenset(COLOUR_NAMES[colour] for colour in likely)
 
 
@@ -79,28 +96,34 @@ def colour_table() -> tuple[np.ndarray, np.ndarray]:
     right = np.zeros(len(hsv_N3), np.uint8)
     possible = np.zeros(len(hsv_N3), np.uint16)
     for index, boxes in enumerate(BOXES.values()):
-        inside = np.any([_inside(hsv_N3, box, (0.0, 0.0, 0.0)) for box in boxes], axis=0)
-        near = np.any([_inside(hsv_N3, box, WIDER) for box in boxes], axis=0)
-        right[inside] = index + 1
-        possible |= near.astype(np.uint16) << np.uint16(index)
+        for box in boxes:
+            right[_inside(hsv_N3, box, EXACT)] = index + 1
+            possible[_inside(hsv_N3, box, WIDER)] |= np.uint16(1 << index)
     return right, possible
 
 
 def _every_colour() -> np.ndarray:
     """Return the middle of each entry of the table as hue in degrees, saturation and value."""
-    level = (np.arange(1 << BITS, dtype=np.float32) + 0.5) / (1 << BITS)
-    rgb = np.stack(np.meshgrid(level, level, level, indexing="ij"), axis=-1)
-    return cv2.cvtColor(rgb.reshape(-1, 1, 3), cv2.COLOR_RGB2HSV)[:, 0]
+    levels = 1 << BITS
+    level = (np.arange(levels, dtype=np.float32) + 0.5) / levels
+    channels = np.meshgrid(level, level, level, indexing="ij")
+    rgb = np.stack(channels, axis=-1)
+    hsv = cv2.cvtColor(rgb.reshape(-1, 1, 3), cv2.COLOR_RGB2HSV)
+    return hsv[:, 0]
 
 
-def _inside(hsv_N3: np.ndarray, box: Box, wider: tuple[float, float, float]) -> np.ndarray:
+def _inside(hsv_N3: np.ndarray, box: Box, wider: Margin) -> np.ndarray:
+    hue_N, saturation_N, value_N = hsv_N3.T
     low, high = box.hue
     span = (high - low) % 360 or 360
     middle = (low + span / 2) % 360
-    off_N = np.abs((hsv_N3[:, 0] - middle + 180) % 360 - 180)
-    inside_N = off_N <= span / 2 + wider[0]
-    for channel, (least, most) in ((1, box.saturation), (2, box.value)):
-        value_N = hsv_N3[:, channel]
-        inside_N &= value_N >= least - wider[channel]
-        inside_N &= value_N <= most + wider[channel]
-    return inside_N
+    off_N = np.abs((hue_N - middle + 180) % 360 - 180)
+    near_N = off_N <= span / 2 + wider[0]
+    near_N &= _within(saturation_N, box.saturation, wider[1])
+    near_N &= _within(value_N, box.value, wider[2])
+    return near_N
+
+
+def _within(value_N: np.ndarray, bounds: tuple[float, float], wider: float) -> np.ndarray:
+    low, high = bounds
+    return (value_N >= low - wider) & (value_N <= high + wider)

@@ -75,7 +75,8 @@ def make_scene(
     instance_HW = np.full((height, width), BACKGROUND, np.int16)
     shadows = Shadows.draw(rng)
     pieces: list[Cutout] = []
-    count = int(rng.integers(n_objects[0], n_objects[1] + 1))
+    fewest, most = n_objects
+    count = int(rng.integers(fewest, most + 1))
     max_extent = CROWD_EXTENT if count > CROWD else EXTENT[1]
     for _ in range(count):
         piece = _place(rng, image_3HW, instance_HW, pieces, sprites, max_extent)
@@ -85,7 +86,7 @@ def make_scene(
             piece.window(instance_HW)[piece.cover_hw] = len(pieces)
             pieces.append(piece)
     image_HW3 = add_grain(image_3HW, rng)
-    objects = [_object(image_HW3, instance_HW, i, piece) for i, piece in enumerate(pieces)]
+    objects = [_object(image_HW3, instance_HW, index, piece) for index, piece in enumerate(pieces)]
     return Scene(image_HW3=image_HW3, objects=tuple(objects), instance_HW=instance_HW)
 
 
@@ -104,7 +105,8 @@ def _check(height: int | None, width: int | None, n_objects: tuple[int, int]) ->
 
 
 def _draw_size(rng: Generator, height: int | None, width: int | None) -> tuple[int, int]:
-    short = int(rng.integers(SHORT_SIDE[0], SHORT_SIDE[1] + 1))
+    fewest, most = SHORT_SIDE
+    short = int(rng.integers(fewest, most + 1))
     ratio = rng.uniform(1.0, MAX_ASPECT)
     portrait = rng.random() >= 0.5
     if height is not None and width is not None:
@@ -137,7 +139,7 @@ def _place(
     short = min(instance_HW.shape)
     for _ in range(CASTS):
         name, is_twin = _draw_name(rng, behind, sprites)
-        growth = float(rng.beta(*EXTREMES))
+        growth = rng.beta(*EXTREMES)
         extent = short * EXTENT[0] * (max_extent / EXTENT[0]) ** growth
         if name in sprites.numbers_of:
             recoloured = TWIN_RECOLOURED if is_twin else RECOLOURED
@@ -165,9 +167,16 @@ def _draw_name(rng: Generator, behind: list[Cutout], sprites: SpriteLibrary) -> 
 
 def _move(rng: Generator, piece: Cutout, size: tuple[int, ...]) -> Cutout:
     """Move a piece to anywhere in an image of `size` (height, width), MARGIN from its border."""
-    room = np.array(size) - 2 * MARGIN - piece.alpha_hw.shape
-    y, x = (int(rng.integers(0, max(1, space + 1))) + MARGIN for space in room)
+    height, width = size
+    h, w = piece.alpha_hw.shape
+    y = _draw_offset(rng, height - h)
+    x = _draw_offset(rng, width - w)
     return replace(piece, y=y, x=x)
+
+
+def _draw_offset(rng: Generator, space: int) -> int:
+    room = max(0, space - 2 * MARGIN)
+    return MARGIN + int(rng.integers(0, room + 1))
 
 
 def _fits(
@@ -177,12 +186,17 @@ def _fits(
     near = {index: behind[index] for index in piece.near(instance_HW)}
     mean_3 = piece.mean_3
     for other in near.values():
-        if other.name == piece.name or np.abs(other.mean_3 - mean_3).max() < OBJECT_CONTRAST:
+        if other.name == piece.name or _contrast(other.mean_3, mean_3) < OBJECT_CONTRAST:
             return False
-    ground_3 = piece.window(image_3HW)[:, ::2, ::2].mean(axis=(1, 2))
-    if np.abs(ground_3 - mean_3).max() < CONTRAST:
+    ground_3hw = piece.window(image_3HW)[:, ::2, ::2]
+    ground_3 = ground_3hw.mean(axis=(1, 2))
+    if _contrast(ground_3, mean_3) < CONTRAST:
         return False
     return leaves_visible(piece, instance_HW, near)
+
+
+def _contrast(first_3: np.ndarray, second_3: np.ndarray) -> float:
+    return float(np.abs(first_3 - second_3).max())
 
 
 def _paint(piece: Cutout, image_3HW: np.ndarray) -> None:
@@ -195,8 +209,9 @@ def _object(
 ) -> SceneObject:
     mask_HW, box = visible(instance_HW, index)
     x0, y0, x1, y1 = box
-    inside = mask_HW[y0:y1, x0:x1] > 0
-    colour, possible_colours = colours_of(image_HW3[y0:y1, x0:x1][inside])
+    window = (slice(y0, y1), slice(x0, x1))
+    pixels_N3 = image_HW3[window][mask_HW[window] > 0]
+    colour, possible_colours = colours_of(pixels_N3)
     extent = max(x1 - x0, y1 - y0) / min(instance_HW.shape)
     return SceneObject(
         name=piece.name,

@@ -216,7 +216,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
 @pytest.mark.parametrize("radius", [28.0, 60.0])
 def test_coverage_of_a_shape_is_the_area_of_its_outline(shape: str, radius: float) -> None:
     alpha = cut_shape(np.random.default_rng(5), shape, radius, (300, 400))
-    x, y = radius * OUTLINES[shape][0].T
+    x, y = radius * OUTLINES[shape].T
     area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
     assert alpha.sum() == pytest.approx(area, rel=0.03)
     assert (alpha > 0.5).sum() == pytest.approx(area, rel=0.04)
