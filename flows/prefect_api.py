@@ -11,8 +11,8 @@ import logging
 import os
 
 from wordmask.flows.execution.signals import interrupts_blocked
-from wordmask.schemas.settings import LOG_JSON
 from wordmask.tasks.telemetry import logs
+from wordmask.tasks.telemetry.inherited import telemetry_settings
 
 LIBRARIES = ("distributed", "prefect", "asyncio", "tornado")
 
@@ -30,7 +30,7 @@ def configure(verbose: bool) -> None:
         "PREFECT_SERVER_LOGGING_LEVEL": server_level,
         "PREFECT_CLI_COLORS": "false",
     }
-    if logs.is_asked(LOG_JSON):
+    if telemetry_settings().log_json:
         defaults["PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"] = "json"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -40,7 +40,7 @@ def configure(verbose: bool) -> None:
 def silence_libraries() -> None:
     """Keep libraries from logging. Called when all is imported: importing sets their levels."""
     names = [*LIBRARIES]
-    if not logs.is_asked(LOG_JSON):
+    if not telemetry_settings().log_json:
         names.append(logs.logger.name)
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from opentelemetry.trace import Span
 
 from wordmask.schemas.runs import Part, Receipt, Shard, ShardHints, Timings
-from wordmask.schemas.settings import LOG_QUERIES, RunSettings
+from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.hints import apply_hints, reusable_answers
@@ -24,6 +24,7 @@ from wordmask.tasks.storage import Store
 from wordmask.tasks.table.read import read_rows
 from wordmask.tasks.table.write import write_parts
 from wordmask.tasks.telemetry import logs, metrics, traces
+from wordmask.tasks.telemetry.inherited import telemetry_settings
 from wordmask.tasks.telemetry.shards import observed_shard
 from wordmask.tasks.worker import resident_context, translate_device_errors, worker_name
 
@@ -194,7 +195,7 @@ def _span_attributes(result: ShardResult) -> dict[str, int | float]:
 
 
 def _log_result(receipt: Receipt, result: ShardResult) -> None:
-    with_queries = logs.is_asked(LOG_QUERIES)
+    with_queries = telemetry_settings().log_queries
     for reject in result.rejects:
         extra: dict[str, str | None] = {
             "row_id": reject.row.row_id,

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from wordmask.schemas.settings import LOG_JSON
-from wordmask.tasks.telemetry.logs import is_asked, logger, without_credentials
+from wordmask.tasks.telemetry.inherited import telemetry_settings
+from wordmask.tasks.telemetry.logs import logger, without_credentials
 
 if TYPE_CHECKING:
     from wordmask.flows.reporting import OnProgress
@@ -34,7 +34,7 @@ err = Console(stderr=True, highlight=False)
 def complain(kind: str, message: str) -> None:
     """Print one line on the error stream, without credentials: as JSON where logs are JSON."""
     message = without_credentials(message)
-    if is_asked(LOG_JSON):
+    if telemetry_settings().log_json:
         logger.error(message, extra={"kind": kind})
         return
     err.print(Text.assemble((f"{kind}: ", "bold red"), message), soft_wrap=True)
@@ -195,7 +195,7 @@ def progress(json: bool) -> Generator[OnProgress]:
 
     That is a bar on a terminal, a line now and then elsewhere, and nothing beside JSON.
     """
-    is_json_log = is_asked(LOG_JSON)
+    is_json_log = telemetry_settings().log_json
     if err.is_terminal and not is_json_log:
         with _run_bar() as on_progress:
             yield on_progress

@@ -2,10 +2,9 @@
 
 Machines and many people read logs. No record of this process, whichever library makes it, and no
 error that leaves a shard holds credentials. None holds a row's query or its image, unless
-`LOG_QUERIES` asks for queries.
+the settings ask for queries.
 
-The environment sets this up: a run's own workers inherit it, and the workers of a standing cluster
-have what their owner set.
+The environment asks for JSON and for queries (`inherited.telemetry_settings`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any, TextIO
 from pythonjsonlogger.json import JsonFormatter
 
 from wordmask.schemas.redaction import HIDDEN, redacted
-from wordmask.schemas.settings import LOG_JSON, LOG_QUERIES
+from wordmask.tasks.telemetry.inherited import telemetry_settings
 
 # Names of variables whose values are never shown.
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|API_KEY|CREDENTIAL|AUTH_STRING", re.IGNORECASE)
@@ -46,18 +45,14 @@ def set_up() -> None:
     make = logging.getLogRecordFactory()
     if not isinstance(make, _Factory):
         logging.setLogRecordFactory(_Factory(make))
-    if is_asked(LOG_JSON) and not any(isinstance(handler, _Lines) for handler in logger.handlers):
+    has_lines = any(isinstance(handler, _Lines) for handler in logger.handlers)
+    if telemetry_settings().log_json and not has_lines:
         logger.addHandler(_Lines())
         logger.setLevel(logging.INFO)
         logger.propagate = False
     elif not logger.handlers:
         # Without a handler Python would print warnings, where nobody asked for logs.
         logger.addHandler(logging.NullHandler())
-
-
-def is_asked(name: str) -> bool:
-    """Return whether a variable of the environment is set to anything like yes."""
-    return os.environ.get(name, "").lower() not in ("", "0", "false", "no")
 
 
 @contextmanager
@@ -86,7 +81,7 @@ def redacted_errors(
         if queries is None:
             _rewrite(error, without_credentials)
         else:
-            hidden = [] if is_asked(LOG_QUERIES) else [*queries]
+            hidden = [] if telemetry_settings().log_queries else [*queries]
             _rewrite(error, lambda text: clean(text, hidden))
         raise
 

@@ -1,15 +1,14 @@
 """Prometheus metrics of a worker, counted from the receipts that it writes.
 
 Dask serves these metrics, beside its own, at /metrics of the worker's HTTP port, which `dask worker
---dashboard-address :9101` fixes. Where `METRICS_DIR` names a folder, a file in it has them after
-each shard, for node_exporter's textfile collector. Prometheus computes rates, as
+--dashboard-address :9101` fixes. Where the settings name a folder (`metrics_dir`), a file in it has
+them after each shard, for node_exporter's textfile collector. Prometheus computes rates, as
 `rate(wordmask_rows_total[5m])`; the gauges of the last shard are for people who read the file.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
 import sys
 from collections.abc import Generator, Iterator
@@ -22,7 +21,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Metric, write_to_textfil
 from prometheus_client.core import GaugeMetricFamily
 
 from wordmask.schemas.runs import Receipt
-from wordmask.schemas.settings import METRICS_DIR
+from wordmask.tasks.telemetry.inherited import telemetry_settings
 from wordmask.tasks.telemetry.logs import logger
 
 PREFIX = "wordmask_"
@@ -95,12 +94,12 @@ def count(receipt: Receipt) -> None:
 
 
 def save(name: str) -> None:
-    """Write the metrics of this process to a file of its name, if `METRICS_DIR` names a folder.
+    """Write the metrics of this process to a file of its name, if the settings name a folder.
 
     The file appears whole. A failure is logged once and ends nothing: work goes on unwatched.
     """
-    folder = os.environ.get(METRICS_DIR)
-    if not folder:
+    folder = telemetry_settings().metrics_dir
+    if folder is None:
         return
     safe_name = re.sub(r"[^A-Za-z0-9.-]+", "-", name)
     try:
