@@ -1,16 +1,40 @@
-"""The steps of a run before and after its shards, as the flow takes them."""
+"""The steps of a run as the flow takes them, with a fake model."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
+from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.tables import png, write_input
 from wordmask.schemas.runs import Plan, RunSummary
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.catalog import publish, read_receipts
 from wordmask.tasks.output.summary import summarize
 from wordmask.tasks.output.verify import require, verify
 from wordmask.tasks.plan import make_plan
+from wordmask.tasks.shard import process_shard
 from wordmask.tasks.storage import Store
+
+GOOD = {"image": png(1), "query": "a thing"}
+
+
+def settings_for(folder: Path, rows: list[dict[str, Any]], **options: Any) -> RunSettings:
+    """Write a table of rows, and return the settings of a run over it."""
+    write_input(folder / "in.parquet", rows)
+    return RunSettings.model_validate(
+        {"input": str(folder / "in.parquet"), "output": str(folder / "out"), **options}
+    )
+
+
+def run_all(settings: RunSettings) -> Plan:
+    """Process the pending shards of a run with a fake model, and return its plan."""
+    plan = plan_of(settings, REVISION)
+    for shard in plan.pending:
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
+    return plan
 
 
 def plan_of(settings: RunSettings, revision: str, *, refuse: bool = True) -> Plan:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +10,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.fakes import REVISION, FakeSegmenter
-from tests.support.folders import ROOT
-from tests.support.runs import plan_of, publish_run, require_every_row_once
+from tests.support.fakes import REVISION
+from tests.support.runs import (
+    GOOD,
+    plan_of,
+    publish_run,
+    require_every_row_once,
+    run_all,
+    settings_for,
+)
 from tests.support.tables import part_of, png, read_rows, write_input
 from wordmask.model.masks import rle
 from wordmask.model.masks.rasterize import rasterize_pixels
 from wordmask.schemas.masks import MASKS
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Plan
 from wordmask.schemas.settings import RunSettings, SegmentSettings
-from wordmask.tasks import shard as shard_module
-from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.catalog import newest_run, status
-from wordmask.tasks.output.verify import AccountingError, require, verify, verify_output
-from wordmask.tasks.shard import ModelChangedError, process_shard
 from wordmask.tasks.storage import Store
-from wordmask.tasks.table.read import InputChangedError
-
-GOOD = {"image": png(1), "query": "a thing"}
-
-
-def settings_for(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> RunSettings:
-    write_input(tmp_path / "in.parquet", rows)
-    return RunSettings.model_validate(
-        {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), **options}
-    )
-
-
-def run_all(settings: RunSettings) -> Plan:
-    plan = plan_of(settings, REVISION)
-    for shard in plan.pending:
-        process_shard(shard, settings, ShardContext(FakeSegmenter()))
-    return plan
 
 
 def test_rows_become_masks_that_mean_what_they_say(tmp_path: Path) -> None:
@@ -229,151 +210,6 @@ def test_two_runs_from_scratch_write_the_same_bytes(tmp_path: Path) -> None:
         }
 
 
-def test_done_shards_are_skipped(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [GOOD] * 5, shard_rows=2)
-    run_all(settings)
-    plan = plan_of(settings, REVISION)
-    assert plan.pending == ()
-    assert len(plan.done) == 3
-
-
-def test_an_input_replaced_after_planning_is_an_error(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [GOOD])
-    plan = plan_of(settings, REVISION)
-    write_input(tmp_path / "in.parquet", [GOOD, GOOD])
-    with pytest.raises(InputChangedError, match="Run again"):
-        process_shard(plan.shards[0], settings, ShardContext(FakeSegmenter()))
-
-
-def test_another_model_than_the_planned_one_is_an_error(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [GOOD])
-    with pytest.raises(ModelChangedError):
-        process_shard(
-            plan_of(settings, "planned").shards[0], settings, ShardContext(FakeSegmenter())
-        )
-
-
-KILL_BEFORE_RECEIPT = """
-import os, sys
-from wordmask.tasks.context import ShardContext
-from wordmask.tasks.shard import process_shard
-from wordmask.schemas.settings import RunSettings
-from tests.support.runs import plan_of
-from wordmask.tasks.storage import Store
-from tests.support.fakes import REVISION, FakeSegmenter
-
-settings = RunSettings.model_validate_json(sys.argv[1])
-write = Store.write_bytes
-
-def die_at_the_receipt(self, path, data):
-    if path.startswith("receipts/"):
-        os._exit(9)
-    write(self, path, data)
-
-Store.write_bytes = die_at_the_receipt
-process_shard(plan_of(settings, REVISION).pending[0], settings, ShardContext(FakeSegmenter()))
-"""
-
-
-def test_a_shard_killed_between_parts_and_receipt_is_done_again(tmp_path: Path) -> None:
-    settings = settings_for(
-        tmp_path, [GOOD | {"query": f"thing {i}"} for i in range(6)], shard_rows=3
-    )
-    command = [sys.executable, "-c", KILL_BEFORE_RECEIPT, settings.model_dump_json()]
-    assert (
-        subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-        ).returncode
-        == 9
-    )
-    assert len(list((tmp_path / "out/masks").iterdir())) == 1
-    assert not (tmp_path / "out/receipts").exists()
-    written = {part.name: part.read_bytes() for part in (tmp_path / "out/masks").iterdir()}
-    plan = run_all(settings)
-    require_every_row_once(plan, settings)
-    assert sorted(row["query"] for row in read_rows(tmp_path / "out", "masks")) == [
-        f"thing {i}" for i in range(6)
-    ]
-    assert all(
-        (tmp_path / "out/masks" / name).read_bytes() == data for name, data in written.items()
-    )
-
-
-def test_verify_sees_a_lost_a_doubled_and_an_unplanned_row(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [GOOD] * 4)
-    plan = run_all(settings)
-    (shard,) = plan.shards
-    part = part_of(tmp_path / "out", "masks", shard.shard_id)
-    table = pq.read_table(part)
-    pq.write_table(table.take([0, 1, 1, 3]), part)
-    report = verify(plan, Store.open(settings.output))
-    assert len(report.violations) == 2
-    with pytest.raises(AccountingError, match="row 1 occurs 2 times"):
-        require(report)
-    pq.write_table(table.set_column(1, "row", [[0, 1, 2, 9]]), part)
-    assert any(
-        "never planned" in violation
-        for violation in verify(plan, Store.open(settings.output)).violations
-    )
-
-
-def test_verify_sees_missing_parts_and_receipts(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [GOOD] * 4, shard_rows=2)
-    plan = run_all(settings)
-    first, second = plan.shards
-    part_of(tmp_path / "out", "rejects", first.shard_id).unlink()
-    (tmp_path / "out" / "receipts" / f"{second.shard_id}.json").unlink()
-    violations = verify(plan, Store.open(settings.output)).violations
-    assert len(violations) == 2
-    assert "is missing" in violations[0]
-    assert "has no receipt" in violations[1]
-
-
-def test_verify_sees_damaged_parts(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, [GOOD] * 2)
-    plan = run_all(settings)
-    part = part_of(tmp_path / "out", "masks", plan.shards[0].shard_id)
-    data = part.read_bytes()
-    for damaged in (b"", data[:50], data[:-60] + b"\xff" * 52 + data[-8:]):
-        part.write_bytes(damaged)
-        (violation,) = verify(plan, Store.open(settings.output)).violations
-        assert "cannot be read" in violation
-
-
-def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cluster gives the shard of a worker that it lost sight of to another worker.
-
-    By then an image is gone. The first worker ends after the second.
-    """
-    (tmp_path / "a.png").write_bytes(png(1))
-    settings = settings_for(tmp_path, [GOOD, GOOD | {"image": "a.png"}])
-    plan = plan_of(settings, REVISION)
-    (shard,) = plan.shards
-    write_parts = shard_module.write_parts
-    written: list[Any] = []
-
-    def interrupted(*of_shard: Any) -> Any:
-        """Between its parts and its receipt, the other does all of its work, and is published."""
-        own = write_parts(*of_shard)
-        written.append(own)
-        if len(written) == 1:
-            (tmp_path / "a.png").unlink()
-            process_shard(shard, settings, ShardContext(FakeSegmenter()))
-            publish_run(plan, settings)
-        return own
-
-    monkeypatch.setattr(shard_module, "write_parts", interrupted)
-    process_shard(shard, settings, ShardContext(FakeSegmenter()))
-    assert written[0] != written[1]
-    assert verify_output(Store.open(settings.output)).holds
-    require_every_row_once(plan, settings)
-    assert [row["code"] for row in read_rows(settings.output, "rejects")] == ["image_not_found"], (
-        "the published run is what it was"
-    )
-
-
 def test_of_runs_in_one_second_the_last_is_the_newest(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD])
     for _ in range(8):
@@ -399,32 +235,6 @@ def test_summary_adds_up_and_is_what_status_tells(tmp_path: Path) -> None:
     found = status(Store.open(settings.output))
     assert (found.runs, found.shards, found.unpublished) == ((summary,), 2, 0)
     assert newest_run(Store.open(settings.output)) == summary
-
-
-def test_a_write_whose_reply_was_lost_counts_as_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put = Store._put
-
-    def put_and_lose_the_reply(self: Store, path: str, data: bytes) -> None:
-        put(self, path, data)
-        raise OSError("connection reset by peer")
-
-    monkeypatch.setattr(Store, "_put", put_and_lose_the_reply)
-    settings = settings_for(tmp_path, [GOOD])
-    plan = run_all(settings)
-    require_every_row_once(plan, settings)
-
-
-def test_a_write_that_never_succeeds_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Store, path: str, data: bytes) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(Store, "_put", refuse)
-    with pytest.raises(OSError, match="no space left"):
-        run_all(settings_for(tmp_path, [GOOD]))
 
 
 def test_object_storage_end_to_end(tmp_path: Path, s3: str) -> None:
