@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -49,12 +49,20 @@ class Fields:
     help: Mapping[str, str] = field(default_factory=dict)
     hidden: bool = False
 
-    def choose(self, options: Iterator[SettingOption]) -> Iterator[SettingOption]:
-        for option in options:
-            if option.name in self.without or (self.only and option.name not in self.only):
+    def choose(self, options: Iterable[SettingOption]) -> Iterator[SettingOption]:
+        """Yield the chosen ones of a class's options.
+
+        Raises:
+            ValueError: the class has no option of a name given here.
+        """
+        by_name = {option.name: option for option in options}
+        unknown = {*self.only, *self.without, *self.help} - by_name.keys()
+        if unknown:
+            raise ValueError(f"no such options: {', '.join(sorted(unknown))}")
+        for name, option in by_name.items():
+            if name in self.without or (self.only and name not in self.only):
                 continue
-            text = self.help.get(option.name, option.help)
-            yield replace(option, help=text, hidden=self.hidden)
+            yield replace(option, help=self.help.get(name, option.help), hidden=self.hidden)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,10 @@ class SettingOption:
 
     @property
     def flag_name(self) -> str:
-        return self.flag.name or "--" + self.path[-1].replace("_", "-")
+        """Return the flag, such as "--shard-rows"."""
+        if self.flag.name is not None:
+            return self.flag.name
+        return "--" + self.path[-1].replace("_", "-")
 
     @property
     def name(self) -> str:
@@ -78,28 +89,31 @@ class SettingOption:
 
     @property
     def default(self) -> Any:
-        """Return the field's default; of tuples None, which help does not show."""
+        """Return the field's default; None instead of an empty tuple, which help would show."""
         value = self.info.get_default(call_default_factory=True)
-        return None if value == () else value
+        if value == ():
+            return None
+        return value
 
     @property
     def declarations(self) -> tuple[str, ...]:
         """Return the flag's names: a switch that is on by default has one for off, too."""
         if self.default is True:
-            return (f"{self.flag_name}/--no-{self.name.replace('_', '-')}",)
+            off = self.flag_name.replace("--", "--no-", 1)
+            return (f"{self.flag_name}/{off}",)
         return (self.flag_name,)
 
     @property
     def type(self) -> Any:
         """Return the type in typer's terms: a tuple of any length is a list there."""
-        annotation = self.info.annotation
-        if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
-            return list[get_args(annotation)[0]] | None  # type: ignore[misc]  # computed type
-        return annotation
+        item = item_type(self.info.annotation)
+        if item is None:
+            return self.info.annotation
+        return list[item] | None  # type: ignore[valid-type]  # a type that is computed
 
     def parameter_info(self) -> Any:
-        """Return what typer is to know of the option beside its type and default."""
-        limits = {"min": self._limit("ge"), "max": self._limit("le")}
+        """Return the option in typer's terms, but for its type and its default."""
+        limits = {"min": self.limit("ge"), "max": self.limit("le")}
         help = escape(self.help)
         if self.info.is_required():
             metavar = self.flag.metavar or self.name.upper()
@@ -123,20 +137,47 @@ class SettingOption:
             annotation=Annotated[self.type, self.parameter_info()],
         )
 
-    def _limit(self, name: str) -> Any:
-        return next((getattr(m, name) for m in self.info.metadata if hasattr(m, name)), None)
+    def limit(self, name: str) -> Any:
+        """Return the field's constraint "ge" or "le", if it has it."""
+        for constraint in self.info.metadata:
+            if hasattr(constraint, name):
+                return getattr(constraint, name)
+        return None
 
 
-def options_of(settings: type[BaseModel], path: Path = ()) -> Iterator[SettingOption]:
+def item_type(annotation: Any) -> Any:
+    """Return the type of the items of a tuple of any length, None for other types."""
+    if get_origin(annotation) is not tuple:
+        return None
+    item, *rest = get_args(annotation)
+    if rest != [...]:
+        return None
+    return item
+
+
+def options_of(settings: type[BaseModel]) -> Iterator[SettingOption]:
     """Yield the options of a settings class in the order of its fields."""
+    for option in fields_of(settings):
+        if option.flag.offered:
+            yield option
+
+
+def fields_of(settings: type[BaseModel], path: Path = ()) -> Iterator[SettingOption]:
+    """Yield all fields of a settings class, also those that the command line does not offer."""
     for name, info in settings.model_fields.items():
+        here = (*path, name)
         nested = _settings_class(info.annotation)
-        if nested is not None:
-            yield from options_of(nested, (*path, name))
-            continue
-        flag = next((each for each in info.metadata if isinstance(each, Flag)), Flag())
-        if flag.offered:
-            yield SettingOption((*path, name), info, flag, info.description or "")
+        if nested is None:
+            yield SettingOption(here, info, _flag_of(info), info.description or "")
+        else:
+            yield from fields_of(nested, here)
+
+
+def _flag_of(info: FieldInfo) -> Flag:
+    for each in info.metadata:
+        if isinstance(each, Flag):
+            return each
+    return Flag()
 
 
 def option_of(settings: type[BaseModel], name: str) -> Any:

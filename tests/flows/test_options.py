@@ -10,6 +10,7 @@ import typer
 from pydantic import BaseModel, Field, ValidationError
 from typer.testing import CliRunner
 
+from tests.support import options_page
 from wordmask.flows.cli.options import Fields, option_of, options_of, settings_options
 from wordmask.schemas.settings import (
     NO_FLAG,
@@ -141,3 +142,7 @@ def test_no_two_options_have_one_name() -> None:
     classes = (RunSettings, BudgetSettings, TelemetrySettings)
     names = [option.name for settings in classes for option in options_of(settings)]
     assert len(set(names)) == len(names)
+
+
+def test_the_page_of_options_is_made_from_the_settings_classes() -> None:
+    assert options_page.PAGE.read_text() == options_page.page()
