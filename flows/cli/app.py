@@ -48,6 +48,10 @@ app.add_typer(import_app, name="import")
 train_app = typer.Typer(no_args_is_help=True, help="What training the default model needs.")
 train_app.command("scenes")(train.scenes)
 train_app.command("run")(train.run)
+train_app.command("sft")(train.sft)
+train_app.command("rl")(train.rl)
+train_app.command("refiner")(train.refiner)
+train_app.command("export")(train.export)
 app.add_typer(train_app, name="train")
 
 

@@ -8,18 +8,21 @@ from pydantic import Field
 
 from wordmask.schemas.settings import Frozen
 
-Seed = Annotated[int, Field(ge=0, description="of fresh weights, scenes and random draws")]
-SceneSource = Annotated[
-    Literal["fetched", "shipped"], Field(description="artwork that scenes are made of")
+Seed = Annotated[int, Field(ge=0, description="Seed of fresh weights, scenes and samples.")]
+SceneSource = Annotated[Literal["fetched", "shipped"], Field(description="Artwork of the scenes.")]
+LearningRate = Annotated[float, Field(gt=0, description="Peak of the learning rate.")]
+Warmup = Annotated[int, Field(ge=1, description="Steps until the learning rate is at its peak.")]
+WeightDecay = Annotated[float, Field(ge=0, description="Weight decay of AdamW.")]
+CheckpointEvery = Annotated[int, Field(ge=1, description="Steps from one checkpoint to the next.")]
+Workers = Annotated[
+    int, Field(ge=0, description="Processes that draw scenes ahead of the training.")
 ]
-LearningRate = Annotated[float, Field(gt=0, description="peak of the learning rate")]
-Warmup = Annotated[int, Field(ge=1, description="steps until the learning rate is at its peak")]
-WeightDecay = Annotated[float, Field(ge=0, description="weight decay of AdamW")]
-CheckpointEvery = Annotated[int, Field(ge=1, description="steps from one checkpoint to the next")]
-Workers = Annotated[int, Field(ge=0, description="processes that draw scenes ahead of the steps")]
 Temperature = Annotated[
     float,
-    Field(gt=0, description="of sampling; at 0 all rollouts of a question would be the same"),
+    Field(
+        gt=0,
+        description="Of the sampled rollouts; must be positive, or all of a prompt are the same.",
+    ),
 ]
 
 # The refiner learns from coarse masks as reinforcement learning samples them.

@@ -7,7 +7,7 @@ whatever the model's own format is: in bfloat16 an optimizer's steps would be lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -109,7 +109,7 @@ def load_trainable_state_dict(model: nn.Module, state: dict[str, Tensor]) -> Non
 
 
 @contextmanager
-def adapters_disabled(model: nn.Module) -> Iterator[None]:
+def adapters_disabled(model: nn.Module) -> Generator[None]:
     """Within, a model computes as it did before it was adapted.
 
     It is its own reference then, which takes no further memory.

@@ -16,6 +16,7 @@ from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.nn.region import Region
+from wordmask.model.nn.text import Tau
 from wordmask.model.scenes.expressions import grammar_lines
 from wordmask.model.train.loop import CHECKPOINT_FILE
 from wordmask.model.train.lora import add_lora, load_trainable_state_dict, merge_lora
@@ -82,9 +83,10 @@ def small_model(tokenizer: PathTokenizer, seed: int) -> MoondreamSegmentation:
         text.wte[number_ids] = _number_code(text.config.dim)
         text.lm_head.weight[number_ids] = _number_code(text.config.dim) * text.config.dim**-0.5
         _start_bins(model.model.region)
-        for block in text.blocks:
-            block.attn.tau.wq.normal_(std=0.02)
-            block.attn.tau.wv.normal_(std=0.02)
+        for module in text.modules():
+            if isinstance(module, Tau):
+                module.wq.normal_(std=0.02)
+                module.wv.normal_(std=0.02)
     return model
 
 

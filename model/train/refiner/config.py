@@ -20,22 +20,26 @@ from wordmask.model.train.config import (
 
 
 class RefinerSettings(StageSettings):
-    """One run of the refiner stage: `python -m pydoc wordmask.model.train.refiner.train`."""
+    """Settings of one run of the refiner stage."""
 
     seed: Seed = 1
-    steps: int = Field(4000, ge=0, description="steps of the run")
-    batch: int = Field(24, ge=1, description="rows of a step")
+    steps: int = Field(4000, ge=0, description="Steps of the run.")
+    batch: int = Field(24, ge=1, description="Rows of a step.")
     learning_rate: LearningRate = 1e-3
     warmup: Warmup = 100
     weight_decay: WeightDecay = 0.01
     others: float = Field(
-        0.1, ge=0, le=1, description="weight of the masks that are not the best of the four"
+        0.1, ge=0, le=1, description="Weight of the masks that are not the best of the four."
     )
     drawn: int = Field(
-        12, ge=0, description="rows of a step that are rollouts; the rest is perturbed ground truth"
+        12,
+        ge=0,
+        description="Rows of a step that are rollouts; the others are perturbed ground truth.",
     )
-    rollouts: int = Field(4, ge=1, description="rollouts of each prompt")
-    pool_rows: int = Field(2400, ge=1, description="rollouts that are drawn before the first step")
+    rollouts: int = Field(4, ge=1, description="Rollouts of each prompt.")
+    pool_rows: int = Field(
+        2400, ge=1, description="Rollouts that are sampled before the first step."
+    )
     temperature: Temperature = ROLLOUT_TEMPERATURE
     checkpoint_every: CheckpointEvery = 250
     workers: Workers = 1

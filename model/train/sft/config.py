@@ -26,15 +26,17 @@ class Phase(Frozen):
 
     name: Literal["vision", "box", "path"]
     steps: int = Field(ge=0)
-    images: int = Field(ge=1, description="images of a step")
-    queries: int = Field(ge=1, description="queries about each image")
-    n_objects: tuple[int, int] = Field((2, 7), description="fewest and most objects of a scene")
+    images: int = Field(ge=1, description="Images of a step.")
+    queries: int = Field(ge=1, description="Queries about each image.")
+    n_objects: tuple[int, int] = Field((2, 7), description="Fewest and most objects of a scene.")
     learning_rate: LearningRate
-    large_share: float = Field(0.0, ge=0, le=1, description="share of scenes that are tiled")
-    path_every: int = Field(1, ge=1, description="steps from one with whole paths to the next")
+    large_share: float = Field(
+        0.0, ge=0, le=1, description="Share of scenes that are large enough to be tiled."
+    )
+    path_every: int = Field(1, ge=1, description="Steps from one with whole paths to the next.")
 
 
-PHASES = (
+PHASES: tuple[Phase, ...] = (
     Phase(name="vision", steps=3000, images=32, queries=1, learning_rate=1e-3),
     Phase(name="box", steps=2500, images=8, queries=10, learning_rate=1e-3, path_every=8),
     Phase(
@@ -50,34 +52,35 @@ PHASES = (
 
 
 class SftSettings(StageSettings):
-    """One run of the supervised stage: `python -m pydoc wordmask.model.train.sft.train`."""
+    """Settings of one run of the supervised stage."""
 
     phases: Annotated[tuple[Phase, ...], Flag(offered=False)] = Field(PHASES, min_length=1)
     steps: tuple[int, int, int] | None = Field(
-        None, description="steps of the phases vision, box and path, instead of their own"
+        None, description="Steps of the phases vision, box and path."
     )
     rate: float = Field(
-        1.0, gt=0, description="times the learning rates of the phases; with --init, 0.5"
+        1.0, gt=0, description="Factor of the phases' learning rates; with --init, 0.5."
     )
     warmup: Warmup = 200
     average: float = Field(
-        0.998, ge=0, le=1, description="of the running mean of the weights, what a step keeps"
+        0.998, ge=0, le=1, description="Share of the weights' running mean that a step keeps."
     )
     weight_decay: WeightDecay = 0.02
     checkpoint_every: CheckpointEvery = 250
     workers: Workers = 1
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of matrix products (autocast)"
+        "float32", description="Number format of matrix products (autocast)."
     )
     freeze_vision: bool = Field(
         False,
-        description="train the decoder only; a refiner trained on the encoder stays valid then",
+        description="Train the decoder only; a refiner head trained on the encoder stays valid.",
     )
     model: str | None = Field(
         None,
-        description="model of any size to adapt by LoRA, instead of the small one; --steps 0 0 N",
+        description="Model of any size to adapt by LoRA, instead of training the small one;"
+        " needs --steps 0 0 N.",
     )
-    lora_rank: int = Field(16, ge=1, description="of --model")
+    lora_rank: int = Field(16, ge=1, description="Of --model.")
 
     @model_validator(mode="after")
     def _every_phase_learns(self) -> Self:

@@ -6,16 +6,18 @@ S = 1 + P + K * T positions of a packed row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wordmask.model.nn.config import TokenConfig
 from wordmask.model.nn.moondream import Moondream
+from wordmask.model.nn.text import TextAttention
 from wordmask.model.nn.vision import CropFeatures
 from wordmask.model.train.sft.batch import SceneBatch
 from wordmask.model.train.teacher_forcing import PREFIX, embed_answers, packed_mask
@@ -109,23 +111,23 @@ def observe_queries(
 @contextmanager
 def _hooks(
     model: Moondream, streams: list[Tensor], heads: dict[int, tuple[Tensor, Tensor]]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Within, each pass of the decoder appends to `streams` and writes into `heads`."""
 
     def keep_stream(_module: nn.Module, _args: object, stream: Tensor) -> None:
         streams.append(stream)
 
-    def keep_head(layer: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        q, k, _ = module.heads(*args)
+    def keep_head(layer: int, attention: TextAttention, args: tuple[Any, ...]) -> None:
+        q, k, _ = attention.heads(*args)
         heads[layer] = q[:, SUPERVISED_HEAD], k[:, SUPERVISED_HEAD]
 
-    blocks = model.text.blocks
-    hooks = [block.register_forward_hook(keep_stream) for block in blocks]
+    handles = [block.register_forward_hook(keep_stream) for block in model.text.blocks]
+    attentions = [m for m in model.text.modules() if isinstance(m, TextAttention)]
     for layer in (PHRASE_LAYER, LOOK_LAYER):
-        hook = partial(keep_head, layer)
-        hooks.append(blocks[layer].attn.register_forward_pre_hook(hook))
+        keep = partial(keep_head, layer)
+        handles.append(attentions[layer].register_forward_pre_hook(keep))
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
