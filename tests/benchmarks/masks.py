@@ -1,7 +1,7 @@
-"""From a decoded path to a clean mask, its outline and its runs: ours against the published
-engine's way (facts, sections 6 and 8).
+"""From a decoded path to a clean mask, its outline and its runs: ours against the published way.
 
-The paths are the polygons of the instances of coco100 as the decoder would write them: integers of
+The published engine's way is that of docs/model.md, Rasterizer, and Mask cleanup and outline. The
+paths are the polygons of the instances of coco100 as the decoder would write them: integers of
 0-960 in the object's box.
 """
 
@@ -55,8 +55,9 @@ Steps = tuple[Callable[..., Any], ...]
 
 @dataclass(frozen=True)
 class Instance:
-    """A path in unit of box, its box (x_centre, y_centre, w, h) in unit of image, the image in
-    pixels.
+    """A path in unit of box and its box, with the image's size in pixels.
+
+    `bbox` is (x_centre, y_centre, w, h) in unit of image.
     """
 
     path: str
@@ -70,7 +71,7 @@ class Instance:
 
 
 def instances() -> list[Instance]:
-    """All instances of coco100 that have a path."""
+    """Return all instances of coco100 that have a path."""
     table = json.loads((COCO100 / "instances.json").read_text())
     size = {image["id"]: (image["height"], image["width"]) for image in table["images"]}
     return [
@@ -101,8 +102,9 @@ def _subpath(outline_N2: np.ndarray) -> str:
 def resvg_rasterize(
     path: str, bbox: tuple[float, float, float, float], height: int, width: int
 ) -> np.ndarray:
-    """The whole frame at twice the size, antialiased, through a PNG; 2 x 2 averaged; over one
-    half.
+    """Fill a path on the whole frame, antialiased at twice the size, through a PNG.
+
+    Blocks of 2 x 2 are averaged, and thresholded at over one half.
     """
     cx, cy, w, h = bbox
     place = (
@@ -118,7 +120,7 @@ def resvg_rasterize(
 
 
 def isin_clean(mask_HW: np.ndarray) -> np.ndarray:
-    """The whole frame, with np.isin."""
+    """Clean the whole frame, with np.isin."""
     limit, mask = AREA_FRACTION * mask_HW.size, mask_HW
     _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - mask, connectivity=8)
     small = 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] < limit)
@@ -132,7 +134,7 @@ def isin_clean(mask_HW: np.ndarray) -> np.ndarray:
 
 
 def potrace_trace(mask_HW: np.ndarray) -> str:
-    """potrace's curves over the whole frame, in pixels."""
+    """Return potrace's curves over the whole frame, in pixels."""
     parts = []
     for curve in potrace.Bitmap(mask_HW == 0).trace(turdsize=2, alphamax=1.0, opttolerance=0.2):
         parts.append(f"M {curve.start_point.x:.3f} {curve.start_point.y:.3f}")
@@ -169,7 +171,7 @@ def chain(steps: Steps, instance: Instance) -> tuple[str, rle.Rle]:
 
 
 def measure(instance: Instance) -> dict[str, Paired]:
-    """Each step, both sides on the same input, and the whole chain."""
+    """Time each step, both sides on the same input, and the whole chain."""
     mask = rasterize(*instance.arguments)
     cleaned = OURS[1](mask)
     inputs = (instance.arguments, (mask,), (cleaned,), (cleaned,))
@@ -185,7 +187,7 @@ def measure(instance: Instance) -> dict[str, Paired]:
 
 
 def compare(instance: Instance) -> dict[str, float]:
-    """How near the two sides are, step by step on the same input."""
+    """Return how near the two sides are, step by step on the same input."""
     theirs, ours = resvg_rasterize(*instance.arguments), rasterize(*instance.arguments)
     cleaned = OURS[1](theirs)
     return {
@@ -207,7 +209,7 @@ def iou(one_HW: np.ndarray, other_HW: np.ndarray) -> float:
 
 
 def run(quick: bool) -> Report:
-    """Path to mask, outline and runs: ours against resvg, np.isin, potrace and pycocotools."""
+    """Time path to mask, outline and runs against resvg, np.isin, potrace and pycocotools."""
     chosen = instances()[:: 20 if quick else 1]
     for steps in (OURS, PUBLISHED):
         chain(steps, chosen[0])  # compiles, and loads fonts once

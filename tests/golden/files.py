@@ -1,6 +1,4 @@
-"""Golden tensors and the configuration they come with: everything is taken from the file itself,
-nothing assumed.
-"""
+"""Golden tensors and their configuration, all taken from the file itself."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ Section = TypeVar("Section")
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
-    """`config` as in the metadata; tensors by full name."""
+    """A golden file: `config` as in its metadata, and its tensors by full name."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -27,14 +25,15 @@ class Golden:
     @classmethod
     def read(cls, path: Path) -> Golden:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
             return cls(json.loads(file.metadata()["config"]), tensors)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
     def below(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors whose name begins so, by the rest of their name."""
+        """Return the tensors whose name begins with `prefix`, by the rest of their name."""
         return {
             name.removeprefix(prefix): t
             for name, t in self.tensors.items()
@@ -42,11 +41,13 @@ class Golden:
         }
 
     def section(self, cls: type[Section], **changed: Any) -> Section:
-        """A configuration section from the metadata, which also holds things that are of the file,
-        not of the model.
+        """Return a configuration section from the metadata.
+
+        The metadata has entries about the file too, which are left out.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**({key: value for key, value in self.config.items() if key in known} | changed))
+        fields = {field.name for field in dataclasses.fields(cls)}
+        values = {key: value for key, value in self.config.items() if key in fields}
+        return cls(**(values | changed))
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
@@ -54,6 +55,6 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 def strided(golden: Golden, name: str) -> tuple[int, Tensor]:
-    """Step and values of a map of which every k-th pixel is kept; k ends its name."""
+    """Return step and values of a map of which every k-th pixel is kept; k ends its name."""
     ((suffix, values),) = golden.below(f"expected.{name}_sub").items()
     return int(suffix), values

@@ -43,7 +43,9 @@ def coarse(golden: Golden) -> Tensor:
 
 
 @torch.no_grad()
-def test_one_pass(golden: Golden, head: RefinerHead, fused: Tensor, coarse: Tensor) -> None:
+def test_one_pass_of_the_refiner(
+    golden: Golden, head: RefinerHead, fused: Tensor, coarse: Tensor
+) -> None:
     found = head(fused, coarse)
     step, expected = strided(golden, "first_mask_logits")
     assert_close(found.logits[..., ::step, ::step], expected)
@@ -51,7 +53,9 @@ def test_one_pass(golden: Golden, head: RefinerHead, fused: Tensor, coarse: Tens
 
 
 @torch.no_grad()
-def test_all_iterations(golden: Golden, head: RefinerHead, fused: Tensor, coarse: Tensor) -> None:
+def test_the_mask_after_all_iterations(
+    golden: Golden, head: RefinerHead, fused: Tensor, coarse: Tensor
+) -> None:
     ious = golden["expected.iou_per_iteration"]
     assert len(ious) == head.config.iterations
     found = head.iterate(fused, coarse, len(ious))
@@ -64,9 +68,7 @@ def test_all_iterations(golden: Golden, head: RefinerHead, fused: Tensor, coarse
 def test_predicted_ious_of_each_iteration(
     golden: Golden, head: RefinerHead, fused: Tensor, coarse: Tensor
 ) -> None:
-    """`iterate` returns the last ones; those on the way are the best of what each feedback
-    gives.
-    """
+    """`iterate` returns the last ones; those before are the best of what each feedback gives."""
     for count, expected in enumerate(golden["expected.iou_per_iteration"], start=1):
         mask = coarse if count == 1 else head.iterate(fused, coarse, count - 1).probs
         assert_close(head(fused, mask).iou, expected)

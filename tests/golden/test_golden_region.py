@@ -25,20 +25,20 @@ def region(golden: Golden) -> Region:
 
 
 @torch.no_grad()
-def test_encoding(golden: Golden, region: Region) -> None:
+def test_coordinates_and_sizes_are_encoded(golden: Golden, region: Region) -> None:
     assert_close(region.encode_coord(golden["input.coords"]), golden["expected.coord_embedding"])
     assert_close(region.encode_size(golden["input.sizes"]), golden["expected.size_embedding"])
 
 
 @torch.no_grad()
-def test_decoding_coordinates(golden: Golden, region: Region) -> None:
+def test_coordinates_are_decoded(golden: Golden, region: Region) -> None:
     bins = region.coord_logits(golden["input.hidden"]).argmax(-1)
     assert torch.equal(bins, golden["expected.coord_bins"])
     assert_close(coord_value(bins, region.config.coord_out_dim), golden["expected.coord_values"])
 
 
 @torch.no_grad()
-def test_decoding_sizes(golden: Golden, region: Region) -> None:
+def test_sizes_are_decoded(golden: Golden, region: Region) -> None:
     bins = region.size_logits(golden["input.hidden"]).argmax(-1)
     assert torch.equal(bins, golden["expected.size_bins"])
     assert_close(size_value(bins, region.config.size_out_dim // 2), golden["expected.size_values"])

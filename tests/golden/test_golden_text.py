@@ -1,5 +1,6 @@
-"""The decoder: prefill over BOS, image embeddings and a prompt, then greedy steps through the
-cache. Ids exact.
+"""The decoder: prefill over BOS, image and prompt, then greedy steps through the cache.
+
+Ids are exact.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from wordmask.model.nn.config import VisionConfig
 from wordmask.model.nn.image_crops import select_tiling
 
 
-def test_tilings(golden_dir: Path) -> None:
+def test_tilings_of_many_sizes(golden_dir: Path) -> None:
     golden = json.loads((golden_dir / "tiling.json").read_text())
     config = VisionConfig(
         crop_size=golden["crop_size"],

@@ -1,5 +1,6 @@
-"""Crops of an image, encoder features and projected tokens. Crops: at most 1 grey level on 0.1 % of
-values.
+"""Crops of an image, encoder features and projected tokens.
+
+Crops may differ by 1 grey level on 0.1 % of their values.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ def features(encoder: VisionEncoder, crops: ImageCrops) -> CropFeatures:
         return encoder(normalise(crops.crops_NHWC, torch.device("cpu"), torch.float32))
 
 
-def test_tiling(golden: Golden, crops: ImageCrops) -> None:
+def test_the_tiling_of_the_image(golden: Golden, crops: ImageCrops) -> None:
     assert list(crops.tiling) == golden.config["tiling"]
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "global"), (-1, "last")])
-def test_crops(golden: Golden, crops: ImageCrops, index: int, name: str) -> None:
+def test_crops_of_the_image(golden: Golden, crops: ImageCrops, index: int, name: str) -> None:
     found, expected = (
         crops.crops_NHWC[index].astype(int),
         golden[f"expected.crops_uint8_{name}"].numpy().astype(int),
@@ -54,12 +55,12 @@ def test_crops(golden: Golden, crops: ImageCrops, index: int, name: str) -> None
     assert (difference.max(axis=-1) > 0).mean() <= 0.001
 
 
-def test_final_features(golden: Golden, features: CropFeatures) -> None:
+def test_final_features_of_the_encoder(golden: Golden, features: CropFeatures) -> None:
     assert_close(features.final[0], golden["expected.features_global"])
     assert_close(features.final[-1], golden["expected.features_last_crop"])
 
 
-def test_early_features(golden: Golden, features: CropFeatures) -> None:
+def test_early_features_of_the_encoder(golden: Golden, features: CropFeatures) -> None:
     assert_close(features.early[0], golden["expected.early_features_global"])
 
 

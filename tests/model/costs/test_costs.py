@@ -1,11 +1,12 @@
-"""Costs by arithmetic, held against the run itself: operators counted under fake CUDA tensors, tiny
-and at the full size.
+"""Costs by arithmetic against the run itself, tiny and at the full size.
+
+Operators are counted under fake CUDA tensors.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,14 +65,15 @@ class Counted:
 
 
 def grouped_mm_flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    """The counter knows no grouped product: each row (N, wide) is multiplied by one of the matrices
-    (E, wide, narrow).
+    """Count a grouped product, which PyTorch's counter does not know.
+
+    Each row of (N, wide) is multiplied by one of the matrices (E, wide, narrow).
     """
     return 2 * x_shape[0] * x_shape[1] * weight_shape[2]
 
 
 @contextmanager
-def counting() -> Iterator[Counted]:
+def counting() -> Generator[Counted]:
     counted, held = Counted(), Held()
     with (
         torch.no_grad(),
@@ -165,8 +167,9 @@ def test_weights_and_caches_are_those_of_the_run(model: MoondreamSegmentation) -
 def test_activations_are_about_those_of_the_run(
     model: MoondreamSegmentation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With attention that keeps no scores, as CUDA's kernels do: what PyTorch falls back to here
-    keeps them.
+    """With attention that keeps no scores, as CUDA's kernels do.
+
+    What PyTorch falls back to here keeps them.
     """
     monkeypatch.setattr(
         "torch.nn.functional.scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q)

@@ -1,5 +1,6 @@
-"""Tiny checkpoints in every published form load back to the same outputs; anything that does not
-fit is named.
+"""Tiny checkpoints in every published form load back to the same outputs.
+
+Anything that does not fit is named.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def test_weights_are_converted_to_the_dtype_asked_for(reference, state, tmp_path
         assert torch.equal(tensor, stored[name].float()), name
 
 
-def test_weights_do_not_hang_on_the_file(reference, state, tmp_path):
+def test_weights_do_not_change_with_their_file(reference, state, tmp_path):
     """A rerun of training may overwrite the file that a running model was loaded from."""
     file = write(tmp_path / "model.safetensors", state)
     found = load(file)
@@ -179,7 +180,7 @@ def test_weights_do_not_hang_on_the_file(reference, state, tmp_path):
     assert_same_outputs(found, reference)
 
 
-def test_one_tensor_at_a_time_is_held(state, tmp_path, monkeypatch):
+def test_one_tensor_at_a_time_is_in_memory(state, tmp_path, monkeypatch):
     reads: list[weakref.ref[Tensor]] = []
     real = checkpoints.safe_open
 
@@ -248,7 +249,7 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(state, tmp_path):
         load(write(tmp_path / "m.safetensors", written))
 
 
-def test_all_kinds_of_misfit_are_told_at_once_and_before_any_weight_is_touched(
+def test_all_kinds_of_misfit_are_reported_at_once_and_before_any_weight_is_touched(
     reference, state, tmp_path
 ):
     written = {
@@ -386,9 +387,7 @@ def test_our_names_are_not_renamed():
 
 
 def test_full_size_layout_b_fits_in_shape():
-    """Shapes of a full-size fp8 file, written out from the facts: 24 layers of width 2048, 64
-    experts of 1024.
-    """
+    """Shapes of a full-size fp8 file, written out: 24 layers of width 2048, 64 experts of 1024."""
     shapes = {name: tuple(t.shape) for name, t in to_layout_b(full_size_names()).items()}
     assert shapes["text_model.transformer.embd.wte.weight"] == (51200, 2048)
     assert shapes["text_model.transformer.h.0.mixer.Wqkv.weight"] == (6144, 2048)

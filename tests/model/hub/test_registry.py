@@ -108,7 +108,7 @@ def test_a_single_file_is_a_model_with_the_configuration_beside_it(tmp_path):
     assert source.revision != resolve_model(str(folder)).revision
 
 
-def test_the_configuration_of_a_repository_is_had_without_its_weights(hub):
+def test_the_configuration_of_a_repository_is_downloaded_without_its_weights(hub):
     (cache(hub, "some/model", COMMIT) / "config.json").write_text("{}")
     assert (resolve_model("some/model").model.config_folder() / "config.json").read_text() == "{}"
 
@@ -323,8 +323,8 @@ def test_the_published_model_is_listed_with_its_sources_and_as_not_measured_here
     assert card.name == "moondream/moondream3-preview"
     assert "gated" in card.description
     assert "moondream/SegHeadRefiner" in card.description
-    assert card.results["RefCOCO val, cIoU %"] == 80.2
-    assert card.results["RefCOCO-M, mIoU %"] == 88.2
+    published = {"RefCOCO val, cIoU %": 80.2, "RefCOCO-M, mIoU %": 88.2}
+    assert published.items() <= card.results.items()
     assert "arXiv 2604.02593" in card.results_source
     assert "not measured here" in card.results_source
 

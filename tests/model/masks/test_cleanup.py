@@ -111,8 +111,9 @@ def test_among_equal_islands_the_same_stays_as_in_the_whole_image(pixels: list[P
 
 
 def test_a_tie_does_not_depend_on_where_the_box_of_the_mask_begins() -> None:
-    """By rows the right pixel comes first; by OpenCV's blocks of 2 x 2 the left one does where both
-    lie in one row of blocks.
+    """By rows the right pixel comes first, by OpenCV's blocks of 2 x 2 the left one.
+
+    The latter is so where both lie in one row of blocks.
     """
     for top, left in np.ndindex(6, 6):
         mask = np.zeros((40, 40), np.uint8)
@@ -122,8 +123,9 @@ def test_a_tie_does_not_depend_on_where_the_box_of_the_mask_begins() -> None:
 
 @pytest.mark.parametrize(("hole", "filled"), [(14, True), (15, False)])
 def test_a_hole_exactly_at_the_limit_stays(hole: int, filled: bool) -> None:
-    """0.15 % of 100 x 100 is 15 pixels, and smaller is strict. Holes one pixel wide would be
-    closed: these are 5 high.
+    """0.15 % of 100 x 100 is 15 pixels, and smaller is strict.
+
+    Holes one pixel wide would be closed: these are 5 high.
     """
     mask = np.zeros((100, 100), np.uint8)
     mask[20:60, 20:60] = 1

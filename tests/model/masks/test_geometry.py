@@ -100,8 +100,9 @@ def test_trace_is_readable() -> None:
 
 
 def covered(path: str, height: int, width: int) -> np.ndarray:
-    """Pixels of which more than half of 64 test points lie inside, by winding numbers counted edge
-    by edge.
+    """Set pixels of which more than half of 64 test points lie inside.
+
+    Winding numbers are counted edge by edge.
     """
     counts = np.zeros((height, width), int)
     for y in range(height * SUB):

@@ -26,8 +26,9 @@ def path_of(points: Points) -> str:
 
 
 def winding(points: Points, px: float, py: float) -> int:
-    """Edges crossed on the way in from the left. The same arithmetic as the code under test: points
-    may lie on an edge.
+    """Count the edges crossed on the way in from the left.
+
+    The arithmetic is that of the code under test, as points may lie on an edge.
     """
     total = 0
     for start, end in zip(points, points[1:] + points[:1], strict=True):
@@ -38,8 +39,9 @@ def winding(points: Points, px: float, py: float) -> int:
 
 
 def cell_alpha(points: Points, column: int, row: int) -> int:
-    """Of 255: the reference's pixel, half a pixel of ours wide. 4 x 4 points of 16, but 63 for a
-    whole fourth row.
+    """Return the alpha, of 255, of the reference's pixel, which is half a pixel of ours wide.
+
+    It has 4 x 4 points of 16, but 63 for a whole fourth row.
     """
     alpha = 0
     for j in range(4):
@@ -87,8 +89,9 @@ def test_any_finite_numbers_can_be_filled(numbers: list[float], letter: str) -> 
 
 
 def test_relative_moves_beyond_all_numbers_are_clipped() -> None:
-    """Their sum overflows; what is left of it once reached the compiled code and wrote outside its
-    arrays.
+    """Their sum overflows.
+
+    Without clipping, infinite numbers reached the compiled code, which wrote outside its arrays.
     """
     sums = "m 0 0 l 1e308 0 l 1e308 0 l 0 1e308 l 0 1e308 l -1e308 0 l -1e308 0 z"
     assert rasterize_pixels(sums, 6, 6).all()
@@ -113,7 +116,7 @@ def test_a_mirrored_box_keeps_its_curves() -> None:
         "M 0 0 L 1 0 1 1 -",
     ],
 )
-def test_what_is_no_path_is_an_error(path: str) -> None:
+def test_text_that_is_no_path_is_an_error(path: str) -> None:
     with pytest.raises(ValueError, match="path"):
         rasterize_pixels(path, 4, 4)
 

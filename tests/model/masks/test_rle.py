@@ -27,8 +27,9 @@ def runs(mask: np.ndarray) -> list[int]:
 
 
 def text_of(counts: list[int]) -> str:
-    """Each count less the one before the last, from the fourth on; five bits a character, low ones
-    first.
+    """Compress counts: from the fourth on, each less the one before the last.
+
+    A character has five bits, low ones first.
     """
     text = ""
     for index, count in enumerate(counts):
@@ -53,9 +54,7 @@ def test_counts_are_the_runs_of_the_columns(mask: np.ndarray) -> None:
 @given(st.integers(1, 300), st.integers(1, 300), st.data())
 @quick
 def test_a_box_anywhere_in_a_larger_image(height: int, width: int, data: st.DataObject) -> None:
-    """At every side of the image, where runs go on into the next column or end with the last
-    pixel.
-    """
+    """At the image's sides runs go on into the next column or end with the last pixel."""
     y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     y1, x1 = data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width))
     mask = np.zeros((height, width), np.uint8)

@@ -57,7 +57,7 @@ def test_masks_at_the_border_and_whole_images(library: str) -> None:
 
 
 @both
-def test_nothing_and_specks(library: str) -> None:
+def test_an_empty_mask_has_no_path_and_a_speck_its_exact_outline(library: str) -> None:
     assert smooth(np.zeros((5, 5), np.uint8), library) == ""
     speck = np.zeros((9, 9), np.uint8)
     speck[4, 6] = 1

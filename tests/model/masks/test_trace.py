@@ -1,5 +1,6 @@
-"""Tracing: the path runs along every crack between mask and background, once, with the mask on its
-right.
+"""Tracing: the path runs once along every crack between mask and background.
+
+The mask is on its right.
 """
 
 from __future__ import annotations

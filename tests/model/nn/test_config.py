@@ -1,6 +1,4 @@
-"""Configurations: what is refused and how it is named, and reading them back from every kind of
-JSON.
-"""
+"""Configurations: errors name what does not fit, and every kind of JSON reads back."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_sizes_are_those_of_the_paper():
 @pytest.mark.parametrize(
     ("height", "width", "tiling"), [(900, 1170, (3, 4)), (1170, 900, (4, 3)), (700, 2000, (2, 5))]
 )
-def test_every_tile_is_its_place_of_the_resized_image(height, width, tiling):
+def test_every_tile_is_its_window_of_the_resized_image(height, width, tiling):
     image = noise(height, width)
     crops = crop_image(image, CONFIG)
     rows, cols = crops.tiling
@@ -87,13 +87,14 @@ def test_tilings_of_any_size(height, width):
 
 
 def test_very_long_images_have_more_tiles_than_twelve():
-    """The published formula scales both counts down and then raises the smaller one to 1. We follow
-    it, as trained.
+    """The published formula scales both counts down and then raises the smaller one to 1.
+
+    We follow it, as the model was trained so.
     """
     assert select_tiling(400, 13_300, WINDOW, 12) == (1, 17)
 
 
-def test_window_at_its_limit():
+def test_a_side_of_one_window_has_one_tile_and_a_pixel_more_has_several():
     assert select_tiling(WINDOW, 10 * WINDOW, WINDOW, 12) == (1, 1)
     assert select_tiling(WINDOW + 1, WINDOW + 1, WINDOW, 12) == (3, 3)
 

@@ -1,4 +1,4 @@
-"""What is written where, and that branches are copies."""
+"""The cache keeps each row's positions apart, and shared prefixes serve the right rows."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_each_row_meets_the_keys_and_values_of_its_own_image(
             torch.testing.assert_close(mixed[row], weights[row] @ entries.v[1, entry])
 
 
-def test_adopted_rows_are_copies_and_the_others_stay():
+def test_copied_rows_do_not_follow_their_source_and_the_others_stay():
     target, source = filled(rows=4, max_len=8), filled(rows=2)
     before = target.k.clone()
     target.copy_rows(torch.tensor([3, 1]), source)
@@ -79,7 +79,7 @@ def test_adopted_rows_are_copies_and_the_others_stay():
     assert target.k[:, 3, :, :6].ne(0).any()
 
 
-def test_rows_keeps_order():
+def test_selected_rows_keep_their_order():
     source = filled()
     kept = source.select(torch.tensor([2, 0]))
     assert torch.equal(kept.k, source.k[:, [2, 0]])

@@ -52,7 +52,7 @@ def test_equals_the_loop(experts, per_token, tokens):
 
 
 @torch.no_grad()
-def test_experts_that_no_token_wants():
+def test_an_expert_that_no_token_chose_changes_nothing():
     layer = make()
     layer.router.weight.zero_()
     layer.router.bias.copy_(torch.tensor([0.0, 0, 5, 0, 4, 0]))
@@ -72,7 +72,7 @@ def test_a_token_does_not_depend_on_the_others_of_its_batch():
         assert torch.equal(together[rows], layer(x[rows]))
 
 
-def test_what_fills_a_block_of_rows_gets_no_gradient():
+def test_filler_rows_of_a_block_get_no_gradient():
     layer = make()
     x = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(9), requires_grad=True)
     grads = []

@@ -1,6 +1,4 @@
-"""The refiner head beyond the golden file: which mask is fed back, stability, and masks of every
-kind.
-"""
+"""The refiner head beyond the golden file: feedback, stability, and masks of every kind."""
 
 from __future__ import annotations
 
@@ -119,8 +117,9 @@ def test_the_best_is_the_candidate_of_highest_predicted_iou(head):
 
 
 def answers_at(*changes: tuple[float, ...]) -> list[Candidates]:
-    """For two rows of 6 x 6, masks of which so many rows of pixels are set, and IoUs that tell rows
-    and iterations apart.
+    """Return candidates of 6 x 6 for some rows, of which so many lines of pixels are set.
+
+    Their IoUs differ by row and iteration.
     """
     answers = []
     for count, lines in enumerate(changes):

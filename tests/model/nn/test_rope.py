@@ -10,8 +10,9 @@ THETA = 1_500_000.0
 
 
 def reference(x_BHTd: torch.Tensor, positions_BT: torch.Tensor, rotary_dim: int) -> torch.Tensor:
-    """Dims i and i + rotary_dim / 2 as one complex number, turned by position * theta ** (-2 i /
-    rotary_dim).
+    """Rotate dims i and i + rotary_dim / 2 as one complex number.
+
+    The angle is position * theta ** (-2 i / rotary_dim).
     """
     half = rotary_dim // 2
     turned = x_BHTd.double().clone()

@@ -1,6 +1,4 @@
-"""The decoder beyond the golden file: the mask, the cache, branches, tau scaling, and what a block
-computes.
-"""
+"""The decoder beyond the golden file: mask, cache, shared prefix, tau scaling, and blocks."""
 
 from __future__ import annotations
 
@@ -107,9 +105,7 @@ def test_rows_of_one_batch_may_stand_at_other_positions(decoder):
 
 @torch.no_grad()
 def test_a_shared_prefix_equals_reading_it_again(decoder):
-    """Two images, five queries: the prefix is read once for each image and shared by its
-    queries.
-    """
+    """Two images, five queries: the prefix of an image is read once for all its queries."""
     images, image_of = embeddings(2, PREFIX), torch.tensor([1, 0, 1, 1, 0])
     queries = embeddings(5, 6, seed=1)
     expected = full_forward(decoder, torch.cat([images[image_of], queries], dim=1))[:, PREFIX:]

@@ -1,6 +1,4 @@
-"""The encoder beyond the golden file: stitching with middle tiles, 1 x 1 tilings, batches of
-images, early features.
-"""
+"""The encoder beyond the golden file: stitching, tilings, batches of images, early features."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ def test_stitching_tiles_of_a_map_gives_the_map(tiling):
     assert torch.equal(stitch(tiles, tiling, margin), whole)
 
 
-def test_each_place_comes_from_the_tile_that_owns_it():
+def test_each_patch_comes_from_the_tile_that_owns_it():
     """Where tiles disagree (they see other surroundings) the owner's value is taken."""
     tiles = torch.arange(9.0).view(9, 1, 1).expand(9, 49, 1)
     found = stitch(tiles, (3, 3), 2)[..., 0]
@@ -87,9 +85,7 @@ def test_projection_pools_the_stitched_map_to_the_grid(encoder):
 
 @torch.no_grad()
 def test_with_one_tile_leaving_it_out_equals_encoding_it(encoder):
-    """`ImageCrops` leaves the only tile out; here it is cut, encoded, stitched and pooled as any
-    other.
-    """
+    """`ImageCrops` leaves the only tile out; here it is encoded and pooled as any other."""
     image = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     crops = crop_image(image, encoder.config)
     assert crops.tiling == (1, 1)
