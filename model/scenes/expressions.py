@@ -6,9 +6,10 @@ else by a margin of size, position or colour.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from string import Formatter
 
 import numpy as np
@@ -16,15 +17,21 @@ from numpy.random import Generator
 
 from wordmask.model.scenes.canvas import Scene
 from wordmask.model.scenes.colours import COLOUR_NAMES
-from wordmask.model.scenes.finders.found import Found
 from wordmask.model.scenes.finders.positions import ORDINALS
+from wordmask.model.scenes.finders.terms import ANY_NOUN, Found
 from wordmask.model.scenes.nouns import NOUNS
-from wordmask.model.scenes.relations import ANY_NOUN, SceneRelations
+from wordmask.model.scenes.relations import SceneRelations
 from wordmask.model.scenes.shapes import SHAPES
-from wordmask.model.scenes.templates import SYNONYMS, TEMPLATES, Template
+from wordmask.model.scenes.templates import SYNONYMS, TEMPLATES, Template, synonyms
 
 # Of expressions about a scene that has something to say of each kind.
-KIND_SHARES = {"attribute": 0.27, "size": 0.13, "position": 0.2, "ordinal": 0.08, "relation": 0.32}
+KIND_SHARES = {
+    "attribute": 0.27,
+    "size": 0.13,
+    "position": 0.2,
+    "ordinal": 0.08,
+    "relation": 0.32,
+}
 ABSENT_SHARE = 0.12
 ARTICLE_SHARE = 0.7  # of expressions that begin with "the"
 NOUN_SHARE = 0.75  # of expressions that could name a noun, or any object
@@ -67,12 +74,14 @@ def sample_expressions(
     Raises:
         KeyError: for a template that there is none of.
     """
+    left = {name: TEMPLATES[name] for name in templates}
+    if not absent:
+        left = {name: template for name, template in left.items() if not template.is_absent}
     sampler = _Sampler(
         rng=np.random.default_rng((seed, 19)),
         relations=SceneRelations(scene, nouns),
-        left={name: TEMPLATES[name] for name in templates},
+        left=left,
         absent=absent,
-        uses=dict.fromkeys([*range(len(scene.objects)), None], 0),
     )
     return sampler.sample(count)
 
@@ -97,9 +106,9 @@ def grammar_lines() -> Iterator[str]:
     Every noun stands in every colour, and every other word beside many a noun.
     """
     nouns = (*NOUNS, *SHAPES, ANY_NOUN, "thing")
-    colours = [word for colour in COLOUR_NAMES for word in SYNONYMS.get(colour, (colour,))]
-    words = [word for group in SYNONYMS.values() for word in group] + list(ORDINALS)
-    patterns = [wording for template in TEMPLATES.values() for wording in template.wordings]
+    colours = list(chain.from_iterable(map(synonyms, COLOUR_NAMES)))
+    words = [*chain.from_iterable(SYNONYMS.values()), *ORDINALS]
+    patterns = list(chain.from_iterable(template.wordings for template in TEMPLATES.values()))
     for number, noun in enumerate(nouns):
         for colour in colours:
             yield f"the {colour} {noun}"
@@ -115,21 +124,19 @@ def grammar_lines() -> Iterator[str]:
 class _Sampler:
     """Draws expressions about one scene.
 
-    `left` are the templates that still find something; `uses` counts the expressions of each
-    target.
+    `left` are the templates that still find something, `options` what they found and was not used;
+    `uses` counts the expressions of each target.
     """
 
     rng: Generator
     relations: SceneRelations
     left: dict[str, Template]
     absent: float
-    uses: dict[int | None, int]
+    uses: Counter[int | None] = field(default_factory=Counter)
     options: dict[str, list[Found]] = field(default_factory=dict)
 
     def sample(self, count: int) -> list[Expression]:
         found: dict[str, Expression] = {}
-        if not self.absent:
-            self.left = {name: t for name, t in self.left.items() if t.kind != "absent"}
         wants_absent = self._wants_absent()
         while self.left and len(found) < count:
             name = self._draw_template(wants_absent)
@@ -151,30 +158,39 @@ class _Sampler:
     def _options_of(self, name: str) -> list[Found]:
         """Return what is left of a template's options."""
         if name not in self.options:
-            self.options[name] = list(TEMPLATES[name].find(self.relations))
+            found = TEMPLATES[name].find(self.relations)
+            self.options[name] = list(found)
         return self.options[name]
 
     def _draw_template(self, absent: bool) -> str:
         """Draw a template of a kind drawn by its share; about nothing or not, as far as can be."""
-        wanted = [name for name, each in self.left.items() if (each.kind == "absent") == absent]
-        wanted = wanted or list(self.left)
-        kinds = sorted({self.left[name].kind for name in wanted})
-        kind = kinds[self._weighted([KIND_SHARES.get(kind, 1.0) for kind in kinds])]
-        return self._one_of([name for name in wanted if self.left[name].kind == kind])
+        by_kind: dict[str, list[str]] = {}
+        for name, template in self.left.items():
+            if template.is_absent == absent:
+                by_kind.setdefault(template.kind, []).append(name)
+        if not by_kind:
+            return self._draw_template(not absent)
+        kinds = sorted(by_kind)
+        shares = [KIND_SHARES.get(kind, 1.0) for kind in kinds]
+        kind = kinds[self._weighted(shares)]
+        return self._one_of(by_kind[kind])
 
     def _weighted(self, weights: Sequence[float]) -> int:
         """Draw an index by weights of any sum."""
         sums = np.cumsum(weights)
-        return int(np.searchsorted(sums[:-1], self.rng.random() * sums[-1], side="right"))
+        point = self.rng.random() * sums[-1]
+        return int(np.searchsorted(sums[:-1], point, side="right"))
 
     def _pop(self, options: list[Found]) -> Found:
         """Take an option of a target with the fewest uses, rather with a noun than without."""
-        fewest = min(self.uses[option.target] for option in options)
-        best = [i for i, option in enumerate(options) if self.uses[option.target] == fewest]
-        named = [i for i in best if not options[i].slots["p"].endswith(ANY_NOUN)]
+        uses = [self.uses[option.target] for option in options]
+        fewest = min(uses)
+        best = [index for index, count in enumerate(uses) if count == fewest]
+        named = [index for index in best if options[index].has_noun]
         if named and self.rng.random() < NOUN_SHARE:
             best = named
-        return options.pop(best[self.rng.integers(len(best))])
+        index = best[self.rng.integers(len(best))]
+        return options.pop(index)
 
     def _word(self, template: Template, option: Found) -> str:
         """Put an option into one of its many wordings."""
@@ -186,11 +202,14 @@ class _Sampler:
         return text if self.rng.random() < ARTICLE_SHARE else text.removeprefix("the ")
 
     def _synonym(self, word: str) -> str:
-        words = SYNONYMS.get(word, (word,))
-        return words[0] if len(words) == 1 else self._one_of(words)
+        words = synonyms(word)
+        if len(words) == 1:
+            return words[0]
+        return self._one_of(words)
 
     def _one_of(self, options: Sequence[str]) -> str:
-        return options[int(self.rng.integers(len(options)))]
+        index = int(self.rng.integers(len(options)))
+        return options[index]
 
 
 def _expression(text: str, name: str, option: Found) -> Expression:
@@ -201,8 +220,10 @@ def _expression(text: str, name: str, option: Found) -> Expression:
 def _wordings(template: Template, option: Found) -> Iterator[str]:
     """Yield every wording of an option, for objects and for things."""
     for pattern in template.wordings:
-        slots = [slot for _, slot, _, _ in Formatter().parse(pattern) if slot]
-        plain = [option.slots[slot] for slot in slots]
-        for words in product(*(SYNONYMS.get(word, (word,)) for word in plain)):
-            text = "the " + pattern.format(**dict(zip(slots, words, strict=True)))
+        parsed = Formatter().parse(pattern)
+        slots = [slot for _, slot, _, _ in parsed if slot]
+        choices = [synonyms(option.slots[slot]) for slot in slots]
+        for words in product(*choices):
+            filled = dict(zip(slots, words, strict=True))
+            text = "the " + pattern.format(**filled)
             yield from dict.fromkeys((text, text.replace(ANY_NOUN, "thing")))

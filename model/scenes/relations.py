@@ -1,8 +1,7 @@
 """What is true of the objects of a scene, each beyond doubt or not at all.
 
-Sets of objects are bit masks: bit i stands for object i. A relation is certain, certainly not so,
-or too close a call; `TriState` keeps the first and the last apart, and an expression is made only
-where nothing is too close.
+A relation is certain, certainly not so, or too close a call: `TriState` keeps the first and the
+last apart, and an expression is made only where nothing is too close.
 """
 
 from __future__ import annotations
@@ -10,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import pairwise, product
 
 from wordmask.model.scenes.canvas import MIN_GAP, Scene, SceneObject
 from wordmask.model.scenes.colours import COLOUR_NAMES
+from wordmask.model.scenes.finders.terms import (
+    ANY_NOUN,
+    Anchor,
+    Group,
+    TriState,
+    indices,
+    single,
+    without,
+)
 
 SIZE_RATIO = 1.3  # of longer sides, and of areas: less than this apart, neither is the larger
 # Of the way across: an object that is less to the left than this share of what it is above is not
@@ -25,74 +32,18 @@ NEXT_TO = 0.45  # of the short side: centres further apart are not next to each 
 # Along the line of two anchors from, to; furthest off it, unit of its length.
 BETWEEN = (0.2, 0.8, 0.18)
 NOT_BETWEEN = (-0.05, 1.05, 0.45)
-CORNER = (0.38, 0.5)  # of the side: centres up to this are in a corner, beyond that are not
+# Of the side: centres up to this are in a corner, and from that on are not.
+IN_CORNER, OUT_OF_CORNER = 0.38, 0.5
 SPREAD = 1.5  # a row is at least this much longer than high
 # Axis, and the sign by which positions along it increase from that side on.
-SIDES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
-ANY_NOUN = "object"
-
-
-@dataclass(frozen=True)
-class Group:
-    """A phrase without article, and the set of objects that it fits, and surely no other.
-
-    `colour` is "" where the phrase names none.
-    """
-
-    phrase: str
-    members: int
-    noun: str
-    colour: str
-
-    @property
-    def count(self) -> int:
-        return self.members.bit_count()
-
-    @property
-    def has_noun(self) -> bool:
-        return self.noun != ANY_NOUN
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """A phrase with article, and the one object that it names."""
-
-    phrase: str
-    index: int
-
-
-class TriState(NamedTuple):
-    """The objects of which something is true, and those of which it might be."""
-
-    true: int = 0
-    unsure: int = 0
-
-    def only(self, among: int) -> int | None:
-        """Return the one object of a set of which it is true while false of all others."""
-        if self.unsure & among:
-            return None
-        return single(self.true & among)
-
-    def none(self, among: int) -> bool:
-        """Whether it is false of all objects of a set."""
-        return not (self.true | self.unsure) & among
-
-
-def single(members: int) -> int | None:
-    """Return the object of a set of one; None for other sets."""
-    return members.bit_length() - 1 if members.bit_count() == 1 else None
-
-
-def indices(members: int) -> list[int]:
-    """Return the objects of a set in order."""
-    return [index for index in range(members.bit_length()) if members >> index & 1]
-
-
-def without(members: int, *excluded: int) -> int:
-    """Return a set without some objects."""
-    for index in excluded:
-        members &= ~(1 << index)
-    return members
+SIDES = {
+    "left": (0, 1),
+    "right": (0, -1),
+    "top": (1, 1),
+    "bottom": (1, -1),
+}
+UNSURE = None
+Verdict = Callable[[int], bool | None]  # of an object; None is UNSURE
 
 
 @dataclass(frozen=True)
@@ -145,7 +96,8 @@ class SceneRelations:
         return tuple(self._groups())
 
     def _groups(self) -> Iterator[Group]:
-        for noun, members in (*self.names.items(), (ANY_NOUN, self.everything)):
+        nouns = self.names | {ANY_NOUN: self.everything}
+        for noun, members in nouns.items():
             yield Group(noun, members, noun, "")
             for colour, state in self.colours.items():
                 coloured = state.true & members
@@ -162,12 +114,16 @@ class SceneRelations:
 
         A colour is said only where the noun is not enough.
         """
-        named = [group for group in self.groups if group.count == 1 and group.has_noun]
-        plain = {group.noun for group in named if not group.colour}
-        chosen = [group for group in named if not group.colour or group.noun not in plain]
-        return tuple(
-            Anchor(f"the {group.phrase}", group.members.bit_length() - 1) for group in chosen
-        )
+        anchors = []
+        plain = set()
+        for group in self.groups:
+            index = single(group.members)
+            if index is None or not group.has_noun or group.noun in plain:
+                continue
+            if not group.colour:
+                plain.add(group.noun)
+            anchors.append(Anchor(f"the {group.phrase}", index))
+        return tuple(anchors)
 
     @cached_property
     def centres(self) -> list[tuple[float, float]]:
@@ -183,12 +139,16 @@ class SceneRelations:
     @cached_property
     def sizes(self) -> list[tuple[float, float]]:
         """Longer side and area of what is visible of each object, in pixels."""
-        return [(thing.extent, float(thing.mask_HW.sum())) for thing in self.objects]
+        areas = [float(thing.mask_HW.sum()) for thing in self.objects]
+        extents = [thing.extent for thing in self.objects]
+        return list(zip(extents, areas, strict=True))
 
     def larger(self, a: int, b: int) -> bool:
         """Whether `a` is plainly larger than `b`, by both measures."""
-        pairs = zip(self.sizes[a], self.sizes[b], strict=True)
-        return all(x >= SIZE_RATIO * y for x, y in pairs)
+        extent, area = self.sizes[a]
+        other_extent, other_area = self.sizes[b]
+        longer = extent >= SIZE_RATIO * other_extent
+        return longer and area >= SIZE_RATIO * other_area
 
     def smaller(self, a: int, b: int) -> bool:
         """Whether `a` is plainly smaller than `b`, by both measures."""
@@ -200,11 +160,12 @@ class SceneRelations:
         Returns: None where not even the first is.
         """
         before = self.smaller if smallest_first else self.larger
-        order = sorted(indices(members), key=self.sizes.__getitem__, reverse=not smallest_first)
-        apart = [
-            all(before(index, later) for later in order[rank + 1 :])
-            for rank, index in enumerate(order)
-        ]
+        size_of = self.sizes.__getitem__
+        order = sorted(indices(members), key=size_of, reverse=not smallest_first)
+        apart = []
+        for rank, index in enumerate(order):
+            later = order[rank + 1 :]
+            apart.append(all(before(index, other) for other in later))
         return _as_far_as_apart(order, apart)
 
     def by_position(self, members: int, side: str) -> list[int] | None:
@@ -213,15 +174,18 @@ class SceneRelations:
         Returns: None where not even the first is.
         """
         axis, sign = SIDES[side]
-        along = [sign * centre[axis] / self.image_size[axis] for centre in self.centres]
+        span = self.image_size[axis]
+        along = [sign * centre[axis] / span for centre in self.centres]
         order = sorted(indices(members), key=along.__getitem__)
         apart = [along[b] - along[a] >= MIN_GAP for a, b in pairwise(order)]
         return _as_far_as_apart(order, apart)
 
     def distance(self, a: int, b: int) -> float:
         """Return the distance of two centres in pixels."""
-        (ax, ay), (bx, by) = self.centres[a], self.centres[b]
-        return float(((ax - bx) ** 2 + (ay - by) ** 2) ** 0.5)
+        ax, ay = self.centres[a]
+        bx, by = self.centres[b]
+        squared = (ax - bx) ** 2 + (ay - by) ** 2
+        return float(squared**0.5)
 
     def by_distance(self, members: int, anchor: int, *, nearest_first: bool) -> int | None:
         """Return the object nearest to an anchor (or farthest from it), where one plainly is."""
@@ -234,8 +198,10 @@ class SceneRelations:
         if len(order) < 2:
             return None
         near, far = sorted(map(distance, order[:2]))
-        apart = far >= NEAR_RATIO * near and far - near >= MIN_GAP * min(self.image_size)
-        return order[0] if apart else None
+        gap = MIN_GAP * min(self.image_size)
+        if far < NEAR_RATIO * near or far - near < gap:
+            return None
+        return order[0]
 
     def on_side(self, side: str, anchor: int) -> TriState:
         """Return the objects that lie to the left of an anchor (right of, above, below)."""
@@ -244,7 +210,8 @@ class SceneRelations:
     @cached_property
     def _on_side(self) -> dict[tuple[str, int], TriState]:
         anchors = range(len(self.objects))
-        return {(side, anchor): self._beside(side, anchor) for side in SIDES for anchor in anchors}
+        keys = product(SIDES, anchors)
+        return {(side, anchor): self._beside(side, anchor) for side, anchor in keys}
 
     def _beside(self, side: str, anchor: int) -> TriState:
         axis, sign = SIDES[side]
@@ -257,19 +224,20 @@ class SceneRelations:
             across = abs(origin[1 - axis] - centre[1 - axis])
             if along >= least and along >= CONE * across:
                 return True
-            return None if along > -least else False
+            return UNSURE if along > -least else False
 
         return self._judge(verdict, anchor)
 
-    def _judge(self, verdict: Callable[[int], bool | None], *anchors: int) -> TriState:
-        """Collect what a verdict says of all objects but the anchors; None is unsure."""
+    def _judge(self, verdict: Verdict, *anchors: int) -> TriState:
+        """Collect what a verdict says of all objects but the anchors."""
         true = unsure = 0
-        for index in indices(without(self.everything, *anchors)):
+        others = without(self.everything, *anchors)
+        for index in indices(others):
             found = verdict(index)
-            if found:
-                true |= 1 << index
-            elif found is None:
+            if found is UNSURE:
                 unsure |= 1 << index
+            elif found:
+                true |= 1 << index
         return TriState(true, unsure)
 
     def sized_against(self, anchor: int, *, larger: bool) -> TriState:
@@ -278,26 +246,34 @@ class SceneRelations:
         def verdict(index: int) -> bool | None:
             if self.larger(index, anchor):
                 return larger
-            return not larger if self.smaller(index, anchor) else None
+            if self.smaller(index, anchor):
+                return not larger
+            return UNSURE
 
         return self._judge(verdict, anchor)
 
     def between(self, a: int, b: int) -> TriState:
         """Return the objects between two others."""
-        (ax, ay), (bx, by) = self.centres[a], self.centres[b]
-        dx, dy = bx - ax, by - ay
-        length = dx * dx + dy * dy
-        if length < (2 * MIN_GAP * min(self.image_size)) ** 2:
-            return TriState(0, self.everything)
+        ax, ay = self.centres[a]
+        bx, by = self.centres[b]
+        dx = bx - ax
+        dy = by - ay
+        squared = dx * dx + dy * dy
+        if squared < (2 * MIN_GAP * min(self.image_size)) ** 2:
+            return TriState(unsure=self.everything)
 
         def verdict(index: int) -> bool | None:
             x, y = self.centres[index]
-            along = ((x - ax) * dx + (y - ay) * dy) / length
-            off = abs((x - ax) * dy - (y - ay) * dx) / length
-            if BETWEEN[0] <= along <= BETWEEN[1] and off <= BETWEEN[2]:
+            rx = x - ax
+            ry = y - ay
+            along = (rx * dx + ry * dy) / squared
+            off = abs(rx * dy - ry * dx) / squared
+            start, end, widest = BETWEEN
+            if start <= along <= end and off <= widest:
                 return True
-            near = NOT_BETWEEN[0] < along < NOT_BETWEEN[1] and off < NOT_BETWEEN[2]
-            return None if near else False
+            start, end, widest = NOT_BETWEEN
+            near = start < along < end and off < widest
+            return UNSURE if near else False
 
         return self._judge(verdict, a, b)
 
@@ -306,9 +282,9 @@ class SceneRelations:
 
         def verdict(index: int) -> bool | None:
             off = max(self._share_from(side, index) for side in sides)
-            if off <= CORNER[0]:
+            if off <= IN_CORNER:
                 return True
-            return None if off < CORNER[1] else False
+            return UNSURE if off < OUT_OF_CORNER else False
 
         return self._judge(verdict)
 
@@ -320,9 +296,12 @@ class SceneRelations:
 
     def in_line(self, order: list[int], axis: int) -> bool:
         """Whether objects lie in a row (axis 0) or in a column (axis 1)."""
-        along = [self.centres[index][axis] for index in order]
-        across = [self.centres[index][1 - axis] for index in order]
-        return max(along) - min(along) >= SPREAD * (max(across) - min(across))
+        centres = [self.centres[index] for index in order]
+        along = [centre[axis] for centre in centres]
+        across = [centre[1 - axis] for centre in centres]
+        length = max(along) - min(along)
+        height = max(across) - min(across)
+        return length >= SPREAD * height
 
 
 def _as_far_as_apart(order: list[int], apart: list[bool]) -> list[int] | None:

@@ -25,7 +25,6 @@ from wordmask.model.scenes.finders.attributes import (
     find_second_in_size,
     find_superlative,
 )
-from wordmask.model.scenes.finders.found import Found
 from wordmask.model.scenes.finders.positions import (
     find_extreme,
     find_in_corner,
@@ -42,6 +41,7 @@ from wordmask.model.scenes.finders.related import (
     find_same_colour,
     find_sized,
 )
+from wordmask.model.scenes.finders.terms import Found
 from wordmask.model.scenes.relations import NEXT_TO, SceneRelations
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -75,6 +75,11 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 
 
+def synonyms(word: str) -> tuple[str, ...]:
+    """Return the ways to say a word, or the word alone."""
+    return SYNONYMS.get(word, (word,))
+
+
 Finder = Callable[[SceneRelations], Iterator[Found]]
 
 
@@ -84,6 +89,11 @@ class Template(NamedTuple):
     kind: str
     wordings: tuple[str, ...]
     find: Finder
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether its expressions name nothing."""
+        return self.kind == "absent"
 
 
 _PHRASE = ("{p}",)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wordmask.model.scenes.colours import COLOUR_NAMES
-from wordmask.model.scenes.finders.found import Found
 from wordmask.model.scenes.finders.positions import ORDINALS
+from wordmask.model.scenes.finders.terms import ANY_NOUN, Found, TriState, without
 from wordmask.model.scenes.nouns import alike
-from wordmask.model.scenes.relations import ANY_NOUN, SIDES, SceneRelations, TriState, without
+from wordmask.model.scenes.relations import SIDES, SceneRelations
 
 
 def find_absent_noun(relations: SceneRelations) -> Iterator[Found]:

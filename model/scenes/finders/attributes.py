@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wordmask.model.scenes.finders.found import Found
+from wordmask.model.scenes.finders.terms import Found, Group, single
 from wordmask.model.scenes.nouns import PLURALS
-from wordmask.model.scenes.relations import Group, SceneRelations, single
+from wordmask.model.scenes.relations import SceneRelations
 
 
 def find_plain(relations: SceneRelations, *, noun: bool, colour: bool) -> Iterator[Found]:

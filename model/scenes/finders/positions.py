@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from wordmask.model.scenes.finders.found import Found
+from wordmask.model.scenes.finders.terms import Found
 from wordmask.model.scenes.relations import SIDES, SceneRelations
 
 ORDINALS = ("first", "second", "third", "fourth")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import combinations
 
-from wordmask.model.scenes.finders.found import Found
-from wordmask.model.scenes.relations import SIDES, Anchor, SceneRelations, TriState, without
+from wordmask.model.scenes.finders.terms import Anchor, Found, TriState, without
+from wordmask.model.scenes.relations import SIDES, SceneRelations
 
 MOST = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottommost"}
 Anchors = Callable[[SceneRelations], Iterable[Anchor]]
