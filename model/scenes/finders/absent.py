@@ -18,11 +18,12 @@ def find_absent_noun(relations: SceneRelations) -> Iterator[Found]:
 
 
 def _absent_nouns(relations: SceneRelations) -> list[str]:
-    return [
-        noun
-        for noun in relations.nouns
-        if noun not in relations.names and not any(alike(noun, name) for name in relations.names)
-    ]
+    absent = []
+    for noun in relations.nouns:
+        present = noun in relations.names
+        if not present and not any(alike(noun, name) for name in relations.names):
+            absent.append(noun)
+    return absent
 
 
 def find_absent_colour(relations: SceneRelations, *, noun: bool) -> Iterator[Found]:
@@ -30,7 +31,8 @@ def find_absent_colour(relations: SceneRelations, *, noun: bool) -> Iterator[Fou
     names = relations.names if noun else {ANY_NOUN: relations.everything}
     for name, members in names.items():
         for colour in COLOUR_NAMES:
-            if relations.colours.get(colour, TriState()).none(members):
+            state = relations.colours.get(colour, TriState())
+            if state.none(members):
                 yield Found({"p": f"{colour} {name}"}, None)
 
 
@@ -53,13 +55,16 @@ def find_absent_anchor(relations: SceneRelations) -> Iterator[Found]:
     for number, noun in enumerate(_absent_nouns(relations)):
         phrase = phrases[number % len(phrases)]
         side = sides[number % len(sides)]
-        yield Found({"p": phrase, "r": f"side {side}", "a": f"the {noun}"}, None)
+        slots = {"p": phrase, "r": f"side {side}", "a": f"the {noun}"}
+        yield Found(slots, None)
 
 
 def find_absent_ordinal(relations: SceneRelations) -> Iterator[Found]:
     """Find ranks that are one more than a group has objects."""
     for group in relations.groups:
-        if group.count < len(ORDINALS):
-            for side in SIDES:
-                slots = {"p": group.phrase, "o": ORDINALS[group.count], "s": side}
-                yield Found(slots, None)
+        if group.count >= len(ORDINALS):
+            continue
+        ordinal = ORDINALS[group.count]
+        for side in SIDES:
+            slots = {"p": group.phrase, "o": ordinal, "s": side}
+            yield Found(slots, None)

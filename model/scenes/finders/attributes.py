@@ -12,8 +12,11 @@ from wordmask.model.scenes.relations import SceneRelations
 def find_plain(relations: SceneRelations, *, noun: bool, colour: bool) -> Iterator[Found]:
     """Find objects that a noun, a colour, or both name."""
     for group in relations.groups:
-        if group.count == 1 and group.has_noun == noun and bool(group.colour) == colour:
-            yield Found({"p": group.phrase}, single(group.members))
+        if group.has_noun != noun or group.has_colour != colour:
+            continue
+        target = single(group.members)
+        if target is not None:
+            yield Found({"p": group.phrase}, target)
 
 
 def find_not_coloured(relations: SceneRelations) -> Iterator[Found]:
@@ -22,15 +25,17 @@ def find_not_coloured(relations: SceneRelations) -> Iterator[Found]:
         if noun in PLURALS or members.bit_count() < 2:
             continue
         for colour, state in relations.colours.items():
+            if state.unsure & members:
+                continue
             target = single(members & ~state.true)
-            if target is not None and not state.unsure & members:
+            if target is not None:
                 yield Found({"p": noun, "c": colour}, target)
 
 
 def find_by_size(relations: SceneRelations, *, colour: bool) -> Iterator[Found]:
     """Find the small and the large object of a noun, with or without a colour."""
     for group in relations.groups_of(2):
-        if group.has_noun and bool(group.colour) == colour:
+        if group.has_noun and group.has_colour == colour:
             yield from _at_both_ends(relations, group, "small", "large")
 
 
@@ -52,4 +57,5 @@ def _at_both_ends(
     for word, smallest_first in ((small, True), (large, False)):
         order = relations.by_size(group.members, smallest_first=smallest_first)
         if order and rank < len(order):
-            yield Found({"p": group.phrase, "z": word}, order[rank])
+            slots = {"p": group.phrase, "z": word}
+            yield Found(slots, order[rank])

@@ -17,17 +17,20 @@ def find_extreme(relations: SceneRelations, how: str) -> Iterator[Found]:
         for side in SIDES:
             order = relations.by_position(group.members, side)
             if order:
-                yield Found({"p": group.phrase, "s": f"{how} {side}"}, order[0])
+                slots = {"p": group.phrase, "s": f"{how} {side}"}
+                yield Found(slots, order[0])
 
 
 def find_in_corner(relations: SceneRelations) -> Iterator[Found]:
     """Find objects that alone of their group lie in a corner."""
-    for vertical, horizontal in product(("top", "bottom"), ("left", "right")):
+    corners = product(("top", "bottom"), ("left", "right"))
+    for vertical, horizontal in corners:
         state = relations.in_corner(vertical, horizontal)
         for group in relations.groups:
             target = state.only(group.members)
             if target is not None:
-                yield Found({"p": group.phrase, "s": f"corner {vertical} {horizontal}"}, target)
+                slots = {"p": group.phrase, "s": f"corner {vertical} {horizontal}"}
+                yield Found(slots, target)
 
 
 def find_middle(relations: SceneRelations) -> Iterator[Found]:
@@ -36,8 +39,9 @@ def find_middle(relations: SceneRelations) -> Iterator[Found]:
         if group.count != 3:
             continue
         for side in ("left", "top"):
-            order = relations.by_position(group.members, side)
-            if order and len(order) == 3 and relations.in_line(order, SIDES[side][0]):
+            axis, _ = SIDES[side]
+            order = relations.by_position(group.members, side) or []
+            if len(order) == 3 and relations.in_line(order, axis):
                 yield Found({"p": group.phrase}, order[1])
 
 
@@ -48,4 +52,5 @@ def find_ordinal(relations: SceneRelations) -> Iterator[Found]:
             order = relations.by_position(group.members, side) or []
             for rank, target in enumerate(order[: len(ORDINALS)]):
                 if group.count > 2 or rank == 1:
-                    yield Found({"p": group.phrase, "o": ORDINALS[rank], "s": side}, target)
+                    slots = {"p": group.phrase, "o": ORDINALS[rank], "s": side}
+                    yield Found(slots, target)

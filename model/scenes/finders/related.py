@@ -10,7 +10,12 @@ from itertools import combinations
 from wordmask.model.scenes.finders.terms import Anchor, Found, TriState, without
 from wordmask.model.scenes.relations import SIDES, SceneRelations
 
-MOST = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottommost"}
+MOST = {
+    "left": "leftmost",
+    "right": "rightmost",
+    "top": "topmost",
+    "bottom": "bottommost",
+}
 Anchors = Callable[[SceneRelations], Iterable[Anchor]]
 
 
@@ -75,9 +80,11 @@ def _related_to(
 ) -> Iterator[Found]:
     """Find objects of which alone in a group something is true; `word` says the relation."""
     for group in relations.groups:
-        target = state.only(without(group.members, anchor.index))
+        others = without(group.members, anchor.index)
+        target = state.only(others)
         if target is not None:
-            yield Found({"p": group.phrase, "r": word, "a": anchor.phrase}, target)
+            slots = {"p": group.phrase, "r": word, "a": anchor.phrase}
+            yield Found(slots, target)
 
 
 def find_nearest(
@@ -98,7 +105,8 @@ def find_nearest(
         for group in relations.groups:
             target = pick(group.members)
             if target is not None and relations.distance(target, anchor.index) <= reach:
-                yield Found({"p": group.phrase, "a": anchor.phrase}, target)
+                slots = {"p": group.phrase, "a": anchor.phrase}
+                yield Found(slots, target)
 
 
 def find_between(relations: SceneRelations) -> Iterator[Found]:
@@ -108,6 +116,8 @@ def find_between(relations: SceneRelations) -> Iterator[Found]:
             continue
         state = relations.between(a.index, b.index)
         for group in relations.groups:
-            target = state.only(without(group.members, a.index, b.index))
+            others = without(group.members, a.index, b.index)
+            target = state.only(others)
             if target is not None:
-                yield Found({"p": group.phrase, "a": a.phrase, "b": b.phrase}, target)
+                slots = {"p": group.phrase, "a": a.phrase, "b": b.phrase}
+                yield Found(slots, target)

@@ -43,6 +43,10 @@ class Group:
     def has_noun(self) -> bool:
         return self.noun != ANY_NOUN
 
+    @property
+    def has_colour(self) -> bool:
+        return bool(self.colour)
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -71,7 +75,9 @@ class TriState(NamedTuple):
 
 def single(members: int) -> int | None:
     """Return the object of a set of one; None for other sets."""
-    return members.bit_length() - 1 if members.bit_count() == 1 else None
+    if members.bit_count() != 1:
+        return None
+    return members.bit_length() - 1
 
 
 def indices(members: int) -> list[int]:
