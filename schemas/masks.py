@@ -1,52 +1,57 @@
-"""A row of the masks table: one answer to one input row. Every column has a fixed type from the
-first row on.
+"""The masks table: one row for each answer to a row of the input.
+
+Every column has a fixed type from the first row on. Three frames are in use: pixels of the image
+with its EXIF orientation applied; unit of the image, where x and y run from 0 to 1; and unit of a
+box, where they do so within the box.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
+from wordmask.schemas.columns import Column, schema_of
+
+# A mask in COCO's compressed form: [height, width] in pixels, and the runs as ASCII text.
 RLE = pa.struct([pa.field("size", pa.list_(pa.int32(), 2)), pa.field("counts", pa.string())])
 
-SCORES = ("predicted_iou", "path_logprob", "coarse_refined_iou", "iteration_stability", "trust")
-FLAGS = ("refined", "salvaged", "truncated")
-
-MASKS = pa.schema(
-    [
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field(
-            "row", pa.int64(), nullable=False
-        ),  # position in the shard: what rows are accounted by, whatever their ids
-        pa.field("instance", pa.int32(), nullable=False),
-        pa.field(
-            "row_key", pa.string(), nullable=False
-        ),  # hash of the image's bytes, the query and the references: what was asked
-        pa.field("image_id", pa.string(), nullable=False),  # hash of the image's bytes
-        pa.field(
-            "image_uri", pa.string()
-        ),  # without credentials: user info, and what follows ? in an https URI
-        pa.field(
-            "height", pa.int32(), nullable=False
-        ),  # as a viewer shows it, EXIF orientation applied
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("query", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),  # "mask" or "absent"
-        pa.field("mask", RLE, nullable=False),
-        pa.field("bbox", pa.list_(pa.int32(), 4), nullable=False),  # x, y, w, h in pixels
-        pa.field("area", pa.int64(), nullable=False),  # pixels
-        pa.field("path", pa.string(), nullable=False),  # outline of the mask, pixels
-        pa.field(
-            "coarse_path", pa.string(), nullable=False
-        ),  # what the decoder drew, unit of its box
-        pa.field(
-            "coarse_bbox", pa.list_(pa.float32(), 4), nullable=False
-        ),  # that box: cx, cy, w, h in unit of image
-        *(pa.field(name, pa.float32()) for name in SCORES),
-        *(pa.field(name, pa.bool_(), nullable=False) for name in FLAGS),
-        pa.field("path_problem", pa.string()),  # what was wrong with a salvaged path, else null
-        pa.field("n_path_tokens", pa.int32(), nullable=False),
-        pa.field("model_revision", pa.string(), nullable=False),
-        pa.field("settings_hash", pa.string(), nullable=False),
-        pa.field("shard_id", pa.string(), nullable=False),
-    ]
+SCORE_COLUMNS = (
+    Column("predicted_iou", pa.float32(), "the refiner's own estimate of the IoU, 0..1", True),
+    Column("path_logprob", pa.float32(), "mean log-probability of the path's tokens", True),
+    Column("coarse_refined_iou", pa.float32(), "IoU of the coarse and the refined mask", True),
+    Column("iteration_stability", pa.float32(), "IoU of the last two refinement steps", True),
+    Column("trust", pa.float32(), "summary of the scores, 0..1, not calibrated", True),
 )
+FLAG_COLUMNS = (
+    Column("refined", pa.bool_(), "the mask is the refiner's, not the coarse one"),
+    Column("salvaged", pa.bool_(), "the path was malformed; its whole commands were used"),
+    Column("truncated", pa.bool_(), "the token limit cut the path short"),
+)
+COLUMNS = (
+    Column("row_id", pa.string(), "the input's id, or one derived from place and content"),
+    Column("row", pa.int64(), "position in the shard; rows are accounted for by it"),
+    Column("instance", pa.int32(), "number of the mask within its row, from 0"),
+    Column("row_key", pa.string(), "hash of the image's bytes, the query and the references"),
+    Column("image_id", pa.string(), "hash of the image's bytes"),
+    Column("image_uri", pa.string(), "as in the input, without credentials", True),
+    Column("height", pa.int32(), "of the image, in pixels"),
+    Column("width", pa.int32(), "of the image, in pixels"),
+    Column("query", pa.string(), "the referring expression"),
+    Column("status", pa.string(), '"mask", or "absent" where the expression names nothing'),
+    Column("mask", RLE, "the mask, empty where absent"),
+    Column("bbox", pa.list_(pa.int32(), 4), "of the mask: x, y, width, height in pixels"),
+    Column("area", pa.int64(), "of the mask, in pixels"),
+    Column("path", pa.string(), "SVG outline of the mask, in pixels"),
+    Column("coarse_path", pa.string(), "path that the decoder drew, in unit of its box"),
+    Column("coarse_bbox", pa.list_(pa.float32(), 4), "that box: cx, cy, w, h in unit of the image"),
+    *SCORE_COLUMNS,
+    *FLAG_COLUMNS,
+    Column("path_problem", pa.string(), "the fault of a salvaged path", True),
+    Column("n_path_tokens", pa.int32(), "tokens of the path"),
+    Column("model_revision", pa.string(), "of the model that answered"),
+    Column("settings_hash", pa.string(), "of the settings that answers depend on"),
+    Column("shard_id", pa.string(), "of the shard that the row belongs to"),
+)
+
+SCORES = tuple(column.name for column in SCORE_COLUMNS)
+FLAGS = tuple(column.name for column in FLAG_COLUMNS)
+MASKS = schema_of(COLUMNS)

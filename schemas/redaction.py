@@ -1,6 +1,4 @@
-"""Text without what lets whoever reads it in: tables, errors and logs are read by more people than
-credentials are given to.
-"""
+"""Text without credentials: more people read tables, errors and logs than have access to stores."""
 
 from __future__ import annotations
 
@@ -9,16 +7,16 @@ from collections.abc import Iterable
 
 HIDDEN = "***"
 
-# A password may hold slashes, as S3's secret keys do.
+# User name and password of a URI. A password may hold slashes, as S3's secret keys do.
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/@'\"]*:[^\s@'\"]*|[^\s/@?#'\"]+)@")
+# What follows ? or # in a web address, such as the signature of a presigned one.
 _WEB_QUERY = re.compile(r"(https?://[^\s?#'\"<>]*[?#])[^\s'\"<>]+", re.IGNORECASE)
+# The value of a parameter in other URIs.
 _PARAMETER = re.compile(r"([?&;][\w.%~-]+=)[^\s&'\"<>]+")
 
 
 def redacted(text: str, words: Iterable[str] = ()) -> str:
-    """The text with user names and passwords of URIs hidden, what follows ? or # in them (a
-    presigned one's signature), and `words`.
-    """
+    """Return a text with the credentials in its URIs hidden, and with them `words`."""
     for word in words:
         text = text.replace(word, HIDDEN)
     text = _USER_INFO.sub(f"{HIDDEN}@", text)

@@ -1,4 +1,4 @@
-"""A rejected row: why an input row has no mask, from a closed list, and what to do about it."""
+"""The rejects table: one row for each row of the input that has no mask, and why."""
 
 from __future__ import annotations
 
@@ -6,30 +6,50 @@ from enum import StrEnum
 
 import pyarrow as pa
 
+from wordmask.schemas.columns import Column, schema_of
+
 
 class RejectCode(StrEnum):
-    """Why a row was rejected. `remedy` says what its owner can do."""
+    """Why a row was rejected. The list is closed; `remedy` says what the row's owner can do."""
 
+    # The row has neither bytes nor a URI of an image.
     MISSING_IMAGE = "missing_image"
+    # The URI leads to no file, or to one that the store does not give.
     IMAGE_NOT_FOUND = "image_not_found"
+    # An https server did not answer, or not in time; it may another time.
     IMAGE_UNREACHABLE = "image_unreachable"
+    # The image has no bytes or no pixels.
     IMAGE_EMPTY = "image_empty"
+    # The bytes are no image in a format that can be decoded.
     IMAGE_UNREADABLE = "image_unreadable"
+    # The file ends before the image does.
     IMAGE_TRUNCATED = "image_truncated"
+    # More bytes or pixels than the settings allow.
     IMAGE_TOO_LARGE = "image_too_large"
+    # The URI leads out of the allowed roots, or has a scheme that is not allowed.
     URI_NOT_ALLOWED = "uri_not_allowed"
+    # A text column holds bytes that are not UTF-8.
     INVALID_TEXT = "invalid_text"
+    # The query is null or blank, or has no words.
     EMPTY_QUERY = "empty_query"
+    # The query has more tokens than the model takes.
     QUERY_TOO_LONG = "query_too_long"
+    # A spatial reference is neither a point nor a box, or holds a null.
     BAD_SPATIAL_REF = "bad_spatial_ref"
+    # A coordinate of a spatial reference lies outside 0..1.
     SPATIAL_REF_OUT_OF_RANGE = "spatial_ref_out_of_range"
+    # An earlier row of the input has the same row_id.
     DUPLICATE_ROW_ID = "duplicate_row_id"
+    # The mode is another than "one".
     UNSUPPORTED_MODE = "unsupported_mode"
+    # The model failed on this row, also by itself.
     MODEL_ERROR = "model_error"
+    # Every process that worked on this row alone died.
     WORKER_KILLED = "worker_killed"
 
     @property
     def remedy(self) -> str:
+        """What the row's owner can do."""
         return _REMEDIES[self]
 
 
@@ -64,14 +84,14 @@ _REMEDIES = {
     RejectCode.MODEL_ERROR: "report the row with its detail; the rows beside it are unharmed",
 }
 
-REJECTS = pa.schema(
-    [
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),  # position in the shard
-        pa.field("image_uri", pa.string()),
-        pa.field("query", pa.string()),
-        pa.field("code", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("shard_id", pa.string(), nullable=False),
-    ]
+COLUMNS = (
+    Column("row_id", pa.string(), "the input's id, or one derived from place and content"),
+    Column("row", pa.int64(), "position in the shard; rows are accounted for by it"),
+    Column("image_uri", pa.string(), "as in the input, without credentials", True),
+    Column("query", pa.string(), "the referring expression, as in the input", True),
+    Column("code", pa.string(), "a `RejectCode`"),
+    Column("detail", pa.string(), "what was found, without credentials"),
+    Column("shard_id", pa.string(), "of the shard that the row belongs to"),
 )
+
+REJECTS = schema_of(COLUMNS)

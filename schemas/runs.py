@@ -1,4 +1,8 @@
-"""What a run consists of and leaves behind: shards, receipts, the plan, the summary."""
+"""Records of a run: shards, the plan, receipts, the lease and the summary.
+
+Receipts, the lease and summaries are files of the output (`tasks/output/catalog.py` says where).
+Times are ISO 8601, UTC.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +23,27 @@ class RowRange(NamedTuple):
 
 
 class Shard(Frozen):
-    """A piece of one input file. `shard_id` hashes the file's name and fingerprint, the rows, the
-    model's revision, the settings and which of its rows repeat an id, so equal ids mean equal
-    output."""
+    """A piece of one input file, and the unit of work.
 
-    shard_id: str
+    Equal ids mean equal output: the id hashes the file's name and fingerprint, the rows, the
+    duplicates among them, the model's revision and the settings.
+    """
+
+    shard_id: str = Field(description="32 hex digits")
     file: str = Field(description="URI of the input file")
     name: str = Field(description="the file relative to the input")
     fingerprint: str = Field(description="etag, or size and time of change")
-    ranges: tuple[RowRange, ...]
+    ranges: tuple[RowRange, ...] = Field(description="its rows, in file order")
     first_row: int = Field(description="index in the file of the first row")
     duplicates: tuple[int, ...] = Field(
         (), description="positions in the shard whose row_id occurred before"
     )
-    model_revision: str
-    settings_hash: str
+    model_revision: str = Field(description="hash of the model's files")
+    settings_hash: str = Field(description="hash of the settings that answers depend on")
 
     @property
     def rows(self) -> int:
+        """Rows of the shard."""
         return sum(part.stop - part.start for part in self.ranges)
 
     @property
@@ -70,45 +77,50 @@ class ShardHints(Frozen):
 class Unusable(Frozen):
     """A file of the input that no run can use."""
 
-    name: str
+    name: str = Field(description="relative to the input")
     rows: int | None = Field(description="None: not even its footer can be read")
-    why: str
+    why: str = Field(description="what is wrong with it, and the remedy")
 
 
 class Plan(Frozen):
     """Every shard of a run, which of them have a receipt already, and hints for the others."""
 
     run_id: str
-    shards: tuple[Shard, ...]
-    done: frozenset[str]
+    shards: tuple[Shard, ...] = Field(description="in the order of the input")
+    done: frozenset[str] = Field(description="ids of the shards that have a receipt")
     changed: frozenset[str] = Field(
         frozenset(),
         description="shards that are not done, of files that the newest published run had too",
     )
     hints: dict[str, ShardHints] = Field({}, description="by shard id")
-    files: int
-    input_bytes: int
+    files: int = Field(description="Parquet files of the input")
+    input_bytes: int = Field(description="of these files")
     images: tuple[int, int] | None = Field(
         None, description="the least and the most distinct ones; None where footers do not tell"
     )
-    unusable: tuple[Unusable, ...] = ()
+    unusable: tuple[Unusable, ...] = Field((), description="files that are in no shard")
 
     @property
     def rows(self) -> int:
+        """Rows of all shards."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def model_revision(self) -> str:
-        """Of all its shards; empty where there is none."""
-        return self.shards[0].model_revision if self.shards else ""
+        """The model's revision, or "" where there is no shard."""
+        if not self.shards:
+            return ""
+        return self.shards[0].model_revision
 
     @property
     def pending(self) -> tuple[Shard, ...]:
+        """The shards that are not done."""
         return tuple(shard for shard in self.shards if shard.shard_id not in self.done)
 
     def counts(self) -> dict[str, Any]:
-        """Rows by what becomes of them, and what else is counted. The rows of files that cannot
-        even be read are in no count.
+        """Return the rows by how they stand, and further counts.
+
+        The rows of files whose footer cannot be read are in no count.
         """
         new = sum(shard.rows for shard in self.pending if shard.shard_id not in self.changed)
         pending = sum(shard.rows for shard in self.pending)
@@ -131,105 +143,103 @@ class Plan(Frozen):
         }
 
     def without(self, left: Iterable[Shard]) -> Plan:
-        """The plan of the other shards."""
-        names = {shard.shard_id for shard in left}
-        return (
-            self.model_copy(
-                update={
-                    "shards": tuple(shard for shard in self.shards if shard.shard_id not in names)
-                }
-            )
-            if names
-            else self
-        )
+        """Return the plan of the shards that are not among `left`."""
+        left_ids = {shard.shard_id for shard in left}
+        if not left_ids:
+            return self
+        kept = tuple(shard for shard in self.shards if shard.shard_id not in left_ids)
+        return self.model_copy(update={"shards": kept})
 
 
 class Part(Frozen):
-    """One written Parquet file."""
+    """A Parquet file of masks or rejects."""
 
     path: str = Field(description="relative to the output")
     rows: int
     bytes: int
-    sha256: str
+    sha256: str = Field(description="of the file, in hex digits")
 
 
 class Timings(Frozen):
-    """Seconds of wall time. `infer`: the model was busy with the shard's rows. `idle`: it was not,
-    since it was free and the shard begun, or for want of rows. `total` is all of the shard, with
-    the time that it waited while another one had the model."""
+    """Seconds of wall time that a shard took."""
 
-    read: float
-    infer: float
-    idle: float = 0.0
-    write: float
-    total: float
+    read: float = Field(description="until its rows were read")
+    infer: float = Field(description="the model was busy with its rows")
+    idle: float = Field(
+        0.0, description="the model was free since the shard began, or had no row to work on"
+    )
+    write: float = Field(description="to write masks and rejects")
+    total: float = Field(description="all, also while another shard had the model")
 
     @property
     def busy_share(self) -> float:
         """Share of the time in which the model was busy rather than idle, 0..1."""
-        return self.infer / (self.infer + self.idle) if self.infer else 0.0
+        if not self.infer:
+            return 0.0
+        return self.infer / (self.infer + self.idle)
 
 
 class Receipt(Frozen):
-    """Says that a shard is done: written after its parts, so a shard with a receipt has both of
-    them.
-    """
+    """The record that a shard is done. It is written after both of its parts."""
 
     shard: Shard
-    masks: int
+    masks: int = Field(description="rows that were answered")
     absent: int = Field(
         description="how many of the masks are empty because the expression names nothing there"
     )
-    rejects: dict[str, int]
+    rejects: dict[str, int] = Field(description="rows that were rejected, by code")
     masks_part: Part
     rejects_part: Part
     copied: int = Field(0, description="how many of the masks were computed by an earlier run")
     timings: Timings
-    worker: str
+    worker: str = Field(description="name of the machine")
     started_at: str
 
     @property
     def rows(self) -> int:
+        """Rows of the shard."""
         return self.masks + self.rejected
 
     @property
     def rejected(self) -> int:
+        """Rows that were rejected."""
         return sum(self.rejects.values())
 
 
 class Lease(Frozen):
-    """Who is at work on an output. Times are ISO 8601, UTC."""
+    """Which run works on an output."""
 
-    token: str
+    token: str = Field(description="of this lease alone")
     run_id: str
-    host: str
-    pid: int
-    since: str
-    renewed: str
+    host: str = Field(description="name of the machine that the run was started on")
+    pid: int = Field(description="process there")
+    since: str = Field(description="when the run began")
+    renewed: str = Field(description="the last sign of life")
 
 
 class RunSummary(Frozen):
-    """Published last of all, once the output was verified. Readers look only at the parts that
-    published runs name.
+    """A published run. It is written last, once the output was verified.
+
+    Readers look only at the parts that published runs name.
     """
 
     run_id: str
     settings: RunSettings
-    settings_hash: str
-    model_revision: str
+    settings_hash: str = Field(description="of the settings that answers depend on")
+    model_revision: str = Field(description="hash of the model's files")
     started_at: str
     finished_at: str
-    rows: int
+    rows: int = Field(description="of all shards")
     rows_left: int = Field(
         0, description="rows of the input that the budget did not reach; the next run takes them up"
     )
-    masks: int
-    absent: int
-    rejects: dict[str, int]
+    masks: int = Field(description="rows that were answered")
+    absent: int = Field(description="how many of the masks are empty, as nothing was named")
+    rejects: dict[str, int] = Field(description="rows that were rejected, by code")
     shards: int
-    shards_computed: int
-    seconds: float
-    rows_per_second: float
+    shards_computed: int = Field(description="by this run; the others were done before")
+    seconds: float = Field(description="from start to finish")
+    rows_per_second: float = Field(description="of the shards computed")
     model_busy: float = Field(
         0.0,
         description=(

@@ -58,7 +58,7 @@ def scenes(
             queries_per_image=queries_per_image,
             split=split,
             sprites=sprites,
-            tell=on_rows,
+            on_rows=on_rows,
         )
     if json:
         print_json({"rows": written, "dest": dest})
@@ -104,7 +104,7 @@ def import_coco(
     from wordmask.tasks.convert import coco
 
     with counting(None) as on_rows:
-        done = coco.import_coco(instances, images, dest, expressions=expressions, tell=on_rows)
+        done = coco.import_coco(instances, images, dest, expressions=expressions, on_rows=on_rows)
     if json:
         print_json(dataclasses.asdict(done))
         return

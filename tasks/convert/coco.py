@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ from pycocotools import mask as coco
 
 from wordmask.model.masks import rle
 from wordmask.schemas.queries import InputError
-from wordmask.tasks.table.truth import write_table
+from wordmask.tasks.table.truth import OnRows, ignore_rows, write_table
 
 Record = dict[str, Any]
 POLYGON_NUMBERS = 6  # x and y of three corners: the least that encloses something
 MAX_COORDINATE = 100_000  # pixels
+INSTANCE_LISTS = {
+    "images": ("file_name", "height", "width"),
+    "annotations": ("image_id", "segmentation"),
+    "categories": ("name",),
+}  # the lists of an instances file, and the fields of their records besides id
+REFERENCE_FIELDS = ("ref_id", "image_id", "annotation_id", "expression")
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Instances:
-    """A COCO instances file by id. `path` is for messages."""
+    """The records of a COCO instances file by id. `path` is for messages."""
 
     path: Path
     images: dict[Any, Record]
@@ -38,14 +45,12 @@ class Instances:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What one row asks: the words that single out an annotation. `where` it stands is for
-    messages.
-    """
+class ReferringQuery:
+    """The words that single out an annotation. `where` they stand is for messages."""
 
     row_id: str
     annotation: Record
-    query: str
+    text: str
     where: str
 
 
@@ -55,27 +60,34 @@ def import_coco(
     dest: str,
     *,
     expressions: Path | None = None,
-    tell: Callable[[int], object] | None = None,
+    on_rows: OnRows = ignore_rows,
 ) -> Imported:
-    """Write one row per expression (row_id = ref_id), or without expressions one per instance,
-    asking for its category (row_id = annotation id). Ordered by image, so that an image's queries
-    meet in one batch.
+    """Write COCO instances as an input table, ordered by image.
 
-    An image file that is not there leaves its rows with a path and null bytes, which a run rejects
-    one by one. `tell`: as in `write_table`.
+    There is one row for each expression (row_id = ref_id), or without expressions one for each
+    instance, whose query is its category (row_id = annotation id). As rows are ordered by image,
+    the queries of an image come together in one batch. An image file that is not there leaves its
+    rows with a path and null bytes; a run rejects them.
+
+    Args:
+        instances: COCO instances file.
+        images: folder of the image files.
+        dest: path or URI of the table.
+        expressions: JSON lines of referring expressions.
+        on_rows: as in `write_table`.
 
     Raises:
         InputError: a file is not what it should be; the message names the record.
     """
     data = _load(instances)
-    asked = _of_categories(data) if expressions is None else _of_expressions(expressions, data)
-    questions = sorted(_distinct(asked), key=lambda question: _image_of(question, data)["id"])
-    missing: set[Any] = set()
-    rows = write_table(dest, _rows(questions, data, images, missing), tell)
-    return Imported(
-        rows=rows,
-        missing_images=sum(question.annotation["image_id"] in missing for question in questions),
-    )
+    queries = _category_queries(data)
+    if expressions is not None:
+        queries = _expression_queries(expressions, data)
+    ordered = sorted(_distinct(queries), key=lambda query: _image_of(query, data)["id"])
+    missing = _missing_images(ordered, data, images)
+    rows = write_table(dest, _rows(ordered, data, images, missing), on_rows)
+    without_image = sum(query.annotation["image_id"] in missing for query in ordered)
+    return Imported(rows=rows, missing_images=without_image)
 
 
 def _load(path: Path) -> Instances:
@@ -83,76 +95,76 @@ def _load(path: Path) -> Instances:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}). Give a COCO instances file") from None
-    tables = {
-        "images": ("file_name", "height", "width"),
-        "annotations": ("image_id", "segmentation"),
-        "categories": ("name",),
-    }
-    if not isinstance(data, dict) or (
-        missing := [name for name in tables if not isinstance(data.get(name), list)]
-    ):
-        raise InputError(
-            f"{path}: no list {', '.join(missing) if isinstance(data, dict) else 'of images'}. Give"
-            " a COCO instances file"
-        )
-    by_id = {
-        name: {
-            record["id"]: record
-            for record in _whole(data[name], ("id", *fields), f"{path}, {name}")
-        }
-        for name, fields in tables.items()
-    }
-    for name, records in by_id.items():
-        if len(records) < len(data[name]):
-            raise InputError(
-                f"{path}, {name}: {len(data[name]) - len(records)} ids occur twice; give each"
-                " record its own"
-            )
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: no list of images. Give a COCO instances file")
+    missing = [name for name in INSTANCE_LISTS if not isinstance(data.get(name), list)]
+    if missing:
+        raise InputError(f"{path}: no list {', '.join(missing)}. Give a COCO instances file")
+    by_id = {name: _by_id(data[name], name, path) for name in INSTANCE_LISTS}
     return Instances(path=path, **by_id)
 
 
-def _whole(records: list[Any], fields: Iterable[str], where: str) -> Iterator[Record]:
+def _by_id(records: list[Any], name: str, path: Path) -> dict[Any, Record]:
+    where = f"{path}, {name}"
+    by_id = {}
     for index, record in enumerate(records):
-        if not isinstance(record, dict) or (
-            absent := [field for field in fields if field not in record]
-        ):
-            lacks = ", ".join(absent) if isinstance(record, dict) else "everything: it is no object"
-            raise InputError(f"{where}[{index}]: lacks {lacks}")
-        yield record
+        checked = _checked(record, ("id", *INSTANCE_LISTS[name]), f"{where}[{index}]")
+        by_id[checked["id"]] = checked
+    repeated = len(records) - len(by_id)
+    if repeated:
+        raise InputError(f"{where}: {repeated} ids occur twice; give each record its own")
+    return by_id
 
 
-def _of_categories(data: Instances) -> Iterator[Question]:
+def _checked(record: Any, fields: Sequence[str], where: str) -> Record:
+    """Return a record that is an object with these fields."""
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: lacks everything: it is no object")
+    absent = [field for field in fields if field not in record]
+    if absent:
+        raise InputError(f"{where}: lacks {', '.join(absent)}")
+    return record
+
+
+def _category_queries(data: Instances) -> Iterator[ReferringQuery]:
     for key, annotation in data.annotations.items():
         where = f"{data.path}, annotation {key}"
         category = _look_up(annotation.get("category_id"), data.categories, "category_id", where)
-        yield Question(row_id=str(key), annotation=annotation, query=category["name"], where=where)
-
-
-def _of_expressions(path: Path, data: Instances) -> Iterator[Question]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not JSON ({error})") from None
-        (ref,) = _whole([record], ("ref_id", "image_id", "annotation_id", "expression"), where)
-        annotation = _look_up(ref["annotation_id"], data.annotations, "annotation_id", where)
-        if ref["image_id"] != annotation["image_id"]:
-            raise InputError(
-                f"{where}: image_id = {ref['image_id']!r}, but its annotation lies in image"
-                f" {annotation['image_id']!r}"
-            )
-        if not isinstance(ref["expression"], str):
-            raise InputError(f"{where}: expression = {ref['expression']!r}: must be a string")
-        yield Question(
-            row_id=str(ref["ref_id"]), annotation=annotation, query=ref["expression"], where=where
+        yield ReferringQuery(
+            row_id=str(key), annotation=annotation, text=category["name"], where=where
         )
 
 
-def _image_of(question: Question, data: Instances) -> Record:
-    return _look_up(question.annotation["image_id"], data.images, "image_id", question.where)
+def _expression_queries(path: Path, data: Instances) -> Iterator[ReferringQuery]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _expression_query(line, data, f"{path}, line {number}")
+
+
+def _expression_query(line: str, data: Instances, where: str) -> ReferringQuery:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error})") from None
+    # An expression is one record of its line, number 0.
+    reference = _checked(record, REFERENCE_FIELDS, f"{where}[0]")
+    key, text = reference["annotation_id"], reference["expression"]
+    annotation = _look_up(key, data.annotations, "annotation_id", where)
+    if reference["image_id"] != annotation["image_id"]:
+        raise InputError(
+            f"{where}: image_id = {reference['image_id']!r}, but its annotation lies in image"
+            f" {annotation['image_id']!r}"
+        )
+    if not isinstance(text, str):
+        raise InputError(f"{where}: expression = {text!r}: must be a string")
+    return ReferringQuery(
+        row_id=str(reference["ref_id"]), annotation=annotation, text=text, where=where
+    )
+
+
+def _image_of(query: ReferringQuery, data: Instances) -> Record:
+    return _look_up(query.annotation["image_id"], data.images, "image_id", query.where)
 
 
 def _look_up(key: Any, table: dict[Any, Record], field: str, where: str) -> Record:
@@ -164,91 +176,119 @@ def _look_up(key: Any, table: dict[Any, Record], field: str, where: str) -> Reco
         ) from None
 
 
-def _distinct(questions: Iterable[Question]) -> Iterator[Question]:
+def _distinct(queries: Iterable[ReferringQuery]) -> Iterator[ReferringQuery]:
+    """Yield the queries, of which no two may have the same row_id."""
     seen: dict[str, str] = {}
-    for question in questions:
-        if question.row_id in seen:
+    for query in queries:
+        if query.row_id in seen:
             raise InputError(
-                f"{question.where}: ref_id = {question.row_id!r} stands at {seen[question.row_id]}"
-                " too. It becomes the row_id, so give each expression its own"
+                f"{query.where}: ref_id = {query.row_id!r} stands at {seen[query.row_id]} too. It"
+                " becomes the row_id, so give each expression its own"
             )
-        seen[question.row_id] = question.where
-        yield question
+        seen[query.row_id] = query.where
+        yield query
+
+
+def _missing_images(
+    queries: Iterable[ReferringQuery], data: Instances, folder: Path
+) -> frozenset[Any]:
+    """Return the ids of the images whose file is not there."""
+    asked = {query.annotation["image_id"] for query in queries}
+    files = {image_id: folder / data.images[image_id]["file_name"] for image_id in asked}
+    return frozenset(image_id for image_id, file in files.items() if not file.is_file())
 
 
 def _rows(
-    questions: Iterable[Question], data: Instances, folder: Path, missing: set[Any]
+    queries: Iterable[ReferringQuery], data: Instances, folder: Path, missing: Collection[Any]
 ) -> Iterator[Record]:
-    """`missing` gets the ids of the images whose file is not there."""
-    read: tuple[Any, bytes | None] = (None, None)
-    for question in questions:
-        image = _image_of(question, data)
-        if read[0] != image["id"]:
-            path = folder / image["file_name"]
-            read = (image["id"], path.read_bytes() if path.is_file() else None)
-        if read[1] is None:
-            missing.add(image["id"])
-        try:
-            truth = true_rle(question.annotation["segmentation"], image["height"], image["width"])
-        except ValueError as error:
-            raise InputError(
-                f"{data.path}, annotation {question.annotation['id']}: {error}"
-            ) from None
-        yield {
-            "row_id": question.row_id,
-            "image": {"bytes": read[1], "path": image["file_name"]},
-            "query": question.query,
-            "mask": truth,
-        }
+    """Yield the rows of queries that are ordered by image, each of which is read once."""
+    by_image = groupby(queries, key=lambda query: _image_of(query, data)["id"])
+    for image_id, group in by_image:
+        image = data.images[image_id]
+        content = None
+        if image_id not in missing:
+            content = (folder / image["file_name"]).read_bytes()
+        for query in group:
+            yield {
+                "row_id": query.row_id,
+                "image": {"bytes": content, "path": image["file_name"]},
+                "query": query.text,
+                "mask": _truth(query.annotation, image, data),
+            }
+
+
+def _truth(annotation: Record, image: Record, data: Instances) -> rle.Rle:
+    try:
+        return true_rle(annotation["segmentation"], image["height"], image["width"])
+    except ValueError as error:
+        raise InputError(f"{data.path}, annotation {annotation['id']}: {error}") from None
 
 
 def true_rle(segmentation: Any, height: int, width: int) -> rle.Rle:
-    """COCO's polygons (pixels), or its uncompressed or compressed runs (crowds), as one compressed
-    RLE with string counts.
+    """Return a COCO segmentation as a compressed RLE with string counts.
+
+    Args:
+        segmentation: polygons in pixels, or compressed or uncompressed runs (crowds).
+        height: of the image, in pixels.
+        width: of the image, in pixels.
 
     Raises:
         ValueError: it is none of these, a polygon has no area to speak of, or the runs do not fit
-        height x width.
+            height x width.
     """
-    if isinstance(segmentation, list):
-        merged = coco.merge(coco.frPyObjects(_polygons(segmentation), height, width))
-    elif (
-        not isinstance(segmentation, dict)
-        or "counts" not in segmentation
-        or list(segmentation.get("size", ())) != [height, width]
-    ):
-        raise ValueError(
-            f"segmentation: must be a list of polygons, or counts with size [{height}, {width}] as"
-            " the image has"
-        )
-    elif isinstance(segmentation["counts"], list):
-        merged = coco.frPyObjects(segmentation, height, width)
-    else:
-        merged = segmentation
+    merged = _merged(segmentation, height, width)
     counts = merged["counts"]
-    found = rle.Rle(
-        size=[height, width], counts=counts.decode("ascii") if isinstance(counts, bytes) else counts
-    )
+    if isinstance(counts, bytes):
+        counts = counts.decode("ascii")
+    found = rle.Rle(size=[height, width], counts=counts)
     rle.validate(found)
     return found
 
 
+def _merged(segmentation: Any, height: int, width: int) -> Record:
+    """Return a segmentation as one compressed RLE, whose counts may be bytes."""
+    merged: Record
+    if isinstance(segmentation, list):
+        polygons = _polygons(segmentation)
+        merged = coco.merge(coco.frPyObjects(polygons, height, width))
+        return merged
+    if not _has_runs(segmentation, height, width):
+        raise ValueError(
+            f"segmentation: must be a list of polygons, or counts with size [{height}, {width}] as"
+            " the image has"
+        )
+    merged = segmentation
+    if isinstance(segmentation["counts"], list):
+        merged = coco.frPyObjects(segmentation, height, width)
+    return merged
+
+
+def _has_runs(segmentation: Any, height: int, width: int) -> bool:
+    if not isinstance(segmentation, dict) or "counts" not in segmentation:
+        return False
+    return list(segmentation.get("size", ())) == [height, width]
+
+
 def _polygons(segmentation: list[Any]) -> list[list[float]]:
+    """Return polygons that pycocotools can take."""
     if not segmentation:
         raise ValueError("segmentation: is empty; leave the annotation out, or give its outline")
     for index, polygon in enumerate(segmentation):
-        if not isinstance(polygon, list) or len(polygon) < POLYGON_NUMBERS or len(polygon) % 2:
-            count = len(polygon) if isinstance(polygon, list) else 0
+        numbers = polygon if isinstance(polygon, list) else []
+        if len(numbers) < POLYGON_NUMBERS or len(numbers) % 2:
             raise ValueError(
-                f"segmentation[{index}]: has {count} numbers; a polygon needs x and y of three"
-                " corners or more"
+                f"segmentation[{index}]: has {len(numbers)} numbers; a polygon needs x and y of"
+                " three corners or more"
             )
-        # pycocotools reserves memory by the polygon's own length, and crashes on what no image has.
-        if not all(
-            isinstance(value, (int, float)) and abs(value) <= MAX_COORDINATE for value in polygon
-        ):
+        # pycocotools reserves memory by the polygon's own length, and crashes on coordinates that
+        # no image has.
+        if not all(_is_coordinate(value) for value in numbers):
             raise ValueError(
                 f"segmentation[{index}]: a coordinate is no number, or outside"
                 f" -{MAX_COORDINATE}..{MAX_COORDINATE} pixels"
             )
     return segmentation
+
+
+def _is_coordinate(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= MAX_COORDINATE

@@ -1,4 +1,4 @@
-"""Write input tables: images embedded, a query each, ground truth beside it."""
+"""Input tables with ground truth: images embedded, a query each, and its mask."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wordmask.schemas.masks import RLE
-from wordmask.schemas.queries import InputError
+from wordmask.schemas.queries import IMAGE, InputError
 from wordmask.tasks.storage import Store
 
-IMAGE = pa.struct(
-    [pa.field("bytes", pa.binary()), pa.field("path", pa.string())]
-)  # the Hugging Face Image layout
 TRUTH_TABLE = pa.schema(
     [
         pa.field("row_id", pa.string(), nullable=False),
@@ -26,15 +23,29 @@ TRUTH_TABLE = pa.schema(
 ROW_GROUP_BYTES = 16_000_000
 ROW_GROUP_ROWS = 256
 
+OnRows = Callable[[int], object]  # is called with how many rows are written so far
 
-def write_table(
-    dest: str, rows: Iterable[dict[str, Any]], tell: Callable[[int], object] | None = None
-) -> int:
-    """Write rows of `TRUTH_TABLE` to one Parquet file with bounded row groups; how many there were.
-    `tell` hears how many are written so far, now and then.
 
-    The file appears when it is whole: an error among the rows leaves none, and an older one of that
-    name as it was.
+def ignore_rows(_: int) -> None:
+    """Report nothing."""
+
+
+def write_table(dest: str, rows: Iterable[dict[str, Any]], on_rows: OnRows = ignore_rows) -> int:
+    """Write rows of `TRUTH_TABLE` to one Parquet file, in bounded row groups.
+
+    The file appears when it is whole: an error among the rows leaves no file, or an older one of
+    that name as it was.
+
+    Args:
+        dest: path or URI of the file.
+        rows: the rows.
+        on_rows: called after each row group.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        InputError: `dest` is a folder.
     """
     store = Store.open(dest)
     if store.fs.isdir(store.root):
@@ -52,8 +63,7 @@ def write_table(
         for group in _groups(rows):
             out.write_table(pa.Table.from_pylist(group, schema=TRUTH_TABLE))
             count += len(group)
-            if tell is not None:
-                tell(count)
+            on_rows(count)
     return count
 
 
@@ -65,6 +75,7 @@ def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         size += len(row["image"]["bytes"] or b"")
         if size >= ROW_GROUP_BYTES or len(group) == ROW_GROUP_ROWS:
             yield group
-            group, size = [], 0
+            group = []
+            size = 0
     if group:
         yield group
