@@ -13,7 +13,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
@@ -204,7 +204,7 @@ class Store:
         return data
 
     @contextmanager
-    def reading(self, path: str) -> Iterator[BinaryIO]:
+    def reading(self, path: str) -> Generator[BinaryIO, None, None]:
         """Open a file to read in pieces. Nothing is read ahead."""
         with self.fs.open(self.full(path), "rb", cache_type="none") as handle:
             if self.is_local:
@@ -213,7 +213,7 @@ class Store:
                 yield cast(BinaryIO, _RetryingFile(handle))
 
     @contextmanager
-    def parquet(self, path: str) -> Iterator[pq.ParquetFile]:
+    def parquet(self, path: str) -> Generator[pq.ParquetFile, None, None]:
         """Open a Parquet file to read in pieces, in bounded memory."""
         with self.reading(path) as handle:
             yield pq.ParquetFile(handle, pre_buffer=False, buffer_size=READ_BUFFER)

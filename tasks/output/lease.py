@@ -12,7 +12,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -35,9 +35,7 @@ class OutputInUseError(RuntimeError):
 
 
 class LeaseLostError(RuntimeError):
-    """Another run took over the output, as this one seemed dead. The message says which and since
-    when.
-    """
+    """Another run took over the output, as this one seemed dead. The message says which."""
 
 
 class LeaseHandle:
@@ -82,7 +80,7 @@ class LeaseHandle:
 @contextmanager
 def acquire_lease(
     output: Store, run_id: str | None = None, *, wait: bool = False
-) -> Iterator[LeaseHandle]:
+) -> Generator[LeaseHandle, None, None]:
     """Acquire the lease of an output, renew it in the background, and release it at the end.
 
     It can be lost all the same: a machine that stands still for long is taken for dead. The handle

@@ -1,6 +1,4 @@
-"""The pipeline on a real S3-compatible server: whole folders, reruns, and files replaced under
-way.
-"""
+"""The pipeline on a real S3-compatible server: folders, reruns, and replaced files."""
 
 from __future__ import annotations
 
@@ -96,7 +94,7 @@ def proxy(lake: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
         ("truncated", r"GET .*a\.parquet.*"),
     ],
 )
-def test_replies_that_break_off_are_asked_for_anew(
+def test_a_read_whose_reply_breaks_off_is_repeated(
     kind: str, request_line: str, lake: Store, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     put_table(lake, "in/a.parquet", ROWS, tmp_path)
@@ -121,7 +119,7 @@ def test_a_store_whose_replies_all_break_off_is_at_fault(lake: Store, proxy: Fau
     assert READ_ATTEMPTS <= proxy.faults[0].happened < 100
 
 
-def test_patterns(lake: Store, tmp_path: Path) -> None:
+def test_globs_find_the_same_shards_as_the_folder(lake: Store, tmp_path: Path) -> None:
     for name in ("a", "b", "_c"):
         put_table(lake, f"in/{name}.parquet", ROWS[:1], tmp_path)
     whole = plan_of(settings_of(lake), REVISION)
@@ -145,7 +143,7 @@ def test_a_replaced_object_is_noticed_and_planned_anew(lake: Store, tmp_path: Pa
     )
 
 
-def test_a_lost_row_is_seen_in_what_lies_there(lake: Store, tmp_path: Path) -> None:
+def test_verify_sees_a_lost_row_in_the_bucket(lake: Store, tmp_path: Path) -> None:
     put_table(lake, "in/a.parquet", ROWS, tmp_path)
     settings = settings_of(lake)
     plan = plan_of(settings, REVISION)
@@ -159,7 +157,7 @@ def test_a_lost_row_is_seen_in_what_lies_there(lake: Store, tmp_path: Path) -> N
     assert "is missing" in violation
 
 
-def test_what_another_writer_put_there_is_seen(lake: Store, tmp_path: Path) -> None:
+def test_files_of_another_writer_are_seen(lake: Store, tmp_path: Path) -> None:
     put_table(lake, "in/a.parquet", ROWS[:1], tmp_path)
     settings = settings_of(lake)
     assert plan_of(settings, REVISION).files == 1
@@ -168,7 +166,7 @@ def test_what_another_writer_put_there_is_seen(lake: Store, tmp_path: Path) -> N
     assert plan_of(settings, REVISION).files == 2
 
 
-def test_names_newest_first(lake: Store) -> None:
+def test_names_are_sorted_by_their_last_change(lake: Store) -> None:
     for name in ("b", "a", ".hidden", "c"):
         lake.write_bytes(f"receipts/{name}.json", name.encode())
     assert (

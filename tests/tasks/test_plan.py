@@ -177,7 +177,7 @@ def test_identity_follows_content_model_and_settings(tmp_path: Path) -> None:
     assert ids().isdisjoint(first)
 
 
-def test_a_repeated_row_id_is_known_across_files(tmp_path: Path) -> None:
+def test_repeated_row_ids_are_found_across_files(tmp_path: Path) -> None:
     write_input(tmp_path / "in/a.parquet", rows(3))
     write_input(tmp_path / "in/b.parquet", [*rows(2, 10), *rows(1, 1), *rows(1, 10)])
     plan = plan_of(run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2), "m")
@@ -193,7 +193,7 @@ def test_a_repeated_row_id_is_known_across_files(tmp_path: Path) -> None:
     st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=4), st.integers(1, 5)
 )
 @settings(derandomize=True, deadline=None, max_examples=25)
-def test_repeated_row_ids_are_those_that_stood_before(
+def test_of_rows_with_one_id_all_but_the_first_are_duplicates(
     ids: list[list[int]], shard_rows: int
 ) -> None:
     with TemporaryDirectory() as folder:
@@ -219,10 +219,8 @@ def test_repeated_row_ids_are_those_that_stood_before(
     ] == expected
 
 
-def test_planning_takes_no_longer_per_repeated_row_the_more_there_are(tmp_path: Path) -> None:
-    """Each shard looked through the repeated rows of all: 800 times 200,000, which took 8
-    seconds.
-    """
+def test_planning_time_grows_linearly_with_repeated_rows(tmp_path: Path) -> None:
+    """If each of 800 shards looked through all 200,000 repeated rows, it would take 8 seconds."""
     file = InputFile(uri="u", name="a", fingerprint="f", size=1, row_groups=(RowGroup(200_000, 1),))
     asked = run_settings(tmp_path / "a.parquet", tmp_path / "out", shard_rows=250)
     began = time.process_time()
@@ -231,11 +229,11 @@ def test_planning_takes_no_longer_per_repeated_row_the_more_there_are(tmp_path: 
     assert {len(shard.duplicates) for shard in shards} == {250}
 
 
-def test_ids_whose_hashes_meet_are_told_apart(
+def test_different_ids_of_equal_hash_are_no_duplicates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wordmask.tasks.plan.hash", lambda value: 7, raising=False)
-    test_a_repeated_row_id_is_known_across_files(tmp_path)
+    test_repeated_row_ids_are_found_across_files(tmp_path)
     test_null_row_ids_repeat_nothing(tmp_path)
 
 
@@ -366,7 +364,7 @@ def test_nothing_there_and_not_parquet(tmp_path: Path) -> None:
     ("input", "output"),
     [("in", "in"), ("in", "in/out"), ("in", "."), ("in/a.parquet", "in"), ("in/*.parquet", "in")],
 )
-def test_what_runs_wrote_is_no_input_wherever_the_output_lies(
+def test_parts_of_runs_are_no_input_wherever_the_output_lies(
     tmp_path: Path, input: str, output: str
 ) -> None:
     write_input(tmp_path / "in/a.parquet", rows(3))
@@ -392,7 +390,7 @@ def test_a_column_that_is_there_twice_cannot_be_carried(tmp_path: Path) -> None:
         )
 
 
-def test_rows_are_told_by_what_becomes_of_them(tmp_path: Path) -> None:
+def test_counts_say_how_many_rows_are_done_new_changed_and_invalid(tmp_path: Path) -> None:
     for name, first in (("same", 0), ("edited", 10)):
         write_input(tmp_path / f"in/{name}.parquet", rows(3, first))
     settings = run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2)
@@ -440,7 +438,7 @@ def test_an_input_of_unusable_files_alone_is_an_error_in_any_case(tmp_path: Path
     ],
 )
 @pytest.mark.parametrize("struct", [False, True])
-def test_distinct_images_are_told_where_footers_know(
+def test_distinct_images_are_counted_where_footers_say(
     tmp_path: Path, images: list[str | None], told: tuple[int, int] | None, struct: bool
 ) -> None:
     paths = pa.array(images, pa.string())

@@ -249,7 +249,7 @@ def test_to_object_storage_whole_or_not_at_all(tmp_path: Path, s3: str) -> None:
         ),
     ],
 )
-def test_what_would_be_lost_or_crash_is_refused(
+def test_segmentations_that_would_be_lost_or_crash_are_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):

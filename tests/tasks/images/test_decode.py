@@ -177,9 +177,7 @@ def test_other_colour_profiles_become_srgb() -> None:
 
 
 def test_a_profile_is_applied_not_dropped() -> None:
-    """A profile whose red and green primaries are swapped: what was stored as red is seen as
-    green.
-    """
+    """A profile whose red and green primaries are swapped shows stored red as green."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = (
         srgb.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
@@ -256,5 +254,5 @@ def test_bombs_are_rejected_before_they_are_decoded() -> None:
     assert code_of(huge) == RejectCode.IMAGE_TOO_LARGE
 
 
-def test_too_many_bytes() -> None:
+def test_an_image_of_too_many_bytes_is_rejected() -> None:
     assert code_of(png(), SegmentSettings(max_image_bytes=10)) == RejectCode.IMAGE_TOO_LARGE

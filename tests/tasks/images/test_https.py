@@ -1,6 +1,4 @@
-"""Images from https servers: a real server in a thread, reached without TLS, under names that lead
-where a test says.
-"""
+"""Images from https servers: a real one in a thread, without TLS, under names that tests invent."""
 
 from __future__ import annotations
 
@@ -125,13 +123,13 @@ def test_an_image_is_fetched_up_to_the_limit_also_where_it_moved() -> None:
         "public.example/metadata",
     ],
 )
-def test_no_way_leads_to_a_private_address(url: str) -> None:
+def test_private_addresses_are_refused_also_after_redirects(url: str) -> None:
     code, detail = refused(f"https://{url}")
     assert code == RejectCode.URI_NOT_ALLOWED
     assert "is not a public address" in detail
 
 
-def test_no_way_leads_out_of_https() -> None:
+def test_redirects_out_of_https_are_refused() -> None:
     assert refused("https://public.example/plain")[0] == RejectCode.URI_NOT_ALLOWED
     assert refused("https://public.example/file")[0] in (
         RejectCode.URI_NOT_ALLOWED,
@@ -148,14 +146,16 @@ def test_no_way_leads_out_of_https() -> None:
         ("/later.png", RejectCode.IMAGE_UNREACHABLE),
     ],
 )
-def test_a_server_that_is_down_is_told_from_an_image_that_is_gone(
+def test_a_server_that_is_down_is_another_code_than_a_missing_image(
     path: str, code: RejectCode
 ) -> None:
     assert refused(f"https://public.example{path}")[0] == code
 
 
 @pytest.mark.parametrize("path", ["/drip.png", "/drip-status", "/drip-headers", "/drip-chunks"])
-def test_a_server_that_drips_is_left(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_sends_too_slowly_is_given_up(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(https, "WHOLE_SECONDS", 0.3)
     began = time.monotonic()
     code, detail = refused(f"https://public.example{path}")
@@ -164,13 +164,13 @@ def test_a_server_that_drips_is_left(path: str, monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - began < 1.5, "the whole reply takes 2 s"
 
 
-def test_what_comes_with_a_redirect_is_not_read() -> None:
+def test_the_body_of_a_redirect_is_not_read() -> None:
     began = time.monotonic()
     assert fetch_https("https://public.example/drip-moved", 1_000_000) == png()
     assert time.monotonic() - began < 1.5, "the whole reply takes 2 s"
 
 
-def test_a_server_that_drips_before_it_is_trusted_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tls_handshake_that_is_too_slow_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(https, "WHOLE_SECONDS", 0.3)
     monkeypatch.setattr(https, "_Connection", TLS)
     context = ssl.create_default_context()
@@ -219,11 +219,11 @@ def test_a_server_that_drips_before_it_is_trusted_is_left(monkeypatch: pytest.Mo
         "64:ff9b::a00:1",
     ],
 )
-def test_addresses_that_are_not_public(address: str) -> None:
+def test_addresses_that_are_not_public_are_refused(address: str) -> None:
     with pytest.raises(ImageError, match="is not a public address"):
         public_address(address, 443)
 
 
-def test_addresses_that_are() -> None:
+def test_public_addresses_are_accepted() -> None:
     assert public_address("public.example", 443) == PUBLIC
     assert public_address("2606:2800:220:1::1", 443) == "2606:2800:220:1::1"

@@ -1,6 +1,4 @@
-"""What is said of an output afterwards: whether all rows are there, which were rejected, what
-nobody names any more.
-"""
+"""An output after its runs: verification, reasons of rejects, and removal of garbage."""
 
 from __future__ import annotations
 
@@ -46,14 +44,14 @@ def files(output: Path) -> set[str]:
     return {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
 
 
-def test_an_output_that_is_whole(tmp_path: Path) -> None:
+def test_an_untouched_output_has_no_violations(tmp_path: Path) -> None:
     report = verify_output(Store.open(run(tmp_path).output))
     assert (report.holds, report.rows, report.shards) == (True, 7, 3)
     with pytest.raises(FileNotFoundError, match="no published run"):
         verify_output(Store.open(str(tmp_path / "nowhere")))
 
 
-def test_what_was_lost_or_changed_is_named(tmp_path: Path) -> None:
+def test_lost_and_changed_parts_are_named(tmp_path: Path) -> None:
     output = Path(run(tmp_path).output)
     masks, rejects = sorted((output / "masks").iterdir()), sorted((output / "rejects").iterdir())
     receipts = sorted((output / "receipts").iterdir())
@@ -84,7 +82,7 @@ def test_rejects_by_code_with_examples(tmp_path: Path) -> None:
     ]
 
 
-def test_what_no_published_run_names_can_go(tmp_path: Path) -> None:
+def test_files_that_no_published_run_names_are_garbage(tmp_path: Path) -> None:
     output = Path(run(tmp_path).output)
     kept = files(output)
     assert find_garbage(Store.open(str(output))).paths == ()
@@ -108,7 +106,7 @@ def test_what_no_published_run_names_can_go(tmp_path: Path) -> None:
     assert verify_output(Store.open(str(output))).holds
 
 
-def test_runs_beyond_the_newest_can_go_with_what_they_alone_name(tmp_path: Path) -> None:
+def test_runs_beyond_the_newest_are_garbage_with_the_files_they_alone_name(tmp_path: Path) -> None:
     run(tmp_path)
     output = Path(run(tmp_path, "another").output)
     assert find_garbage(Store.open(str(output))).paths == (), (
@@ -122,6 +120,6 @@ def test_runs_beyond_the_newest_can_go_with_what_they_alone_name(tmp_path: Path)
     assert len(files(output)) == 1 + 3 * 3
 
 
-def test_where_nothing_was_published_all_would_go(tmp_path: Path) -> None:
+def test_an_output_without_published_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="all would go"):
         find_garbage(Store.open(run(tmp_path, published=False).output))

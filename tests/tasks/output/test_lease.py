@@ -46,7 +46,9 @@ def put(output: Store, host: str, pid: int, renewed: str) -> None:
     )
 
 
-def test_the_second_is_told_who_holds_it_since_when(tmp_path: Path, output: Store) -> None:
+def test_a_second_run_fails_and_names_the_first_and_its_start(
+    tmp_path: Path, output: Store
+) -> None:
     with (
         acquire_lease(output, "first"),
         pytest.raises(
@@ -60,7 +62,7 @@ def test_the_second_is_told_who_holds_it_since_when(tmp_path: Path, output: Stor
         assert read_lease(output).run_id == "third"  # type: ignore[union-attr]
 
 
-def test_it_waits_if_told_to(output: Store) -> None:
+def test_a_second_run_waits_if_asked_to(output: Store) -> None:
     order: list[str] = []
 
     def second() -> None:
@@ -76,7 +78,9 @@ def test_it_waits_if_told_to(output: Store) -> None:
     assert order == ["first ends", "second begins"]
 
 
-def test_it_is_renewed_while_it_is_held(output: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_is_renewed_until_it_is_released(
+    output: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ticks = iter(f"2026-11-25T00:00:{second:02}+00:00" for second in range(60))
     monkeypatch.setattr(lease, "_now", lambda: next(ticks))
     with acquire_lease(output, "first"):
@@ -89,7 +93,7 @@ def test_it_is_renewed_while_it_is_held(output: Store, monkeypatch: pytest.Monke
     assert after.since == before.since
 
 
-def test_a_process_of_this_machine_that_has_died_holds_nothing(output: Store) -> None:
+def test_the_lease_of_a_dead_process_of_this_machine_is_over(output: Store) -> None:
     code = (
         "import os, time\nfrom wordmask.tasks.output.lease import acquire_lease\n"
         "from wordmask.tasks.storage import Store\n"
@@ -110,7 +114,7 @@ def test_a_process_of_this_machine_that_has_died_holds_nothing(output: Store) ->
         pass
 
 
-def test_one_of_another_machine_is_over_when_it_gives_no_sign_of_life(
+def test_the_lease_of_another_machine_is_over_when_it_is_not_renewed(
     output: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(output, "elsewhere", 1, lease._now())
@@ -157,7 +161,7 @@ def test_a_run_that_lost_the_output_learns_to_which_run(tmp_path: Path, output: 
             hold.require()
 
 
-def test_no_error_ends_the_renewals(output: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renewals_go_on_after_any_error(output: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     failures, renewed = [ValueError("odd"), OSError("down")], threading.Event()
 
     def renew(_: LeaseHandle) -> None:
@@ -170,7 +174,7 @@ def test_no_error_ends_the_renewals(output: Store, monkeypatch: pytest.MonkeyPat
         assert renewed.wait(5)
 
 
-def test_clocks_that_disagree_take_nothing_from_the_living(
+def test_a_lease_that_is_renewed_by_a_wrong_clock_is_not_over(
     output: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder's clock is weeks behind, but it renews."""
@@ -197,7 +201,7 @@ def test_clocks_that_disagree_take_nothing_from_the_living(
         thread.join()
 
 
-def test_of_two_that_begin_at_once_one_holds_it(
+def test_of_runs_that_start_at_once_exactly_one_gets_the_lease(
     output: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.3)

@@ -1,6 +1,4 @@
-"""What was computed before is copied: rows of a file that changed, and the rows beside rejected
-ones that are tried again.
-"""
+"""Reuse of answers: equal rows of a changed file, and the rows beside rejects that are retried."""
 
 from __future__ import annotations
 
@@ -77,7 +75,7 @@ def bytes_of(output: Path, kind: str, plan: Plan) -> dict[str, bytes]:
     }
 
 
-def test_of_a_file_that_changed_only_what_is_new_is_computed(tmp_path: Path) -> None:
+def test_only_the_new_rows_of_a_changed_file_are_computed(tmp_path: Path) -> None:
     rows = [row(number) for number in range(10)]
     assert len(run(table(tmp_path, rows))[0]) == 10
     changed = [
@@ -119,7 +117,7 @@ def test_another_image_other_references_another_model_or_method_are_computed(
     assert plan.hints == {}
 
 
-def test_an_image_behind_a_uri_is_known_by_its_bytes(tmp_path: Path) -> None:
+def test_an_image_behind_a_uri_is_identified_by_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "b.png").write_bytes(png(2))
     rows = [row(number, image=f"{name}.png") for number, name in enumerate("ab")]
@@ -174,7 +172,7 @@ def test_only_rejects_of_the_code_are_tried_again(
         )
 
 
-def test_a_retry_that_dies_between_its_parts_has_changed_nothing(
+def test_a_retry_that_dies_between_its_parts_changes_nothing(
     with_rejects: RunSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = {kind: read_rows(with_rejects.output, kind) for kind in PART_KINDS}
@@ -240,7 +238,7 @@ def test_a_row_that_killed_and_one_that_kills_now_are_rejected_once_each(
     assert receipt.rejects == {"worker_killed": 2}
 
 
-def test_a_setting_that_no_answer_depends_on_costs_no_answer(tmp_path: Path) -> None:
+def test_a_setting_that_no_answer_depends_on_lets_all_answers_be_copied(tmp_path: Path) -> None:
     rows = [row(number) for number in range(6)]
     rows[2] |= {"image": str(tmp_path / "elsewhere" / "a.png")}
     assert len(run(table(tmp_path, rows))[0]) == 5

@@ -1,6 +1,4 @@
-"""How long a plan may take: from receipts where there are any, else by arithmetic, and honest where
-neither tells.
-"""
+"""Estimates of time and cost: from receipts where there are any, else by arithmetic, else none."""
 
 from __future__ import annotations
 
@@ -134,7 +132,7 @@ def test_workers_share_the_time_and_a_price_makes_it_a_cost(output: Store) -> No
     assert estimated(output).rates[0].cost is None
 
 
-def test_what_was_just_timed_goes_before_what_was_done_earlier(output: Store) -> None:
+def test_calibrated_receipts_count_rather_than_those_of_the_output(output: Store) -> None:
     write_receipt(output, shard(1), seconds=10)
     write_receipt(output, shard(2), seconds=100 / 40)
     found = estimated(
@@ -157,7 +155,7 @@ def test_shards_with_copied_rows_are_no_measure(output: Store) -> None:
     assert (found.receipts, found.rates[0].rows_per_second) == (1, 10)
 
 
-def test_receipts_that_tell_nothing_are_left_out(output: Store) -> None:
+def test_receipts_of_other_settings_or_versions_are_left_out(output: Store) -> None:
     write_receipt(output, shard(1), seconds=10)
     write_receipt(output, shard(2), seconds=0)
     write_receipt(output, shard(3, rows=0), seconds=1)
@@ -206,9 +204,7 @@ def test_without_receipts_the_full_size_is_estimated_by_arithmetic_and_says_so(
     ]
 
 
-def test_a_gpu_that_cannot_hold_the_model_takes_no_time_but_none(
-    output: Store, tmp_path: Path
-) -> None:
+def test_a_gpu_that_cannot_hold_the_model_has_no_time(output: Store, tmp_path: Path) -> None:
     found = estimated(output, local_model(tmp_path / "model", {}), segment={"dtype": "float32"})
     assert {rate.worker: rate.seconds for rate in found.rates}["L4, 1 query per image"] is None
 
@@ -220,7 +216,7 @@ def test_small_models_are_not_estimated_by_arithmetic(output: Store, tmp_path: P
         assert "nothing to estimate from" in found.note
 
 
-def test_arithmetic_tells_nothing_of_deterministic_runs(output: Store, tmp_path: Path) -> None:
+def test_deterministic_runs_are_not_estimated_by_arithmetic(output: Store, tmp_path: Path) -> None:
     found = estimated(output, local_model(tmp_path / "model", {}), segment={"deterministic": True})
     assert (found.basis, found.rates) == ("nothing", ())
 

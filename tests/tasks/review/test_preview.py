@@ -1,6 +1,4 @@
-"""A look at random rows before a run: which they are, how they ended, and that nothing is left of
-it.
-"""
+"""Previews: which rows they show, how these ended, and that nothing is written."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ def planned(folder: Path, queries: list[str | None], **options: int) -> tuple[Pl
     return plan_of(settings, REVISION), settings
 
 
-def test_rows_are_drawn_by_seed_without_repetition_and_read_back(tmp_path: Path) -> None:
+def test_the_seed_decides_which_different_rows_are_shown(tmp_path: Path) -> None:
     plan, settings = planned(tmp_path, [f"thing {i}" for i in range(11)], shard_rows=5)
     store, readers = Store.open(settings.input), ReaderCache()
     drawn = [
@@ -52,7 +50,7 @@ def test_rows_are_drawn_by_seed_without_repetition_and_read_back(tmp_path: Path)
     assert len({*some[0]}) == 4
 
 
-def test_rows_of_pending_shards_are_drawn_while_there_are_any(tmp_path: Path) -> None:
+def test_rows_of_pending_shards_are_shown_while_there_are_any(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, ["x"] * 6, shard_rows=3)
     first, second = plan.shards
     half = plan.model_copy(update={"done": frozenset({first.shard_id})})
@@ -61,7 +59,9 @@ def test_rows_of_pending_shards_are_drawn_while_there_are_any(tmp_path: Path) ->
     assert len(list(random_rows(whole, 9, 0))) == 6
 
 
-def test_a_sheet_shows_the_masks_that_a_run_would_write_and_writes_none(tmp_path: Path) -> None:
+def test_a_preview_shows_the_masks_that_a_run_would_write_and_writes_nothing(
+    tmp_path: Path,
+) -> None:
     plan, settings = planned(tmp_path, ["one", "absent", "two"])
     page, rows = preview(plan, settings, FakeSegmenter(), 3)
     assert not (tmp_path / "out").exists()
@@ -80,7 +80,7 @@ def test_a_sheet_shows_the_masks_that_a_run_would_write_and_writes_none(tmp_path
     ]
 
 
-def test_rejected_rows_are_told_and_have_a_place_on_the_sheet(tmp_path: Path) -> None:
+def test_rejected_rows_are_listed_and_shown_on_the_sheet(tmp_path: Path) -> None:
     rows = [
         {"row_id": "a", "image": png(i), "query": query}
         for i, query in enumerate(["thing", "thing", None])
