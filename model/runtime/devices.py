@@ -19,6 +19,56 @@ ROW_BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # of glibc's mallopt
 
 
+def resolve_device(device: str | None) -> str:
+    """Return the device to use: the named one, or a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: a GPU is named, and PyTorch sees none.
+    """
+    if not device:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device = {device!r}: PyTorch sees no CUDA device here; use cpu, or install a CUDA"
+            " build of PyTorch"
+        )
+    return device
+
+
+def set_up_process(device: str | None, *, deterministic: bool = False) -> None:
+    """Prepare this process for a model on a device, before the model is loaded.
+
+    On a CPU the C library keeps freed memory, and for deterministic answers PyTorch's threads are
+    reduced to a power of two. A GPU needs nothing.
+    """
+    if device != "cpu" and torch.cuda.is_available():
+        return
+    keep_freed_memory()
+    if deterministic:
+        torch.set_num_threads(_power_of_two_threads())
+
+
+def check_deterministic_threads() -> None:
+    """Check that PyTorch's threads do not make a row's last digits depend on its place.
+
+    With other numbers than powers of two, PyTorch splits tensors among threads within a vector, and
+    rounds what is left over otherwise.
+
+    Raises:
+        ValueError: their number is not a power of two.
+    """
+    threads = torch.get_num_threads()
+    if threads != _power_of_two_threads():
+        raise ValueError(
+            f"deterministic = True: PyTorch has {threads} threads on a CPU, and must have a power"
+            " of two; call wordmask.model.runtime.devices.set_up_process first"
+        )
+
+
+def _power_of_two_threads() -> int:
+    return 1 << (torch.get_num_threads().bit_length() - 1)
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep large blocks that were freed, in this whole process.
 

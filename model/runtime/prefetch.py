@@ -51,8 +51,7 @@ class _Buffer(Generic[Item, Result]):
     def fill(self) -> None:
         """Start work on further items, as far as their weights allow."""
         while self._total_weight < self._depth or not self._started:
-            item = self._next if self._next is not None else next(self._source, None)
-            self._next = None
+            item = self._take()
             if item is None:
                 return
             weight = self._weight(item)
@@ -61,6 +60,14 @@ class _Buffer(Generic[Item, Result]):
                 return
             self._started.append((weight, self._pool.submit(self._work, item)))
             self._total_weight += weight
+
+    def _take(self) -> Item | None:
+        """Return the next item, None if there is none."""
+        item = self._next
+        self._next = None
+        if item is not None:
+            return item
+        return next(self._source, None)
 
     def results(self) -> Iterator[Result]:
         """Yield the results in order, and refill the buffer after each."""

@@ -79,9 +79,9 @@ def _grammar(segmenter: Segmenter, repeats: int) -> float:
     """What choosing under the grammar takes beyond choosing freely, over a step of the full
     batch.
     """
-    engine = Engine(segmenter.model.model, segmenter.config.tokens, segmenter.token_selector)
+    engine = Engine(segmenter.model.model, segmenter.config.tokens, segmenter.stages.token_selector)
     with torch.inference_mode():
-        batch = started_batch(engine, segmenter._encode(scenes(8, 8).asked()))
+        batch = started_batch(engine, segmenter.pipeline.encode(scenes(8, 8).asked()))
         for _ in range(BOX_TOKENS + 1):
             batch.step()
         logits, left = (
@@ -91,7 +91,7 @@ def _grammar(segmenter: Segmenter, repeats: int) -> float:
         state, free = batch.state.grammar_B.clone(), FreeDecoding()
         times = paired(
             {
-                "grammar": lambda: segmenter.token_selector.choose(
+                "grammar": lambda: segmenter.stages.token_selector.choose(
                     logits, state, left, near_limit=False
                 ),
                 "free": lambda: free.choose(logits, state, left),

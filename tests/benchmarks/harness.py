@@ -27,6 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from wordmask.model.runtime.devices import set_up_process
+
 
 @dataclass(frozen=True)
 class Target:
@@ -128,6 +130,7 @@ def main(name: str, run: Callable[[bool], Report], *, threads: int = 1) -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
+    set_up_process("cpu")
     with contextlib.redirect_stdout(sys.stderr):
         report = run(arguments.quick)
     if arguments.json:

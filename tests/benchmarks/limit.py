@@ -153,10 +153,10 @@ def _decode(segmenter: Segmenter, rows: int) -> Stage:
     engine = Engine(
         segmenter.model.model,
         segmenter.config.tokens,
-        segmenter.token_selector,
+        segmenter.stages.token_selector,
         max_batch_size=rows,
     )
-    asked = segmenter._encode(photographs(1, 1).asked())
+    asked = segmenter.pipeline.encode(photographs(1, 1).asked())
     (image_PD, ((_, prompt),)) = next(iter(asked))
     batch = started_batch(engine, [(image_PD, [(row, prompt) for row in range(rows)])])
     for _ in range(6):
@@ -175,10 +175,12 @@ def _refine(segmenter: Segmenter, rows: int) -> Stage:
     masks = (torch.rand(rows, v.crop_size, v.crop_size) > 0.5).float()
 
     def refine() -> None:
-        final, early = segmenter._encode_crops(pixels)
-        head.iterate(head.fuse(final, early), masks, segmenter.iterations)
+        final, early = segmenter.stages.encode_crops(pixels)
+        head.iterate(head.fuse(final, early), masks, segmenter.stages.refiner_iterations)
 
-    passes = flops.fusion(r, v.grid) + flops.refiner_pass(r, v) * segmenter.iterations
+    passes = (
+        flops.fusion(r, v.grid) + flops.refiner_pass(r, v) * segmenter.stages.refiner_iterations
+    )
     work = flops.encoder(v, rows) + passes * rows
     return Stage("refine", work.flops, refine, _encoder_shapes(segmenter, rows))
 
@@ -194,7 +196,7 @@ def _whole(
         path_tokens=tokens - 1,
         batch_rows=work.rows,
         dtype="float32",
-        refiner_iterations=segmenter.iterations,
+        refiner_iterations=segmenter.stages.refiner_iterations,
     )
     names = {
         "encode": "vision",

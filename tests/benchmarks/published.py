@@ -42,7 +42,8 @@ class Published:
             segmenter.model.head,
             segmenter.config,
         )
-        self.tokenizer, self.iterations = segmenter.tokenizer, segmenter.iterations
+        self.tokenizer = segmenter.tokenizer
+        self.iterations = segmenter.stages.refiner_iterations
 
     @torch.inference_mode()
     def segment(self, image: np.ndarray, query: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wordmask.model import segmenter as segmenter_module
+from wordmask.model import pipeline, stages
 from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_tokens import parse_path
 from wordmask.model.decoding.requests import Decoded
@@ -22,6 +23,7 @@ from wordmask.model.masks.crops import cut_crop, paste_mask
 from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
 from wordmask.model.nn.config import MAX_PROMPT_TOKENS, MoondreamSegmentationConfig
 from wordmask.model.nn.layers import gelu_tanh
+from wordmask.model.runtime.devices import set_up_process
 from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.scenes.splits import TEST_SEEDS
 from wordmask.model.segmenter import Query, Segmenter
@@ -183,11 +185,32 @@ def test_deterministic_rows_do_not_depend_on_their_place_with_an_odd_number_of_t
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
+        set_up_process("cpu", deterministic=True)
         Segmenter.from_pretrained("demo", device="cpu", deterministic=True)
         x = (2 * torch.randn(8192, generator=torch.Generator().manual_seed(0))).repeat(32, 1)
         with torch.inference_mode():
             y = gelu_tanh(x)
         assert torch.equal(y, y[:1].expand_as(y))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_deterministic_answers_need_a_power_of_two_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(ValueError, match=r"PyTorch has 3 threads .* call .*set_up_process"):
+            Segmenter.from_pretrained("demo", device="cpu", deterministic=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_making_a_segmenter_leaves_the_process_as_it_was(segmenter: Segmenter) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        Segmenter(segmenter.model, segmenter.tokenizer, revision="x")
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
@@ -275,6 +298,22 @@ def test_a_box_outside_the_image_has_no_crop() -> None:
 # --- a stream
 
 
+@pytest.mark.parametrize(
+    "method", [{}, {"refiner_iterations": 0}, {"deterministic": True}, {"grammar": False}]
+)
+def test_a_stream_gives_what_the_method_gives_step_by_step(
+    segmenter: Segmenter, scene: np.ndarray, method: dict[str, Any]
+) -> None:
+    """To the last digit, of present and absent things."""
+    made = Segmenter(segmenter.model, segmenter.tokenizer, revision="x", **method)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 700, 3), dtype=np.uint8)
+    for image in (scene, noise):
+        for words in ("the object on the left", "a purple unicorn"):
+            query = Query(object=words, spatial_refs=((0.5, 0.5),))
+            ((_, answer),) = made.stream([(image, [(None, query)])])
+            assert answer.result() == made.segment_one(image, query)
+
+
 def test_a_stream_gives_each_tag_one_answer_and_takes_images_as_it_goes(
     segmenter: Segmenter,
 ) -> None:
@@ -294,13 +333,13 @@ def test_a_stream_gives_each_tag_one_answer_and_takes_images_as_it_goes(
         assert answer.result().rle == alone.rle
 
 
-@pytest.mark.parametrize("broken", ["rasterize", "clean"])
-def test_what_goes_wrong_beside_the_model_is_its_rows_alone(
-    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, broken: str
+@pytest.mark.parametrize(("module", "broken"), [(stages, "rasterize"), (pipeline, "clean")])
+def test_an_error_beside_the_model_is_of_its_row_alone(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, module: ModuleType, broken: str
 ) -> None:
     """Before the refiner, and after it."""
     scenes = [SCENES.scene(TEST_SEEDS.start + i).image_HW3 for i in range(3)]
-    work, calls = getattr(segmenter_module, broken), Counter[str]()
+    work, calls = getattr(module, broken), Counter[str]()
 
     def once(*args: Any) -> Any:
         calls[broken] += 1
@@ -308,10 +347,9 @@ def test_what_goes_wrong_beside_the_model_is_its_rows_alone(
             raise ValueError("this one is broken")
         return work(*args)
 
-    monkeypatch.setattr(
-        segmenter, "_threads", ThreadPoolExecutor(1)
-    )  # one thread: the calls come in their order
-    monkeypatch.setattr(segmenter_module, broken, once)
+    # One thread: the calls come in their order.
+    monkeypatch.setattr(segmenter.pipeline, "_threads", ThreadPoolExecutor(1))
+    monkeypatch.setattr(module, broken, once)
     answers = dict(
         segmenter.stream(
             (scene, [(i, Query(object="the object on the left"))]) for i, scene in enumerate(scenes)

@@ -114,7 +114,7 @@ def logits_of(
 ) -> list[float]:
     """Logits of two candidates for the token after what was drawn of a row, in one plain pass."""
     model, tokens = segmenter.model.model, segmenter.config.tokens
-    ((image_PD, _),) = segmenter._encode([(row[0], [(0, Query(object=row[1]))])])
+    ((image_PD, _),) = segmenter.pipeline.encode([(row[0], [(0, Query(object=row[1]))])])
     prompt = embed_prompts(
         [build_prompt(row[1], (), segmenter.tokenizer, tokens)], model.text, model.region
     )[0]
