@@ -1,6 +1,9 @@
-"""A model that `registry` found, in memory."""
+"""Load the model and the tokenizer that `hub.registry` found."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,14 +15,17 @@ from wordmask.model.nn.moondream import MoondreamSegmentation
 def load_model(
     source: ModelSource, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> MoondreamSegmentation:
-    """A model for inference, from a checkpoint of any known layout; the weights are held once while
-    loading.
+    """Load a model for inference from a checkpoint of any known layout.
+
+    The weights are in memory once while they are loaded.
 
     Raises:
         ModelError: its files cannot be had, or its configuration is missing or not ours.
         CheckpointError: its weights do not fit its configuration.
     """
-    refiner_files = source.refiner.weights() if source.refiner else ()
+    refiner_files: Sequence[Path] = ()
+    if source.refiner:
+        refiner_files = source.refiner.weights()
     files = source.model.weights()
     return MoondreamSegmentation.from_files(
         source.model.folder(), files, refiner_files, device=device, dtype=dtype
@@ -27,7 +33,9 @@ def load_model(
 
 
 def load_tokenizer(source: ModelSource) -> PathTokenizer:
-    """The model's tokenizer, or the published one where it has none. Raises ModelError if that
-    cannot be downloaded.
+    """Load the model's tokenizer, or the published one where it has none.
+
+    Raises:
+        ModelError: the published one cannot be downloaded.
     """
     return PathTokenizer.from_file(source.tokenizer_file())

@@ -1,6 +1,4 @@
-"""What is asked of a model and what it answers. Without PyTorch, so that who only passes them on
-need not load it.
-"""
+"""Queries and answers of a model; without PyTorch, for code that only passes them on."""
 
 from __future__ import annotations
 
@@ -14,9 +12,12 @@ from wordmask.model.masks import rle
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One expression, in `segment_many` about image number `image`.
+    """One expression about an image.
 
-    References are points (x, y) or boxes (x_min, y_min, x_max, y_max) in unit of image.
+    Args:
+        object: the expression.
+        spatial_refs: points (x, y) or boxes (x_min, y_min, x_max, y_max) in unit of image.
+        image: index of the image, in `Segmenter.segment_many`.
     """
 
     object: str
@@ -28,13 +29,24 @@ class Query:
 class Segmentation:
     """The answer to one query.
 
-    `status` is "mask", or "absent" if the model says that the expression names nothing here. `rle`
-    is the mask in COCO's compressed form, `mask` (H, W) uint8 of 0/1 decoded from it; `bbox` (x, y,
-    w, h) and `area` of it in pixels; `path` its outline in pixels. `coarse_path` (unit of box) and
-    `coarse_bbox` (cx, cy, w, h in unit of image) are what the language model drew. Scores are None
-    where there is nothing to score. `refined`: the refiner's mask, not the coarse one. `salvaged`:
-    the path was malformed and only its whole commands before the problem were used; `path_problem`
-    says what it was. `truncated`: the token limit cut it short.
+    Args:
+        status: "mask", or "absent" if the model says that the expression names nothing here.
+        rle: the mask in COCO's compressed form.
+        bbox: (x, y, w, h) of the mask in pixels.
+        area: of the mask in pixels.
+        path: outline of the mask in pixels.
+        coarse_path: the language model's path in unit of box.
+        coarse_bbox: the language model's box (cx, cy, w, h) in unit of image.
+        predicted_iou: the refiner's estimate of its IoU with the truth.
+        path_logprob: mean log-probability of a path token.
+        coarse_refined_iou: IoU of the coarse and the refined mask.
+        iteration_stability: IoU of the refiner's last two masks.
+        trust: one number in 0..1 of these scores; a score is None where there is nothing to score.
+        refined: the mask is the refiner's, not the coarse one.
+        salvaged: the path was malformed, and only its whole commands before the problem were used.
+        truncated: the token limit cut the path short.
+        path_problem: what was wrong with the path, if anything was.
+        n_path_tokens: tokens of the path.
     """
 
     status: str
@@ -57,12 +69,14 @@ class Segmentation:
 
     @property
     def mask(self) -> np.ndarray:
+        """Return the mask, (H, W) uint8 of 0/1."""
         return rle.decode(self.rle)
 
 
 class QueryError(ValueError):
-    """A query that cannot be asked. `code` is one of the reject codes of a row; the message is its
-    detail.
+    """A query that cannot be asked.
+
+    `code` is one of the reject codes of a row, `detail` the error's message.
     """
 
     def __init__(self, code: str, detail: str) -> None:

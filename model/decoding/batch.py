@@ -76,18 +76,22 @@ class Batch:
             self.pool.acquire(request.prefix)
         self._prefix = None
         prompts = [request.prompt for request in requests]
-        cache, hidden_ND = prefill_prompts(self.model, self._prefix_of(requests), prompts)
+        prefix = self._prefix_of(requests)
+        cache, hidden_ND = prefill_prompts(self.model, prefix, prompts)
+
         device = self.settings.device
         rows_N = to_device(device, rows)
         filler = whole_blocks(len(rows), device) - len(rows)
         box_rows_N = to_device(device, rows + rows[:1] * filler)
-        self.state.hidden_BD[rows_N] = hidden_ND
+        self.boxes.append(BoxDecoding(box_rows_N))
+
+        state = self.state
+        state.hidden_BD[rows_N] = hidden_ND
         # What masked positions hold is multiplied by 0, which mends no NaN of an earlier request.
         self.cache.v.index_fill_(1, rows_N, 0.0)
         self.cache.copy_rows(rows_N, cache)
-        self.state.length_B[rows_N] = to_device(device, [request.length for request in requests])
-        self.state.reset(rows_N)
-        self.boxes.append(BoxDecoding(box_rows_N))
+        state.length_B[rows_N] = to_device(device, [request.length for request in requests])
+        state.reset(rows_N)
 
     def _prefix_of(self, requests: Sequence[Request]) -> SharedPrefix:
         """Return the prefixes of requests that are prefilled together, each image once."""
@@ -118,26 +122,35 @@ class Batch:
 
         The tokens of the other rows have no meaning.
         """
-        state, settings = self.state, self.settings
+        state = self.state
+        settings = self.settings
         index_B = state.steps_B - BOX_TOKENS
         left_B = settings.max_new_tokens - index_B
+        near_limit = self._any_near_limit()
         choice = settings.token_selector.choose(
-            scores_BV, state.grammar_B, left_B, near_limit=self._any_near_limit()
+            scores_BV, state.grammar_B, left_B, near_limit=near_limit
         )
-        ids_B = choice.ids
         writing_B = (index_B >= 0) & ~state.done_B
-        ended_B = writing_B & (ids_B == settings.tokens.eos_id)
-        log_p_B = logits_BV.gather(1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+        ended_B = writing_B & (choice.ids == settings.tokens.eos_id)
+        score_B = logits_BV.gather(1, choice.ids[:, None])[:, 0]
+        log_p_B = score_B - logits_BV.logsumexp(-1)
         state.grammar_B = torch.where(writing_B, choice.state, state.grammar_B)
         state.logprob_B += torch.where(writing_B, log_p_B, 0.0)
         state.forced_B |= choice.forced & writing_B
         state.ended_B |= ended_B
         state.done_B |= ended_B | (writing_B & (left_B <= 1))
-        # The other rows write over what they wrote before, or where their first token will be.
-        at_B1 = index_B.clamp(0, state.ids_BL.shape[1] - 1)[:, None]
-        before_B1 = state.ids_BL.gather(1, at_B1)
-        state.ids_BL.scatter_(1, at_B1, torch.where(writing_B[:, None], ids_B[:, None], before_B1))
-        return ids_B
+        self._record_ids(choice.ids, index_B, writing_B)
+        return choice.ids
+
+    def _record_ids(self, ids_B: Tensor, index_B: Tensor, writing_B: Tensor) -> None:
+        """Store path tokens at their index.
+
+        Rows that write no path store what they stored before, or what their first token replaces.
+        """
+        ids_BL = self.state.ids_BL
+        at_B1 = index_B.clamp(0, ids_BL.shape[1] - 1)[:, None]
+        stored_B1 = torch.where(writing_B[:, None], ids_B[:, None], ids_BL.gather(1, at_B1))
+        ids_BL.scatter_(1, at_B1, stored_B1)
 
     def _any_near_limit(self) -> bool:
         """Return whether the token limit may forbid tokens of a row in this step."""
@@ -152,18 +165,28 @@ class Batch:
         The first step also chooses between an object and an end at once. Values are read back from
         the state: a row that is repeated may have several, and one of them counts.
         """
-        region, state, rows_N = self.model.region, self.state, box.rows_N
-        hidden_ND = state.hidden_BD[rows_N]
+        rows_N = box.rows_N
+        hidden_ND = self.state.hidden_BD[rows_N]
+        axis = box.n_steps
         box.n_steps += 1
-        if box.n_steps == 1:
+        if axis == 0:
             tokens = self.settings.tokens
             end_N = scores_BV[rows_N, tokens.eos_id]
-            state.absent_B[rows_N] = end_N > scores_BV[rows_N, tokens.coord_id]
+            self.state.absent_B[rows_N] = end_N > scores_BV[rows_N, tokens.coord_id]
         if box.n_steps < BOX_TOKENS:
-            axis = box.n_steps - 1
-            bins_N = self._likeliest(region.coord_logits(hidden_ND))
-            state.box_B4[rows_N, axis] = coord_value(bins_N, region.config.coord_out_dim)
-            return region.encode_coord(state.box_B4[rows_N, axis, None])
+            return self._decode_coord(rows_N, hidden_ND, axis)
+        return self._decode_size(rows_N, hidden_ND)
+
+    def _decode_coord(self, rows_N: Tensor, hidden_ND: Tensor, axis: int) -> Tensor:
+        region = self.model.region
+        box_B4 = self.state.box_B4
+        bins_N = self._likeliest(region.coord_logits(hidden_ND))
+        box_B4[rows_N, axis] = coord_value(bins_N, region.config.coord_out_dim)
+        return region.encode_coord(box_B4[rows_N, axis, None])
+
+    def _decode_size(self, rows_N: Tensor, hidden_ND: Tensor) -> Tensor:
+        region = self.model.region
+        state = self.state
         bins_N2 = self._likeliest(region.size_logits(hidden_ND))
         state.box_B4[rows_N, 2:] = size_value(bins_N2, region.config.size_out_dim // 2)
         # Not earlier: until its box is decoded, a row stays where its `BoxDecoding` has it.
@@ -176,7 +199,9 @@ class Batch:
     def _forward(self, x_BD: Tensor) -> None:
         """Feed the rows' embeddings to the decoder."""
         if self._prefix is None:
-            indices = [request.prefix.index if request else None for request in self.requests]
+            indices: list[int | None] = [None] * len(self.requests)
+            for request in self.running:
+                indices[request.row] = request.prefix.index
             self._prefix = SharedPrefix.build(self.pool.cache, indices, self.settings.device)
         own_B1 = self.state.length_B[:, None]
         hidden_B1D = self.model.text(
@@ -202,26 +227,15 @@ class Batch:
 
     def release(self, snapshot: FinishedSnapshot) -> FinishedRows | None:
         """Free the rows that were done in a snapshot, and start to read their results."""
-        finished = [
-            request
-            for request, done in zip(snapshot.requests, snapshot.done_B.tolist(), strict=True)
-            if request and done and request.row >= 0  # else an earlier snapshot had it
-        ]
-        if not finished:
+        finished = [request for request in snapshot.done_requests() if request.row >= 0]
+        if not finished:  # an earlier snapshot had them
             return None
-        state = self.state
         rows_N = to_device(self.settings.device, [request.row for request in finished])
-        complete_N = state.ended_B[rows_N] | state.absent_B[rows_N]
-        truncated_N = state.forced_B[rows_N] | ~complete_N
-        columns = [state.logprob_B[rows_N], state.absent_B[rows_N].float(), truncated_N.float()]
-        numbers_N7 = torch.cat([state.box_B4[rows_N], torch.stack(columns, dim=1)], dim=1)
         for request in finished:
             self.requests[request.row] = None
             request.row = -1
             self.pool.release(request.prefix)
-        return FinishedRows(
-            finished, AsyncHostCopy(numbers_N7), AsyncHostCopy(state.ids_BL[rows_N])
-        )
+        return FinishedRows.start_reading(finished, self.state, rows_N)
 
     def shrink(self) -> None:
         """Halve the batch, once or more, if the running requests fit and none decodes its box."""

@@ -67,17 +67,20 @@ class Engine:
         """
         device = model.text.wte.device
         if lag is None:
-            lag = 0 if device.type == "cpu" else 1
+            lag = int(device.type != "cpu")
         if max_new_tokens is None:
             max_new_tokens = tokens.max_new_tokens
-        max_batch_size = whole_blocks(max_batch_size, device)
+        if batch_invariant:
+            max_batch_size = INVARIANT_BATCH_SIZE
+        else:
+            max_batch_size = whole_blocks(max_batch_size, device)
         self.model = model
         self.settings = DecodeSettings(
             tokens=tokens,
             token_selector=token_selector,
             perturb=sampler or _unperturbed,
             device=device,
-            max_batch_size=INVARIANT_BATCH_SIZE if batch_invariant else max_batch_size,
+            max_batch_size=max_batch_size,
             max_new_tokens=max_new_tokens,
             batch_invariant=batch_invariant,
             lag=lag,
@@ -132,7 +135,9 @@ class Engine:
 
 def new_pool(settings: DecodeSettings) -> PrefixPool:
     """Return an empty pool; a batch invariant one has an index for every row from the start."""
-    return PrefixPool(min_size=settings.max_batch_size if settings.batch_invariant else 0)
+    if settings.batch_invariant:
+        return PrefixPool(min_size=settings.max_batch_size)
+    return PrefixPool()
 
 
 def first_batch(

@@ -1,5 +1,6 @@
-"""The `segment` prompt: what is asked of the decoder, and the checks of the asking (facts, section
-5).
+"""The `segment` prompt: the tokens of an expression and its spatial references.
+
+See docs/model.md, Prompt and path tokens.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ SpatialRef = Sequence[float]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Token ids after the image: prefix, references, expression, suffix. `regions` says, per
-    position, which tokens are coordinates (1 value) or sizes (2 values), in unit of image."""
+    """The tokens that follow an image.
+
+    Args:
+        ids: prefix, references, expression, suffix.
+        regions: positions of coordinates (1 value) and sizes (2 values), in unit of image.
+    """
 
     ids: tuple[int, ...]
     regions: tuple[tuple[int, tuple[float, ...]], ...] = ()
@@ -31,14 +36,14 @@ class Prompt:
 def build_prompt(
     query: str, spatial_refs: Sequence[SpatialRef], tokenizer: PathTokenizer, config: TokenConfig
 ) -> Prompt:
-    """Assemble the prompt of one query.
+    """Return the prompt of one query.
 
-    A point (x, y) is two coordinate tokens; a box (x_min, y_min, x_max, y_max) is the coordinates
-    of its centre and a size token. All in unit of image.
+    A point (x, y) is two coordinate tokens. A box (x_min, y_min, x_max, y_max) is the coordinates
+    of its centre and a size token. All are in unit of image.
 
     Raises:
         QueryError: the expression is empty or too long, or a reference is malformed or outside
-        0..1.
+            0..1.
     """
     words = tokenizer.encode(query.strip())
     if not words:
@@ -61,6 +66,7 @@ def build_prompt(
 def _reference_tokens(
     ref: tuple[float, ...], config: TokenConfig
 ) -> list[tuple[int, tuple[float, ...]]]:
+    """Return the tokens of a point or a box, each with its values."""
     if len(ref) not in (2, 4):
         raise QueryError(
             "bad_spatial_ref",
@@ -85,14 +91,19 @@ def _reference_tokens(
 
 
 def embed_prompts(prompts: Sequence[Prompt], text: TextDecoder, region: Region) -> Tensor:
-    """Embeddings (prompts, tokens, width): coordinates and sizes take the region encoders' place of
-    the token's own. Shorter prompts are padded at the end, with anything."""
-    device, longest = text.wte.device, max(len(prompt.ids) for prompt in prompts)
-    x_NTD = text.embed(
-        to_device(device, [[*prompt.ids, *[0] * (longest - len(prompt.ids))] for prompt in prompts])
-    )
-    for row, prompt in enumerate(prompts):
+    """Return the embeddings (N, T, D) of N prompts, the shorter ones padded at the end.
+
+    Coordinates and sizes have the embeddings of the region encoders, not the tokens' own.
+    """
+    device = text.wte.device
+    longest = max(len(prompt.ids) for prompt in prompts)
+    padded = [prompt.ids + (0,) * (longest - len(prompt.ids)) for prompt in prompts]
+    x_NTD = text.embed(to_device(device, padded))
+    for index, prompt in enumerate(prompts):
         for position, values in prompt.regions:
-            encode = region.encode_coord if len(values) == 1 else region.encode_size
-            x_NTD[row, position] = encode(to_device(device, values))
+            value = to_device(device, values)
+            if len(values) == 1:
+                x_NTD[index, position] = region.encode_coord(value)
+            else:
+                x_NTD[index, position] = region.encode_size(value)
     return x_NTD

@@ -115,7 +115,9 @@ class RequestQueue:
 
     def _fits(self, request: Request, max_len: int) -> bool:
         needed = self._needed(request)
-        return needed == max_len if self._settings.batch_invariant else needed <= max_len
+        if self._settings.batch_invariant:
+            return needed == max_len
+        return needed <= max_len
 
     def _fill(self, count: int) -> None:
         """Take images until `count` requests are waiting, and prefill them."""

@@ -54,14 +54,15 @@ class RowState:
     def free(cls, size: int, max_new_tokens: int, text: TextDecoder) -> Self:
         """Return the state of rows that are all free."""
         device = text.wte.device
-        integers_B = torch.zeros(size, dtype=torch.long, device=device)
+        dim = text.config.dim
+        length_B = torch.zeros(size, dtype=torch.long, device=device)
         done_B = torch.ones(size, dtype=torch.bool, device=device)
         return cls(
-            hidden_BD=torch.zeros(size, text.config.dim, device=device, dtype=text.wte.dtype),
-            length_B=integers_B,
+            hidden_BD=torch.zeros(size, dim, device=device, dtype=text.wte.dtype),
+            length_B=length_B,
             box_B4=torch.zeros(size, 4, device=device),
-            steps_B=torch.zeros_like(integers_B),
-            grammar_B=torch.full_like(integers_B, START),
+            steps_B=torch.zeros_like(length_B),
+            grammar_B=torch.full_like(length_B, START),
             done_B=done_B,
             absent_B=torch.zeros_like(done_B),
             ended_B=torch.zeros_like(done_B),
@@ -101,6 +102,12 @@ class FinishedSnapshot:
     requests: list[Request | None]
     done_B: AsyncHostCopy
 
+    def done_requests(self) -> Iterator[Request]:
+        """Yield the requests that were done, waiting for the device."""
+        for request, done in zip(self.requests, self.done_B.tolist(), strict=True):
+            if request is not None and done:
+                yield request
+
 
 @dataclass
 class FinishedRows:
@@ -116,6 +123,17 @@ class FinishedRows:
     numbers: AsyncHostCopy
     ids: AsyncHostCopy
 
+    @classmethod
+    def start_reading(cls, requests: list[Request], state: RowState, rows_N: Tensor) -> Self:
+        """Start to read the results of requests from their rows."""
+        complete_N = state.ended_B[rows_N] | state.absent_B[rows_N]
+        truncated_N = state.forced_B[rows_N] | ~complete_N
+        logprob_N = state.logprob_B[rows_N]
+        absent_N = state.absent_B[rows_N]
+        flags_N3 = torch.stack([logprob_N, absent_N.float(), truncated_N.float()], dim=1)
+        numbers_N7 = torch.cat([state.box_B4[rows_N], flags_N3], dim=1)
+        return cls(requests, AsyncHostCopy(numbers_N7), AsyncHostCopy(state.ids_BL[rows_N]))
+
     def read(self, eos_id: int) -> Iterator[tuple[Any, Decoded]]:
         """Yield each request's tag and result, waiting for the device."""
         rows = zip(self.requests, self.numbers.tolist(), self.ids.tolist(), strict=True)
@@ -126,7 +144,9 @@ class FinishedRows:
 def _decoded(numbers: Sequence[float], ids_L: Sequence[int], eos_id: int) -> Decoded:
     cx, cy, w, h, logprob, absent, truncated = numbers
     ids = [token for token in ids_L if token >= 0]
-    path_logprob = logprob / len(ids) if ids else None
+    path_logprob = None
+    if ids:
+        path_logprob = logprob / len(ids)
     if ids and ids[-1] == eos_id:
         ids.pop()
     return Decoded(

@@ -1,8 +1,8 @@
-"""Text to ids, and ids to the tokens of a path.
+"""Text to ids, and ids to the tokens of a path; see docs/model.md, Prompt and path tokens.
 
-The published model uses `moondream/starmie-v1`, a `tokenizers` file; the small default model has
+The published model uses `moondream/starmie-v1`, a `tokenizers` file. The small default model has
 its own, made here, with the same reserved ids and the integers 0-960 as single tokens, as the path
-format needs (facts, section 5).
+format needs.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from wordmask.model.decoding.path_tokens import MINUS, PATH_SCALE
 from wordmask.model.hub.registry import TOKENIZER_FILE
 
 PATH_COMMANDS = ("M", "L", "C", "z", "m", "l", "c", "Z")
+PATH_INTEGERS = tuple(str(number) for number in range(PATH_SCALE + 1))
 N_RESERVED = 21  # ids 0..20 never stand for text
-UNKNOWN = "<|4|>"
 
 
 class PathTokenizer:
-    """A tokenizer file with the two views the model needs: expressions as ids, ids as path
-    tokens.
-    """
+    """A tokenizer with the two views that the model needs: expressions as ids, ids as paths."""
 
     def __init__(self, fast: PreTrainedTokenizerFast) -> None:
         self.fast = fast
 
     @classmethod
     def from_file(cls, path: str | Path) -> PathTokenizer:
-        """Raises FileNotFoundError if there is no such tokenizer.json."""
+        """Read a tokenizer.json.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"tokenizer {path}: no such file; a model folder needs a {TOKENIZER_FILE}"
@@ -42,7 +44,7 @@ class PathTokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str, revision: str | None = None) -> PathTokenizer:
-        """A tokenizer of the hub, such as `moondream/starmie-v1`."""
+        """Load a tokenizer of the hub, such as `moondream/starmie-v1`."""
         return cls(PreTrainedTokenizerFast.from_pretrained(name, revision=revision))
 
     def save(self, path: str | Path) -> None:
@@ -50,95 +52,95 @@ class PathTokenizer:
         self.fast.backend_tokenizer.save(str(path))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of an expression, without any special token."""
-        return self.fast.encode(text, add_special_tokens=False)
+        """Return the ids of an expression, without any special token."""
+        ids: list[int] = self.fast.encode(text, add_special_tokens=False)
+        return ids
 
     def path_tokens(self, ids: Sequence[int]) -> list[str]:
-        """The path tokens that ids stand for; an id that is no path token gives its own text."""
-        return [
-            self.path_token_of.get(i) or self.fast.convert_ids_to_tokens(i) or f"<{i}>" for i in ids
-        ]
+        """Return the path tokens that ids stand for; an id that is none gives its own text."""
+        return [self._path_token(token) for token in ids]
+
+    def _path_token(self, token: int) -> str:
+        text = self.path_token_of.get(token) or self.fast.convert_ids_to_tokens(token)
+        return text or f"<{token}>"
 
     def path_ids(self, tokens: Iterable[str]) -> list[int]:
-        """Ids of path tokens. Raises KeyError on a token that no path can hold."""
+        """Return the ids of path tokens.
+
+        Raises:
+            KeyError: no path can hold a token.
+        """
         return [self._path_id[token] for token in tokens]
 
     @cached_property
     def path_token_of(self) -> dict[int, str]:
-        """Every id that can stand in a path, and the path token it stands for; several ids may
-        stand for one.
-        """
-        known = {*PATH_COMMANDS, MINUS, *(str(n) for n in range(PATH_SCALE + 1))}
-        decoded = enumerate(
-            self.fast.batch_decode(
-                [[i] for i in range(len(self.fast))], clean_up_tokenization_spaces=False
-            )
-        )
-        return {i: text.strip() for i, text in decoded if i >= N_RESERVED and text.strip() in known}
+        """Return the path token of each id that can stand in a path; several may have the same."""
+        path_tokens = {*PATH_COMMANDS, MINUS, *PATH_INTEGERS}
+        each_id = [[token] for token in range(len(self.fast))]
+        texts = self.fast.batch_decode(each_id, clean_up_tokenization_spaces=False)
+        stripped = {token: text.strip() for token, text in enumerate(texts) if token >= N_RESERVED}
+        return {token: text for token, text in stripped.items() if text in path_tokens}
 
     @cached_property
     def _path_id(self) -> dict[str, int]:
-        # Where a token exists with and without a leading space, the bare one (decoded without
-        # strip) is the path's.
-        ids = {token: i for i, token in reversed(self.path_token_of.items())}
-        return ids | {
-            token: i for i, token in self.path_token_of.items() if self.fast.decode([i]) == token
-        }
+        tokens = self.path_token_of
+        ids = {text: token for token, text in reversed(tokens.items())}
+        # Where a token exists with and without a leading space, the bare one is the path's.
+        bare = {text: token for token, text in tokens.items() if self.fast.decode([token]) == text}
+        return ids | bare
 
 
 def build_tokenizer(lines: Iterable[str], size: int = 2_048) -> PreTrainedTokenizerFast:
-    """A tokenizer of `size` ids that learns its pieces of words from lines of text, by byte pair
-    encoding.
+    """Return a tokenizer of `size` ids that learns pieces of words from lines of text.
 
-    Ids: 0..20 reserved (0 is both BOS and EOS), then 0-960, path commands, bytes, learned pieces.
-    Words never seen fall into pieces and at last into bytes, so every text has ids and comes back
-    from them, lower-case and without accents. ValueError where `size` leaves no room for learned
-    pieces.
+    Ids: 0..20 reserved (0 is both BOS and EOS), then 0-960, path commands, bytes, and pieces
+    learned by byte pair encoding. Words never seen fall into pieces and at last into bytes, so
+    every text has ids and comes back from them, lower-case and without accents.
+
+    Raises:
+        ValueError: `size` leaves no room for learned pieces.
     """
-    fixed = [f"<|{i}|>" for i in range(N_RESERVED)]
-    fixed += [
-        *(str(n) for n in range(PATH_SCALE + 1)),
-        *PATH_COMMANDS,
-        MINUS,
-        "segment",
-        *sorted(pre_tokenizers.ByteLevel.alphabet()),
-    ]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    reserved = [f"<|{number}|>" for number in range(N_RESERVED)]
+    fixed = [*reserved, *PATH_INTEGERS, *PATH_COMMANDS, MINUS, "segment", *alphabet]
     fixed = list(dict.fromkeys(fixed))
     if size <= len(fixed):
         raise ValueError(
             f"a tokenizer of {size} ids has no room for learned pieces: {len(fixed)} are taken by"
             " numbers, commands and bytes"
         )
-    learned, merges = _learn(lines, len(pre_tokenizers.ByteLevel.alphabet()) + size)
-    kept = [piece for piece in learned if piece not in set(fixed)][: size - len(fixed)]
-    vocabulary = {piece: i for i, piece in enumerate([*fixed, *kept])}
+    pieces, merges = _learn_pieces(lines, alphabet, len(alphabet) + size)
+    learned = [piece for piece in pieces if piece not in set(fixed)]
+    kept = learned[: size - len(fixed)]
+    vocabulary = {piece: token for token, piece in enumerate([*fixed, *kept])}
     merges = [(a, b) for a, b in merges if {a, b, a + b} <= vocabulary.keys()]
     tokenizer = _byte_level(models.BPE(vocabulary, merges))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def _learn(lines: Iterable[str], size: int) -> tuple[list[str], list[tuple[str, str]]]:
-    """Up to `size` pieces in the order in which they were found, bytes first, and the merges that
-    make them.
-    """
+def _learn_pieces(
+    lines: Iterable[str], alphabet: list[str], size: int
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return up to `size` pieces in the order in which they were found, and their merges."""
     tokenizer = _byte_level(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    return sorted(model["vocab"], key=model["vocab"].__getitem__), [
-        tuple(pair) for pair in model["merges"]
-    ]
+    vocabulary: dict[str, int] = model["vocab"]
+    pieces = sorted(vocabulary, key=vocabulary.__getitem__)
+    return pieces, [(first, second) for first, second in model["merges"]]
 
 
 def _byte_level(model: models.Model) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), *spaces]
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
