@@ -26,12 +26,15 @@ class SegmenterLike(Protocol):
         """Raise QueryError for an expression or a reference that the model does not take."""
 
     def stream(
-        self, asked: Iterable[tuple[NDArray[np.uint8], Sequence[tuple[int, Query]]]], rows: int
+        self,
+        images: Iterable[tuple[NDArray[np.uint8], Sequence[tuple[int, Query]]]],
+        /,
+        rows: int,
     ) -> Iterable[tuple[int, Future[Segmentation]]]:
         """Answer the queries about each image, `rows` at a time, as they finish.
 
         Args:
-            asked: RGB images (height, width, 3), each with its queries and a tag for each of them.
+            images: RGB images (height, width, 3), each with its queries and a tag for each of them.
             rows: queries that are decoded together.
 
         Returns:
@@ -47,7 +50,7 @@ class ModelLock:
         self._free_since = 0.0
 
     @contextmanager
-    def hold(self, wanted_since: float) -> Generator[float, None, None]:
+    def hold(self, wanted_since: float) -> Generator[float]:
         """Wait for the model and keep it within the block.
 
         Args:

@@ -132,7 +132,7 @@ class _StageTimer:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Generator[Span, None, None]:
+    def stage(self, name: str) -> Generator[Span]:
         began = time.perf_counter()
         with traces.span(name) as span:
             yield span

@@ -48,7 +48,7 @@ class BrokenDeviceError(UnhealthyWorkerError):
 
 
 @contextmanager
-def translate_device_errors() -> Generator[None, None, None]:
+def translate_device_errors() -> Generator[None]:
     """Turn errors that any other shard would meet as well into those of an unhealthy worker."""
     try:
         yield

@@ -74,8 +74,8 @@ class ImageLoader:
     def load(self, rows: Sequence[Row]) -> Iterator[Decoded]:
         """Start to load the distinct images of rows, in the order of their first rows.
 
-        So many images are read and decoded before they are asked for that their number stays below
-        `IMAGES_AHEAD` and their pixels below `PIXELS_AHEAD`, but always one.
+        At most `IMAGES_AHEAD` images are read and `PIXELS_AHEAD` pixels decoded before the caller
+        takes them, but always one image.
 
         Returns:
             For each image the results of the rows that end without the model, copied masks and

@@ -81,7 +81,7 @@ class ReaderCache:
     @contextmanager
     def reader(
         self, table: Store, shard: Shard, settings: SegmentSettings, part: RowRange
-    ) -> Generator[RowGroupReader, None, None]:
+    ) -> Generator[RowGroupReader]:
         """Lend a reader that has not passed the start of a part. It is nobody else's meanwhile."""
         key = _Key(shard.file, shard.fingerprint, shard.settings_hash, part.row_group)
         reader = self._take(key, part.start) or RowGroupReader(table, settings, part.row_group)

@@ -56,7 +56,7 @@ def set_up() -> None:
 
 
 @contextmanager
-def log_context(**fields: str) -> Generator[None, None, None]:
+def log_context(**fields: str) -> Generator[None]:
     """Add fields, such as run_id and shard_id, to the records that any library makes within."""
     given = {name: value for name, value in fields.items() if value}
     token = _log_context.set(MappingProxyType({**_log_context.get(), **given}))
@@ -69,7 +69,7 @@ def log_context(**fields: str) -> Generator[None, None, None]:
 @contextmanager
 def redacted_errors(
     queries: Iterable[str | None] | None = None,
-) -> Generator[None, None, None]:
+) -> Generator[None]:
     """Remove credentials from the errors that leave the block: Dask and Prefect print them.
 
     Args:

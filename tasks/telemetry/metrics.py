@@ -67,7 +67,7 @@ PEAK.set_function(peak_memory)
 
 
 @contextmanager
-def shard_begun() -> Generator[None, None, None]:
+def shard_begun() -> Generator[None]:
     """Count one shard more in work within the block, and one failed if an error leaves it."""
     with BEGUN.track_inprogress(), SHARDS.labels("failed").count_exceptions():
         yield

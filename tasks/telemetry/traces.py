@@ -57,7 +57,7 @@ def flush() -> None:
 @contextmanager
 def span(
     name: str, parent: Mapping[str, str] | None = None, **attributes: str | int | float
-) -> Generator[Span, None, None]:
+) -> Generator[Span]:
     """Open a span around what is done within.
 
     `parent` is the `trace_context` of the process that asked for it; without one it is the span

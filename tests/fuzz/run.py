@@ -8,7 +8,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +56,7 @@ class Findings:
     wrong: list[str] = field(default_factory=list)
 
     @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
+    def timed(self, step: str) -> Generator[None]:
         """Note what is done within if it is the slowest step so far."""
         began = time.thread_time()
         try:
@@ -177,7 +177,7 @@ def run_table(
 
 
 @contextmanager
-def timed_image_steps(findings: Findings) -> Iterator[None]:
+def timed_image_steps(findings: Findings) -> Generator[None]:
     """Time every reading and decoding of an image."""
     decode, image_bytes = infer_images.decode, infer_images.image_bytes
 
