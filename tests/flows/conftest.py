@@ -1,6 +1,4 @@
-"""One Prefect API on a database of its own for all flows of the session, and one for all
-commands.
-"""
+"""A Prefect API on a database of its own for all flows of the session, and one for commands."""
 
 from __future__ import annotations
 
@@ -24,16 +22,18 @@ def prefect_api() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def own_api(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of commands that start a Prefect API of their own, as on a fresh machine: a
-    developer's database is not written to.
+    """Environment of commands that start a Prefect API of their own, as on a fresh machine.
+
+    A developer's database is not written to.
     """
     return {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
 
 
 @pytest.fixture(scope="session")
 def shared_api(own_api: dict[str, str], prefect_api: None) -> dict[str, str]:
-    """Environment of commands that report to the API of this session: each is ready some ten
-    seconds earlier.
+    """Environment of commands that report to the API of this session.
+
+    Each command is ready some ten seconds earlier.
     """
     from prefect.settings import get_current_settings
 

@@ -1,12 +1,10 @@
-"""The flow over real Dask workers, with a fake model: deaths, resumption, the same bytes every
-time.
-"""
+"""The flow over real Dask workers with a fake model: deaths, resumption, always the same bytes."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ import pytest
 from distributed import LocalCluster
 from prefect.artifacts import Artifact
 
+from tests.support.fakes import FACTORY
 from tests.support.tables import png, read_rows, write_input
 from wordmask.flows import reporting
 from wordmask.flows import segment as segment_module
@@ -29,19 +28,14 @@ from wordmask.tasks.output.lease import LeaseHandle, LeaseLostError, acquire_lea
 from wordmask.tasks.storage import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
-FAKE = "tests.support.fakes:FakeSegmenter"
 
 
 def settings_for(tmp_path: Path, queries: list[str], **options: Any) -> RunSettings:
-    write_input(
-        tmp_path / "in.parquet",
-        [
-            {"row_id": f"r{i}", "image": png(i % 4), "query": query}
-            for i, query in enumerate(queries)
-        ],
-    )
+    rows = [
+        {"row_id": f"r{i}", "image": png(i % 4), "query": query} for i, query in enumerate(queries)
+    ]
     base = {
-        "input": str(tmp_path / "in.parquet"),
+        "input": write_input(tmp_path / "in.parquet", rows),
         "output": str(tmp_path / "out"),
         "shard_rows": 3,
         "workers": 2,
@@ -50,18 +44,22 @@ def settings_for(tmp_path: Path, queries: list[str], **options: Any) -> RunSetti
 
 
 def run(settings: RunSettings, on_progress: OnProgress = ignore_progress) -> RunSummary:
-    return segment_flow(on_progress)(settings, factory=FAKE)
+    return segment_flow(on_progress)(settings, factory=FACTORY)
 
 
-def counted(output: str) -> Counter[str]:
-    return Counter(
-        row["row_id"] for kind in ("masks", "rejects") for row in read_rows(output, kind)
-    )
+def row_counts(output: str) -> Counter[str]:
+    rows = [*read_rows(output, "masks"), *read_rows(output, "rejects")]
+    return Counter(row["row_id"] for row in rows)
+
+
+def part_bytes(output: str, kind: str) -> dict[str, bytes]:
+    return {part.name: part.read_bytes() for part in Path(output, kind).iterdir()}
 
 
 class Killed(NamedTuple):
-    """A run of 14 rows, one of them empty, in which a worker died once; and the artifacts it left
-    with Prefect, by key.
+    """A run of 14 rows, one of them empty, in which a worker died once.
+
+    `artifacts`: those that it left with Prefect, by key.
     """
 
     settings: RunSettings
@@ -73,26 +71,20 @@ class Killed(NamedTuple):
 def killed(prefect_api: None, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     folder = tmp_path_factory.mktemp("killed")
     queries = [f"thing {i}" for i in range(14)]
-    queries[4], queries[9] = f"die:{folder / 'died'}", ""
+    queries[4] = f"die:{folder / 'died'}"
+    queries[9] = ""
     settings = settings_for(folder, queries)
     summary = run(settings)
     assert (folder / "died").exists()
-    return Killed(
-        settings,
-        summary,
-        {key: Artifact.get(key) for key in ("wordmask-progress", "wordmask-rows", "wordmask-run")},
-    )
+    keys = ("wordmask-progress", "wordmask-rows", "wordmask-run")
+    return Killed(settings, summary, {key: Artifact.get(key) for key in keys})
 
 
 def test_a_worker_killed_in_the_middle_of_a_shard_costs_nothing(killed: Killed) -> None:
     settings, summary, _ = killed
-    assert (summary.rows, summary.masks, summary.rejects, summary.shards) == (
-        14,
-        13,
-        {"empty_query": 1},
-        5,
-    )
-    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(14)})
+    assert (summary.rows, summary.masks, summary.shards) == (14, 13, 5)
+    assert summary.rejects == {"empty_query": 1}
+    assert row_counts(settings.output) == Counter({f"r{i}": 1 for i in range(14)})
 
 
 def test_two_runs_from_scratch_write_the_same_bytes(killed: Killed, tmp_path: Path) -> None:
@@ -101,13 +93,9 @@ def test_two_runs_from_scratch_write_the_same_bytes(killed: Killed, tmp_path: Pa
     )
     run(again)
     for kind in ("masks", "rejects"):
-        parts = {
-            part.name: part.read_bytes() for part in Path(killed.settings.output, kind).iterdir()
-        }
+        parts = part_bytes(killed.settings.output, kind)
         assert len(parts) == 5
-        assert parts == {
-            part.name: part.read_bytes() for part in Path(again.output, kind).iterdir()
-        }
+        assert parts == part_bytes(again.output, kind)
 
 
 def test_progress_and_results_are_artifacts(killed: Killed) -> None:
@@ -132,7 +120,7 @@ def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path
     assert status(Store.open(settings.output)).runs == (), "a failed run publishes nothing"
     summary = run(settings)
     assert (summary.rows, summary.masks) == (6, 6)
-    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(6)})
+    assert row_counts(settings.output) == Counter({f"r{i}": 1 for i in range(6)})
 
 
 def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
@@ -149,7 +137,7 @@ def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
 
 
 @pytest.fixture
-def standing() -> Iterator[str]:
+def standing() -> Generator[str]:
     """The scheduler of a worker within this process."""
     with LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
@@ -164,7 +152,7 @@ def test_a_run_that_waited_for_another_plans_only_then(
     others: list[RunSummary] = []
 
     @contextmanager
-    def waiting(output: Store, **options: Any) -> Iterator[LeaseHandle]:
+    def waiting(output: Store, **options: Any) -> Generator[LeaseHandle]:
         monkeypatch.setattr(segment_module, "acquire_lease", acquire_lease)
         others.append(run(settings))
         with acquire_lease(output, **options) as lease:
@@ -177,7 +165,7 @@ def test_a_run_that_waited_for_another_plans_only_then(
     )
     monkeypatch.setattr(segment_module, "acquire_lease", waiting)
     again = retry(
-        settings.output, (RejectCode.MODEL_ERROR,), scheduler=standing, wait=True, factory=FAKE
+        settings.output, (RejectCode.MODEL_ERROR,), scheduler=standing, wait=True, factory=FACTORY
     )
     found = [each.run_id for each in status(Store.open(settings.output)).runs]
     assert found == [again.run_id, others[1].run_id, summary.run_id, others[0].run_id], (
@@ -210,11 +198,8 @@ def test_an_output_that_cannot_be_written_is_reported_before_the_work(
         run(settings_for(tmp_path, ["a"]))
 
 
-@pytest.mark.timeout(
-    900
-    # ten workers die one after the other, and on a busy machine each takes half a minute to come
-    # back
-)
+# Ten workers die one after the other, and on a busy machine each takes half a minute to come back.
+@pytest.mark.timeout(900)
 def test_rows_that_kill_every_worker_are_rejected_and_their_neighbours_done(tmp_path: Path) -> None:
     queries = [f"thing {i}" for i in range(10)]
     queries[2] = queries[5] = "kill"
@@ -222,7 +207,7 @@ def test_rows_that_kill_every_worker_are_rejected_and_their_neighbours_done(tmp_
     summary = run(settings)
     assert (summary.masks, summary.rejects) == (8, {"worker_killed": 2})
     assert [row["row_id"] for row in read_rows(settings.output, "rejects")] == ["r2", "r5"]
-    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(10)})
+    assert row_counts(settings.output) == Counter({f"r{i}": 1 for i in range(10)})
 
 
 def test_a_budget_ends_a_run_between_shards_and_the_next_one_goes_on(tmp_path: Path) -> None:
@@ -230,31 +215,26 @@ def test_a_budget_ends_a_run_between_shards_and_the_next_one_goes_on(tmp_path: P
     first = run(settings.model_copy(update={"budget_seconds": 2.0}))
     assert 0 < first.rows < 8
     assert first.rows + first.rows_left == 8
-    assert status(Store.open(settings.output)).runs == (), (
-        "readers keep the results of the last whole run"
-    )
+    published = status(Store.open(settings.output)).runs
+    assert published == (), "readers keep the results of the last whole run"
     second = run(settings)
     assert (second.rows, second.rows_left) == (8, 0)
     assert second.shards_computed == 4 - first.shards_computed
-    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(8)})
+    assert row_counts(settings.output) == Counter({f"r{i}": 1 for i in range(8)})
 
 
 def test_rejected_rows_are_tried_again_alone(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, ["a", "explode", "", "d"], workers=1)
     first = run(settings)
     assert first.rejects == {"empty_query": 1, "model_error": 1}
-    again = retry(settings.output, (RejectCode.MODEL_ERROR,), workers=1, factory=FAKE)
-    assert (again.rows, again.masks, again.rejects, again.shards_computed) == (
-        4,
-        2,
-        first.rejects,
-        1,
-    )
+    again = retry(settings.output, (RejectCode.MODEL_ERROR,), workers=1, factory=FACTORY)
+    assert (again.rows, again.masks, again.shards_computed) == (4, 2, 1)
+    assert again.rejects == first.rejects
     assert again.run_id > first.run_id
-    assert counted(settings.output) == Counter({f"r{i}": 1 for i in range(4)})
+    assert row_counts(settings.output) == Counter({f"r{i}": 1 for i in range(4)})
 
 
-def test_a_standing_cluster(tmp_path: Path) -> None:
+def test_a_run_on_a_standing_cluster(tmp_path: Path) -> None:
     with LocalCluster(
         n_workers=1,
         threads_per_worker=1,
@@ -290,7 +270,7 @@ def test_a_run_goes_on_without_prefect(
     ]
 
 
-def test_object_storage(tmp_path: Path, s3: str) -> None:
+def test_a_run_from_and_to_object_storage(tmp_path: Path, s3: str) -> None:
     local = settings_for(tmp_path, ["a", "b", "", "d"])
     Store.open(f"{s3}/flow").write_bytes("in.parquet", Path(local.input).read_bytes())
     summary = run(

@@ -1,4 +1,4 @@
-"""The three stages and their tests as one flow, a step of each."""
+"""The training flow, with a step of each stage."""
 
 from __future__ import annotations
 

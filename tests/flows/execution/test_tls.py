@@ -1,6 +1,4 @@
-"""A standing Dask cluster over TLS, told of its certificates by the variables that the README
-names.
-"""
+"""A standing Dask cluster over TLS, with the variables for certificates that the docs name."""
 
 from __future__ import annotations
 
@@ -21,8 +19,9 @@ from wordmask.schemas.settings import RunSettings
 
 
 def certificates(folder: Path) -> dict[str, Any]:
-    """Dask's configuration where the environment names a fresh certificate, which is its own
-    authority, for everyone.
+    """Return Dask's configuration where the environment names a fresh certificate for everyone.
+
+    The certificate is its own authority.
     """
     made = Security.temporary()
     folder.mkdir()
