@@ -46,7 +46,7 @@ class ShardsFailedError(RuntimeError):
 def segment_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSummary]:
     """Return the flow `segment` that reports its progress to a callback.
 
-    Prefect stores a flow's parameters, which a callback cannot be: it is bound here instead.
+    Prefect stores the parameters of a flow run. A callback cannot be stored, so it is bound here.
     """
 
     @flow(name="segment", validate_parameters=True)
@@ -57,13 +57,12 @@ def segment_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSumm
         verified: a run that its budget ended publishes nothing, so that readers keep the whole
         results of the run before.
         """
-
         output = Store.open(settings.output)
 
-        def plan_it() -> tuple[Plan, RunSettings]:
+        def planner() -> tuple[Plan, RunSettings]:
             return plan_run(settings, output), settings
 
-        return _run(plan_it, output, settings.wait, factory, on_progress)
+        return _run(planner, output, settings.wait, factory, on_progress)
 
     return segment
 
@@ -95,11 +94,11 @@ def retry_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSummar
             "budget_seconds": None,
         }
 
-        def plan_it() -> tuple[Plan, RunSettings]:
+        def planner() -> tuple[Plan, RunSettings]:
             plan, settings = retry_plan(store, codes)
             return plan, settings.model_copy(update=execution)
 
-        return _run(plan_it, store, wait, factory, on_progress)
+        return _run(planner, store, wait, factory, on_progress)
 
     return retry
 
@@ -109,7 +108,7 @@ retry = retry_flow()
 
 
 def _run(
-    plan_it: Callable[[], tuple[Plan, RunSettings]],
+    planner: Callable[[], tuple[Plan, RunSettings]],
     output: Store,
     wait: bool,
     factory: str,
@@ -129,7 +128,7 @@ def _run(
         logs.log_context(run_id=lease.run_id),
     ):
         started_at = datetime.now(UTC)
-        plan, settings = plan_it()
+        plan, settings = planner()
         plan = plan.model_copy(update={"run_id": lease.run_id})
         span.set_attributes({"rows": plan.rows})
         _log_planned(plan)

@@ -15,6 +15,7 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
@@ -29,33 +30,31 @@ ROWS = 273
 @pytest.fixture(scope="module")
 def table(coco100: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     dest = tmp_path_factory.mktemp("coco100") / "coco.parquet"
-    options = [
-        "--images",
-        coco100 / "images",
-        "--expressions",
-        coco100 / "referring.jsonl",
-        "--json",
-    ]
-    assert json.loads(
-        wordmask("import", "coco", coco100 / "instances.json", dest, *options).stdout
-    ) == {"rows": ROWS, "missing_images": 0}
+    expressions = coco100 / "referring.jsonl"
+    options = ["--images", coco100 / "images", "--expressions", expressions, "--json"]
+    done = wordmask("import", "coco", coco100 / "instances.json", dest, *options)
+    assert json.loads(done.stdout) == {"rows": ROWS, "missing_images": 0}
     return dest
 
 
 @pytest.fixture(scope="module")
 def output(table: Path, shared_api: dict[str, str]) -> Path:
-    summary = json.loads(
-        wordmask(
-            "run", table, table.parent / "out", "--json", "--shard-rows", 70, **shared_api
-        ).stdout
-    )
-    assert summary["rows"] == ROWS
-    return table.parent / "out"
+    out = table.parent / "out"
+    done = wordmask("run", table, out, "--json", "--shard-rows", 70, **shared_api)
+    assert json.loads(done.stdout)["rows"] == ROWS
+    return out
 
 
 @pytest.fixture(scope="module")
 def masks(output: Path) -> list[dict[str, Any]]:
     return read_rows(output, "masks")
+
+
+def decoded(row: dict[str, Any]) -> NDArray[np.uint8]:
+    """Return the mask of a row as pycocotools decodes it."""
+    counts = row["mask"]["counts"].encode()
+    mask: NDArray[np.uint8] = coco.decode({"size": row["mask"]["size"], "counts": counts})
+    return mask
 
 
 def test_every_row_is_a_mask_or_a_reject_once(
@@ -71,43 +70,41 @@ def test_masks_have_the_size_of_the_photograph_as_seen(
 ) -> None:
     sizes = {}
     for row in pq.read_table(table, columns=["row_id", "image"]).to_pylist():
-        width, height = ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]["bytes"]))).size
+        image = Image.open(io.BytesIO(row["image"]["bytes"]))
+        width, height = ImageOps.exif_transpose(image).size
         sizes[row["row_id"]] = [height, width]
     for row in masks:
         assert row["mask"]["size"] == [row["height"], row["width"]] == sizes[row["row_id"]]
 
 
-def test_runs_decode_and_the_path_fills_back_exactly(masks: list[dict[str, Any]]) -> None:
+def test_masks_decode_and_paths_fill_to_them_exactly(masks: list[dict[str, Any]]) -> None:
     for row in masks:
-        mask = coco.decode({"size": row["mask"]["size"], "counts": row["mask"]["counts"].encode()})
+        mask = decoded(row)
         assert mask.sum() == row["area"]
-        np.testing.assert_array_equal(
-            rasterize_pixels(row["path"], row["height"], row["width"]), mask
-        )
+        filled = rasterize_pixels(row["path"], row["height"], row["width"])
+        np.testing.assert_array_equal(filled, mask)
 
 
-def test_truth_of_the_import_is_cocos(coco100: Path, table: Path) -> None:
+def test_imported_masks_are_those_of_the_annotations(coco100: Path, table: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = COCO(coco100 / "instances.json")
-    refs = {
-        str(ref["ref_id"]): ref
-        for ref in map(json.loads, (coco100 / "referring.jsonl").read_text().splitlines())
-    }
+    lines = (coco100 / "referring.jsonl").read_text().splitlines()
+    refs = {str(ref["ref_id"]): ref for ref in map(json.loads, lines)}
     for row in pq.read_table(table, columns=["row_id", "query", "mask"]).to_pylist():
         ref = refs[row["row_id"]]
         assert row["query"] == ref["expression"]
-        mask = coco.decode({"size": row["mask"]["size"], "counts": row["mask"]["counts"].encode()})
-        np.testing.assert_array_equal(mask, theirs.annToMask(theirs.anns[ref["annotation_id"]]))
+        annotation = theirs.anns[ref["annotation_id"]]
+        np.testing.assert_array_equal(decoded(row), theirs.annToMask(annotation))
 
 
-def test_everybody_can_read_the_files(output: Path, table: Path) -> None:
+def test_pandas_polars_and_datasets_read_the_files(output: Path, table: Path) -> None:
     parts = sorted(map(str, (output / "masks").glob("*.parquet")))
     frame = pd.concat([pd.read_parquet(part) for part in parts])
     assert len(frame) == pl.read_parquet(parts).height
     assert isinstance(frame.iloc[0]["mask"]["counts"], str)
-    loaded = datasets.Dataset.from_parquet(
-        str(table), cache_dir=str(table.parent / "cache")
-    ).cast_column("image", datasets.Image())
+    cache = str(table.parent / "cache")
+    loaded = datasets.Dataset.from_parquet(str(table), cache_dir=cache)
+    loaded = loaded.cast_column("image", datasets.Image())
     assert loaded[0]["image"].size[0] > 0
 
 

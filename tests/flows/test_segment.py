@@ -19,7 +19,7 @@ from tests.support.tables import png, read_rows, write_input
 from wordmask.flows import reporting
 from wordmask.flows import segment as segment_module
 from wordmask.flows.reporting import OnProgress, Progress, ProgressReporter, ignore_progress
-from wordmask.flows.segment import ShardsFailedError, retry, segment_flow
+from wordmask.flows.segment import ShardsFailedError, retry, segment, segment_flow
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Lease, RunSummary
 from wordmask.schemas.settings import RunSettings
@@ -121,6 +121,12 @@ def test_given_up_shards_are_named_and_the_next_run_takes_them_up(tmp_path: Path
     summary = run(settings)
     assert (summary.rows, summary.masks) == (6, 6)
     assert row_counts(settings.output) == Counter({f"r{i}": 1 for i in range(6)})
+
+
+def test_a_callback_for_progress_is_no_parameter_that_prefect_would_store() -> None:
+    reporting_flow = segment_flow(lambda _: None)
+    assert set(reporting_flow.parameters.properties) == {"settings", "factory"}
+    assert reporting_flow.parameters == segment.parameters
 
 
 def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
