@@ -37,9 +37,15 @@ class Work:
         return Work(self.flops * layers, self.parameters * layers)
 
 
+def total(*parts: Work) -> Work:
+    """Return the work of doing all parts."""
+    return sum(parts, Work())
+
+
 def linear(rows: float, wide: int, narrow: int) -> Work:
     """Return the work of a linear layer with bias over `rows` vectors."""
-    return Work(2 * rows * wide * narrow, wide * narrow + narrow)
+    weights = wide * narrow
+    return Work(2 * rows * weights, weights + narrow)
 
 
 def conv(cells: int, side: int, wide: int, narrow: int) -> Work:
@@ -47,7 +53,8 @@ def conv(cells: int, side: int, wide: int, narrow: int) -> Work:
 
     For a transposed one whose stride is its side, `cells` is what it takes.
     """
-    return Work(2 * cells * side**2 * wide * narrow, side**2 * wide * narrow + narrow)
+    weights = side**2 * wide * narrow
+    return Work(2 * cells * weights, weights + narrow)
 
 
 def norm(dim: int) -> Work:
@@ -62,31 +69,46 @@ def attention(queries: float, keys: float, dim: int) -> Work:
 
 def multihead(queries: int, keys: int, dim: int) -> Work:
     """Return the work of an attention with projections of queries, keys, values and result."""
-    project_queries_and_result = linear(queries, dim, dim) * 2
-    project_keys_and_values = linear(keys, dim, dim) * 2
-    return project_queries_and_result + project_keys_and_values + attention(queries, keys, dim)
+    return total(
+        linear(queries, dim, dim),
+        linear(keys, dim, dim),
+        linear(keys, dim, dim),
+        attention(queries, keys, dim),
+        linear(queries, dim, dim),
+    )
+
+
+def mlp(rows: float, dim: int, inner: int, out: int) -> Work:
+    """Return the work of a perceptron of two layers over `rows` vectors."""
+    return linear(rows, dim, inner) + linear(rows, inner, out)
 
 
 def encoder(c: VisionConfig, crops: float) -> Work:
     """Return the work of the vision transformer over crops."""
     rows = crops * c.n_tokens
+    dim = c.enc_dim
     patch_dim = c.in_channels * c.enc_patch_size**2
-    embed = linear(rows, patch_dim, c.enc_dim) + Work(0, c.n_tokens * c.enc_dim)
-    attend = (
-        linear(rows, c.enc_dim, 3 * c.enc_dim)
-        + attention(rows, c.n_tokens, c.enc_dim)
-        + linear(rows, c.enc_dim, c.enc_dim)
+    position_embedding = Work(0, c.n_tokens * dim)
+    block = total(
+        norm(dim),
+        linear(rows, dim, 3 * dim),
+        attention(rows, c.n_tokens, dim),
+        linear(rows, dim, dim),
+        norm(dim),
+        mlp(rows, dim, c.enc_ff_dim, dim),
     )
-    mlp = linear(rows, c.enc_dim, c.enc_ff_dim) + linear(rows, c.enc_ff_dim, c.enc_dim)
-    block = norm(c.enc_dim) * 2 + attend + mlp
-    return embed + block * c.enc_n_layers + norm(c.enc_dim)
+    return total(
+        linear(rows, patch_dim, dim),
+        position_embedding,
+        block * c.enc_n_layers,
+        norm(dim),
+    )
 
 
 def projection(c: VisionConfig, images: float) -> Work:
     """Return the work of projecting crops' features to the decoder's image tokens."""
     rows = images * c.n_tokens
-    inner = linear(rows, 2 * c.enc_dim, c.proj_inner_dim)
-    return inner + linear(rows, c.proj_inner_dim, c.proj_out_dim)
+    return mlp(rows, 2 * c.enc_dim, c.proj_inner_dim, c.proj_out_dim)
 
 
 def expected_experts(c: TextConfig, tokens: float) -> float:
@@ -110,31 +132,29 @@ def decoder(c: TextConfig, tokens: float, keys: float, experts: float | None = N
     if experts is None:
         experts = expected_experts(c, tokens)
     dense_layers = min(c.moe.start_layer, c.n_layers)
-    dense = linear(tokens, c.dim, c.ff_dim) + linear(tokens, c.ff_dim, c.dim)
-    attend = norm(c.dim) + _text_attention(c, tokens, keys)
-    return (
-        attend * c.n_layers
-        + dense * dense_layers
-        + _experts(c, tokens, experts) * (c.n_layers - dense_layers)
+    return total(
+        norm(c.dim) * c.n_layers,
+        _text_attention(c, tokens, keys) * c.n_layers,
+        mlp(tokens, c.dim, c.ff_dim, c.dim) * dense_layers,
+        _experts(c, tokens, experts) * (c.n_layers - dense_layers),
     )
 
 
 def _text_attention(c: TextConfig, tokens: float, keys: float) -> Work:
     tau_weights = 3 * c.dim * 2 * c.n_heads
-    tau = Work(2 * tokens * tau_weights, tau_weights + c.n_heads)
-    return (
-        linear(tokens, c.dim, 3 * c.dim)
-        + tau
-        + attention(tokens, keys, c.dim)
-        + linear(tokens, c.dim, c.dim)
+    return total(
+        linear(tokens, c.dim, 3 * c.dim),
+        Work(2 * tokens * tau_weights, tau_weights + c.n_heads),
+        attention(tokens, keys, c.dim),
+        linear(tokens, c.dim, c.dim),
     )
 
 
 def _experts(c: TextConfig, tokens: float, experts: float) -> Work:
     """Return the work of one layer's router and of the `experts` that its tokens chose."""
-    expert = 3 * c.dim * c.moe.expert_inner_dim
-    chosen = Work(2 * tokens * c.moe.experts_per_token * expert, experts * expert)
-    return linear(tokens, c.dim, c.moe.num_experts) + chosen
+    weights = 3 * c.dim * c.moe.expert_inner_dim
+    router = linear(tokens, c.dim, c.moe.num_experts)
+    return router + Work(2 * tokens * c.moe.experts_per_token * weights, experts * weights)
 
 
 def vocabulary(c: TextConfig, tokens: float) -> Work:
@@ -148,20 +168,30 @@ def region(config: MoondreamSegmentationConfig) -> Work:
     Its FLOPs are below a thousandth of a decoding step's and not counted.
     """
     c = config.region
-    coord_features = Work(0, c.coord_feat_dim // 2)
-    size_features = Work(0, c.size_feat_dim)
-    coord = linear(0, c.coord_feat_dim, c.dim) + linear(0, c.dim, c.coord_out_dim) + coord_features
-    size = linear(0, c.size_feat_dim, c.dim) + linear(0, c.dim, c.size_out_dim) + size_features
-    return coord + size + norm(c.dim)
+    return total(
+        Work(0, c.coord_feat_dim // 2),
+        linear(0, c.coord_feat_dim, c.dim),
+        linear(0, c.dim, c.coord_out_dim),
+        Work(0, c.size_feat_dim),
+        linear(0, c.size_feat_dim, c.dim),
+        linear(0, c.dim, c.size_out_dim),
+        norm(c.dim),
+    )
 
 
 def fusion(c: RefinerConfig, grid: int) -> Work:
     """Return the work of the refiner's image map: once a crop, whatever the iterations."""
     cells = grid**2
     dim = c.embed_dim
-    project = conv(cells, 1, c.enc_dim, dim) + linear(cells, c.enc_dim, dim) + norm(dim)
-    fuse = conv(cells, 1, 2 * dim, dim) + conv(cells, 3, dim, dim) + norm(dim) * 2
-    return project + fuse
+    return total(
+        conv(cells, 1, c.enc_dim, dim),
+        linear(cells, c.enc_dim, dim),
+        norm(dim),
+        conv(cells, 1, 2 * dim, dim),
+        norm(dim),
+        conv(cells, 3, dim, dim),
+        norm(dim),
+    )
 
 
 def refiner_pass(c: RefinerConfig, vision: VisionConfig) -> Work:
@@ -173,34 +203,43 @@ def refiner_pass(c: RefinerConfig, vision: VisionConfig) -> Work:
     cells = vision.grid**2
     dim = c.embed_dim
     tokens = c.num_masks + 1
-    learned = Work(0, dim * (cells + 2 * tokens))
-    final_attention = multihead(tokens, cells, dim) + norm(dim)
-    iou_head = linear(1, dim, dim) * 2 + linear(1, dim, c.num_masks)
-    return (
-        mask_encoder(dim, vision.crop_size)
-        + learned
-        + _two_way_block(c, tokens, cells) * c.num_layers
-        + final_attention
-        + iou_head
-        + upsampling(c, vision.grid)
-        + mask_predictions(c, 64 * cells)
+    learned_tokens_and_positions = Work(0, dim * (cells + 2 * tokens))
+    return total(
+        mask_encoder(dim, vision.crop_size),
+        learned_tokens_and_positions,
+        _two_way_block(c, tokens, cells) * c.num_layers,
+        multihead(tokens, cells, dim),
+        norm(dim),
+        _perceptron(dim, c.num_masks),
+        upsampling(c, vision.grid),
+        mask_predictions(c, 64 * cells),
     )
 
 
 def _two_way_block(c: RefinerConfig, tokens: int, cells: int) -> Work:
     dim = c.embed_dim
-    mlp = linear(tokens, dim, c.mlp_ratio * dim) + linear(tokens, c.mlp_ratio * dim, dim)
-    attend = multihead(tokens, tokens, dim) + multihead(tokens, cells, dim)
-    return attend + mlp + multihead(cells, tokens, dim) + norm(dim) * 4
+    return total(
+        multihead(tokens, tokens, dim),
+        multihead(tokens, cells, dim),
+        mlp(tokens, dim, c.mlp_ratio * dim, dim),
+        multihead(cells, tokens, dim),
+        norm(dim) * 4,
+    )
+
+
+def _perceptron(dim: int, out: int) -> Work:
+    """Return the work of a perceptron of three layers over one vector."""
+    return linear(1, dim, dim) * 2 + linear(1, dim, out)
 
 
 def mask_encoder(dim: int, size: int) -> Work:
     """Return the work of encoding a mask of size x size: four convolutions of stride 2."""
     work = Work()
     widths = (1, dim // 16, dim // 8, dim // 4, dim)
-    for wide, narrow in pairwise(widths):
+    for narrow, wide in pairwise(widths):
         size = -(-size // 2)
-        work += conv(size**2, 3, wide, narrow) + norm(narrow)
+        work += conv(size**2, 3, narrow, wide)
+        work += norm(wide)
     return work
 
 
@@ -211,7 +250,9 @@ def upsampling(c: RefinerConfig, grid: int) -> Work:
         wide = c.embed_dim >> step
         narrow = wide // 2
         cells = (grid << step) ** 2
-        work += conv(cells, 2, wide, narrow) + conv(4 * cells, 3, narrow, narrow) + norm(narrow) * 2
+        work += conv(cells, 2, wide, narrow)
+        work += conv(4 * cells, 3, narrow, narrow)
+        work += norm(narrow) * 2
     return work
 
 
@@ -221,19 +262,29 @@ def mask_predictions(c: RefinerConfig, pixels: int) -> Work:
     It is an attention, a perceptron for each mask, and the product of its result with the pixels.
     """
     fine = c.embed_dim // 8
-    project = linear(c.num_masks, c.embed_dim, fine) + norm(fine)
-    attend = project + multihead(c.num_masks, pixels, fine)
-    perceptrons = linear(1, fine, fine) * 3 * c.num_masks
-    return attend + perceptrons + Work(2 * c.num_masks * fine * pixels)
+    return total(
+        linear(c.num_masks, c.embed_dim, fine),
+        norm(fine),
+        multihead(c.num_masks, pixels, fine),
+        _perceptron(fine, fine) * c.num_masks,
+        Work(2 * c.num_masks * fine * pixels),
+    )
 
 
 def all_parameters(config: MoondreamSegmentationConfig) -> int:
     """Return the number of parameters of the vision-language model and the refiner."""
-    vision, text = config.vision, config.text
-    embeddings = Work(0, text.vocab_size * text.dim)
-    language = decoder(text, 0, 0, text.moe.num_experts) + embeddings + vocabulary(text, 0)
-    refiner = fusion(config.refiner, vision.grid) + refiner_pass(config.refiner, vision)
-    work = encoder(vision, 0) + projection(vision, 0) + language + region(config) + refiner
+    vision = config.vision
+    text = config.text
+    work = total(
+        encoder(vision, 0),
+        projection(vision, 0),
+        Work(0, text.vocab_size * text.dim),
+        decoder(text, 0, 0, text.moe.num_experts),
+        vocabulary(text, 0),
+        region(config),
+        fusion(config.refiner, vision.grid),
+        refiner_pass(config.refiner, vision),
+    )
     return int(work.parameters)
 
 

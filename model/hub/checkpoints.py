@@ -235,7 +235,8 @@ def _split(name: str, tensor: StoredTensor) -> list[tuple[str, StoredTensor]]:
     half = (rows, *tensor.shape[1:])
     upper = tensor.then(half, lambda fused: fused[:rows])
     lower = tensor.then(half, lambda fused: fused[rows:])
-    return [(name.replace("wqwv", "wq"), upper), (name.replace("wqwv", "wv"), lower)]
+    stem = name.removesuffix("wqwv")
+    return [(stem + "wq", upper), (stem + "wv", lower)]
 
 
 def _is_used_scale(name: str, by_name: Mapping[str, StoredTensor]) -> bool:

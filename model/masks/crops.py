@@ -46,12 +46,14 @@ def cut_crop(
     height, width = image_HW3.shape[:2]
     cx, cy, w, h = bbox_cxcywh
     corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    x0, y0, x1, y1 = crop_xyxy(corners, height, width)
+    xyxy = crop_xyxy(corners, height, width)
+    x0, y0, x1, y1 = xyxy
     if x1 <= x0 or y1 <= y0:
         return None
-    image = cv2.resize(image_HW3[y0:y1, x0:x1], (size, size), interpolation=cv2.INTER_LINEAR)
-    mask = cv2.resize(coarse_HW[y0:y1, x0:x1], (size, size), interpolation=cv2.INTER_NEAREST)
-    return RefinerCrop(image=image, mask=mask.astype(np.float32), xyxy=(x0, y0, x1, y1))
+    crop = (slice(y0, y1), slice(x0, x1))
+    image = cv2.resize(image_HW3[crop], (size, size), interpolation=cv2.INTER_LINEAR)
+    mask = cv2.resize(coarse_HW[crop], (size, size), interpolation=cv2.INTER_NEAREST)
+    return RefinerCrop(image=image, mask=mask.astype(np.float32), xyxy=xyxy)
 
 
 def paste_mask(

@@ -152,7 +152,8 @@ def _absolute(letter: str, numbers: list[float], current: Point) -> list[Point]:
         return [(x + numbers[0], current[1])]
     if letter in "Vv":
         return [(current[0], y + numbers[0])]
-    return [(x + numbers[i], y + numbers[i + 1]) for i in range(0, len(numbers), 2)]
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    return [(x + dx, y + dy) for dx, dy in pairs]
 
 
 def _chords(p0: Point, points: list[Point], tolerance: float) -> list[Point]:
@@ -161,14 +162,27 @@ def _chords(p0: Point, points: list[Point], tolerance: float) -> list[Point]:
     A chord over 1/n of the curve is at most 0.75 * bend / n**2 away.
     """
     p1, p2, p3 = points
-    bend = max(
-        hypot(p0[0] - 2 * p1[0] + p2[0], p0[1] - 2 * p1[1] + p2[1]),
-        hypot(p1[0] - 2 * p2[0] + p3[0], p1[1] - 2 * p2[1] + p3[1]),
-    )
-    count = min(max(ceil(sqrt(0.75 * bend / tolerance)), 1), MAX_CHORDS)
+    bend = max(_bend(p0, p1, p2), _bend(p1, p2, p3))
+    needed = ceil(sqrt(0.75 * bend / tolerance))
+    count = min(max(needed, 1), MAX_CHORDS)
     t = np.linspace(0, 1, count + 1)[1:, None]
-    weights = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])
-    return [(float(x), float(y)) for x, y in weights @ np.array([p0, p1, p2, p3])]
+    weights = np.hstack(
+        [
+            (1 - t) ** 3,
+            3 * t * (1 - t) ** 2,
+            3 * t**2 * (1 - t),
+            t**3,
+        ]
+    )
+    curve = weights @ np.array([p0, p1, p2, p3])
+    return [(float(x), float(y)) for x, y in curve]
+
+
+def _bend(before: Point, at: Point, after: Point) -> float:
+    """Return the length of the second difference of three points."""
+    x = before[0] - 2 * at[0] + after[0]
+    y = before[1] - 2 * at[1] + after[1]
+    return hypot(x, y)
 
 
 def _fill(outlines: list[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -189,7 +203,9 @@ def _fill(outlines: list[np.ndarray], height: int, width: int) -> np.ndarray:
 
 def _covered(low: float, high: float, extent: int) -> tuple[int, int]:
     """Return the pixels first..last of 0..extent that low..high touches."""
-    return max(floor(max(low, 0)), 0), min(ceil(min(high, extent)), extent)
+    first = max(floor(max(low, 0)), 0)
+    last = min(ceil(min(high, extent)), extent)
+    return first, last
 
 
 @numba.njit(cache=True, nogil=True)
@@ -235,8 +251,9 @@ def _crossings(edges: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.n
     """
     ends = np.zeros(high - low + 1, np.int64)
     for e in range(len(edges)):
-        y0, y1 = edges[e, 1], edges[e, 3]
-        for row in range(_first_row(min(y0, y1), low, high), _first_row(max(y0, y1), low, high)):
+        upper = min(edges[e, 1], edges[e, 3])
+        lower = max(edges[e, 1], edges[e, 3])
+        for row in range(_first_row(upper, low, high), _first_row(lower, low, high)):
             ends[row - low + 1] += 1
     ends = np.cumsum(ends)
     free = ends[:-1].copy()

@@ -93,7 +93,10 @@ def _vtracer(mask_HW: np.ndarray) -> str:
         filter_speckle=0,
         path_precision=3,
     )
-    return " ".join(_translate(path, float(dx), float(dy)) for path, dx, dy in _PATH.findall(svg))
+    parts: list[str] = []
+    for path, dx, dy in _PATH.findall(svg):
+        parts.append(_translate(path, float(dx), float(dy)))
+    return " ".join(parts)
 
 
 def _potrace(mask_HW: np.ndarray) -> str:

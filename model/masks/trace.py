@@ -13,9 +13,30 @@ import numpy as np
 
 # Directions right, down, left, up; the pixel ahead to the right and to the left of a vertex, as
 # (dy, dx) to its index.
-_STEP = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])
-_RIGHT_AHEAD = np.array([[0, 0], [0, -1], [-1, -1], [-1, 0]])
-_LEFT_AHEAD = np.array([[-1, 0], [0, 0], [0, -1], [-1, -1]])
+_STEP = np.array(
+    [
+        [0, 1],
+        [1, 0],
+        [0, -1],
+        [-1, 0],
+    ]
+)
+_RIGHT_AHEAD = np.array(
+    [
+        [0, 0],
+        [0, -1],
+        [-1, -1],
+        [-1, 0],
+    ]
+)
+_LEFT_AHEAD = np.array(
+    [
+        [-1, 0],
+        [0, 0],
+        [0, -1],
+        [-1, -1],
+    ]
+)
 
 
 def trace(mask_HW: np.ndarray) -> str:

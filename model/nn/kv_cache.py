@@ -74,7 +74,9 @@ class KVCache:
         """
         for block, new in ((self.k[layer], k_BHTd), (self.v[layer], v_BHTd)):
             block.view(-1, block.shape[-1]).index_copy_(0, flat_indices, new.flatten(0, 2))
-        return self.k[layer, :, :, :length], self.v[layer, :, :, :length]
+        k_BHSd = self.k[layer]
+        v_BHSd = self.v[layer]
+        return k_BHSd[:, :, :length], v_BHSd[:, :, :length]
 
     def copy_rows(self, rows_B: Tensor | slice, source: KVCache) -> None:
         """Copy all rows of `source` into the rows `rows_B`, in place.
@@ -87,7 +89,8 @@ class KVCache:
     def new_zeros(self, rows: int) -> KVCache:
         """Return a cache of zeros like this one, with `rows` rows."""
         layers, _, *rest = self.k.shape
-        return KVCache(self.k.new_zeros(layers, rows, *rest), self.v.new_zeros(layers, rows, *rest))
+        shape = (layers, rows, *rest)
+        return KVCache(self.k.new_zeros(shape), self.v.new_zeros(shape))
 
     def slice_rows(self, start: int, stop: int) -> KVCache:
         """Return rows start..stop as a view."""
@@ -147,25 +150,29 @@ class SharedPrefix:
     def scores(self, layer: int, q_BHTd: Tensor) -> Tensor:
         """Return the products of queries with the keys of each row's prefix, (B, H, T, P)."""
         k_EHdP = self.entries.k[layer].transpose(2, 3)
-        return self._ungroup(self._group(q_BHTd) @ k_EHdP, q_BHTd.shape[2])
+        scores_EHNP = self._group(q_BHTd) @ k_EHdP
+        return self._ungroup(scores_EHNP, steps=q_BHTd.shape[2])
 
     def weighted_values(self, layer: int, weights_BHTP: Tensor) -> Tensor:
         """Return the sums of the values of each row's prefix by weight, (B, H, T, d)."""
         v_EHPd = self.entries.v[layer]
-        return self._ungroup(self._group(weights_BHTP) @ v_EHPd, weights_BHTP.shape[2])
+        sums_EHNd = self._group(weights_BHTP) @ v_EHPd
+        return self._ungroup(sums_EHNd, steps=weights_BHTP.shape[2])
 
     def _group(self, x_BHTc: Tensor) -> Tensor:
         """Bring rows to their entries: (E, H, G * T, c)."""
         _, heads, steps, width = x_BHTc.shape
         entries = self.entries.k.shape[1]
-        x_EGHTc = x_BHTc[self.grouped_rows].view(entries, -1, heads, steps, width)
+        grouped = x_BHTc[self.grouped_rows]
+        x_EGHTc = grouped.view(entries, -1, heads, steps, width)
         return x_EGHTc.transpose(1, 2).reshape(entries, heads, -1, width)
 
     def _ungroup(self, x_EHNc: Tensor, steps: int) -> Tensor:
         """Bring results back to their rows: (B, H, T, c)."""
         _, heads, _, width = x_EHNc.shape
         x_EGHTc = x_EHNc.unflatten(2, (-1, steps)).transpose(1, 2)
-        return x_EGHTc.reshape(-1, heads, steps, width)[self.grouped_index]
+        grouped = x_EGHTc.reshape(-1, heads, steps, width)
+        return grouped[self.grouped_index]
 
 
 def next_power_of_two(count: int) -> int:

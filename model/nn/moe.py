@@ -92,8 +92,10 @@ class MixtureOfExperts(nn.Module):
         x_ND = x_BTD.flatten(0, -2)
         weight_NK, expert_NK = self._route(x_ND)
         x_END = x_ND.expand(self.router.out_features, -1, -1)
-        h, g = torch.bmm(x_END, self.fc1.transposed(x_ND.dtype)).chunk(2, dim=-1)
-        out_END = torch.bmm(F.gelu(h) * (g + 1), self.fc2.transposed(x_ND.dtype))
+        fc1_EDI = self.fc1.transposed(x_ND.dtype)
+        fc2_EID = self.fc2.transposed(x_ND.dtype)
+        h, g = torch.bmm(x_END, fc1_EDI).chunk(2, dim=-1)
+        out_END = torch.bmm(F.gelu(h) * (g + 1), fc2_EID)
         token_N1 = torch.arange(len(x_ND), device=x_ND.device)[:, None]
         out_NKD = out_END[expert_NK, token_N1]
         return (out_NKD * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
@@ -101,7 +103,8 @@ class MixtureOfExperts(nn.Module):
     def _route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights and indices of each token's experts, both (N, K)."""
         logits_NK, expert_NK = self.router(x_ND).topk(self.experts_per_token, dim=-1)
-        return logits_NK.float().softmax(dim=-1).to(x_ND.dtype), expert_NK
+        weight_NK = logits_NK.float().softmax(dim=-1)
+        return weight_NK.to(x_ND.dtype), expert_NK
 
     def _segments(self, expert_M: Tensor) -> Segments:
         """Lay out sorted choices in rows, one segment for each expert.

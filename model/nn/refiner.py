@@ -58,7 +58,8 @@ class ChannelNorm(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.norm(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+        return self.norm(x_BHWC).permute(0, 3, 1, 2)
 
 
 class FeatureFusion(nn.Module):
@@ -138,13 +139,15 @@ class TwoWayBlock(nn.Module):
         attended = attend_few_queries(self.output_self_attn, query, query, tokens)
         tokens = self.norm1(tokens + attended)
 
-        query, key = tokens + token_pe, image + image_pe
+        query = tokens + token_pe
+        key = image + image_pe
         attended = attend_few_queries(self.cross_attn_token_to_image, query, key, image)
         tokens = self.norm2(tokens + attended)
 
         tokens = self.norm3(tokens + self.mlp(tokens))
 
-        query, key = image + image_pe, tokens + token_pe
+        query = image + image_pe
+        key = tokens + token_pe
         attended = attend_few_keys(self.cross_attn_image_to_token, query, key, tokens)
         image = self.norm4(image + attended)
         return tokens, image
@@ -229,7 +232,8 @@ class RefinerHead(nn.Module):
         for block in self.transformer_blocks:
             tokens, image = block(tokens, image, self.output_pe, image_pe)
 
-        query, key = tokens + self.output_pe, image + image_pe
+        query = tokens + self.output_pe
+        key = image + image_pe
         attended = attend_few_queries(self.final_token_to_image, query, key, image)
         tokens = self.final_norm(tokens + attended)
         pixels_BcUU = self.upsample(image.transpose(1, 2).unflatten(2, grid))
@@ -298,8 +302,14 @@ def _upsampling(dim: int) -> nn.Sequential:
     for step in range(UPSAMPLING_STEPS):
         wide = dim >> step
         narrow = wide // 2
-        layers += [nn.ConvTranspose2d(wide, narrow, 2, stride=2), ChannelNorm(narrow), nn.GELU()]
-        layers += [nn.Conv2d(narrow, narrow, 3, padding=1), ChannelNorm(narrow), nn.GELU()]
+        layers += [
+            nn.ConvTranspose2d(wide, narrow, 2, stride=2),
+            ChannelNorm(narrow),
+            nn.GELU(),
+            nn.Conv2d(narrow, narrow, 3, padding=1),
+            ChannelNorm(narrow),
+            nn.GELU(),
+        ]
     return nn.Sequential(*layers)
 
 

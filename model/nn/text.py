@@ -39,7 +39,8 @@ class Tau(nn.Module):
         """
         features = F.gelu(qkv_BTC)
         weight = torch.cat([self.wq, self.wv]).to(features.dtype)
-        token_BT2H = torch.tanh(F.linear(features, weight)).unflatten(-1, (2, -1))
+        token = torch.tanh(F.linear(features, weight))
+        token_BT2H = token.unflatten(-1, (2, -1))
         scales_BT2H = token_BT2H + position_scale_BTH[:, :, None]
         scale_q, scale_v = scales_BT2H.permute(2, 0, 3, 1)[..., None]
         return scale_q, scale_v
@@ -90,7 +91,8 @@ class ForwardContext:
         """Return the keys and values to attend to, each (B, H, S, d); the cache keeps new ones."""
         if self.cache is None:
             return k, v
-        return self.cache.extend(layer, self.flat_indices, k, v, length=self.mask_B1TS.shape[-1])
+        length = self.mask_B1TS.shape[-1]
+        return self.cache.extend(layer, self.flat_indices, k, v, length)
 
 
 class TextAttention(nn.Module):
@@ -109,7 +111,8 @@ class TextAttention(nn.Module):
         """Return scaled and rotated queries, rotated keys, and scaled values, each (B, H, T, d)."""
         qkv_BTC = self.qkv(x_BTD)
         scale_q, scale_v = self.tau(qkv_BTC, context.position_scale_LBTH[layer])
-        qkv_3BHTd = qkv_BTC.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv_BT3Hd = qkv_BTC.unflatten(-1, (3, self.n_heads, -1))
+        qkv_3BHTd = qkv_BT3Hd.permute(2, 0, 3, 1, 4)
         # A scale is one number for a whole head, so it may as well follow the rotation.
         q, k = rotate(qkv_3BHTd[:2], context.rotary)
         return q * scale_q, k, qkv_3BHTd[2] * scale_v

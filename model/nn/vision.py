@@ -92,7 +92,10 @@ def stitch(tiles_NPD: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
     bands = []
     for row in range(rows):
         y = _owned(row, rows, grid, margin)
-        windows = [tiles[row, col, y, _owned(col, cols, grid, margin)] for col in range(cols)]
+        windows = []
+        for col in range(cols):
+            x = _owned(col, cols, grid, margin)
+            windows.append(tiles[row, col, y, x])
         bands.append(torch.cat(windows, dim=1))
     return torch.cat(bands, dim=0)
 
@@ -153,8 +156,9 @@ class VisionEncoder(nn.Module):
         if tiling == (1, 1):
             # The one tile equals the whole, and pooling a grid to its own size changes nothing.
             return torch.cat([global_PD, global_PD], dim=-1)
-        stitched_DHW = stitch(crops_NPD[1:], tiling, self.config.overlap_margin).permute(2, 0, 1)
-        pooled_DGG = F.adaptive_avg_pool2d(stitched_DHW.float(), self.config.grid)
+        stitched_HWD = stitch(crops_NPD[1:], tiling, self.config.overlap_margin)
+        stitched_DHW = stitched_HWD.permute(2, 0, 1).float()
+        pooled_DGG = F.adaptive_avg_pool2d(stitched_DHW, self.config.grid)
         local_PD = pooled_DGG.flatten(1).T.to(global_PD.dtype)
         return torch.cat([global_PD, local_PD], dim=-1)
 
