@@ -106,16 +106,16 @@ def estimate_lines(estimate: TimeEstimate) -> list[tuple[str, str]]:
 def _rate(rate: Rate) -> str:
     if rate.seconds is None:
         return "does not fit into its memory"
-    time = _duration(rate.seconds)
+    duration = _duration(rate.seconds)
     if rate.seconds_interval is None or rate.rows_per_second_interval is None:
         cost = ""
         if rate.cost is not None:
             cost = f", ${rate.cost:,.2f}"
-        return f"{time}, {rate.rows_per_second:.3g} rows/s{cost}"
+        return f"{duration}, {rate.rows_per_second:.3g} rows/s{cost}"
     least, most = rate.seconds_interval
     slow, fast = rate.rows_per_second_interval
     return (
-        f"{time} ({_duration(least)} to {_duration(most)}), "
+        f"{duration} ({_duration(least)} to {_duration(most)}), "
         f"{rate.rows_per_second:.1f} rows/s ({slow:.1f} to {fast:.1f}) a worker{_cost(rate)}"
     )
 

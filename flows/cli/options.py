@@ -207,8 +207,15 @@ def _build(settings: type[S], values: Mapping[Path, Any], path: Path) -> S:
         if nested is not None:
             arguments[name] = _build(nested, values, here)
         elif values.get(here) is not None:
-            arguments[name] = values[here]
+            arguments[name] = _value(values[here])
     return settings.model_validate(arguments)
+
+
+def _value(value: Any) -> Any:
+    """Return a value as the field has it: typer gives lists where settings have tuples."""
+    if isinstance(value, list):
+        return tuple(value)
+    return value
 
 
 def settings_options(command: Callable[..., R]) -> Callable[..., R]:
@@ -229,8 +236,8 @@ def settings_options(command: Callable[..., R]) -> Callable[..., R]:
         built = {name: group.take(values) for name, group in groups.items()}
         return command(**values, **built)
 
-    # Typer reads the signature; functools.wraps has copied that of the command.
-    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    # Typer reads the signature and the annotations; functools.wraps has copied the command's.
+    vars(with_options)["__signature__"] = signature.replace(parameters=parameters)
     with_options.__annotations__ = {each.name: each.annotation for each in parameters}
     return with_options
 

@@ -73,7 +73,7 @@ def test_every_field_can_be_given_by_its_flag() -> None:
 
 
 def test_a_field_can_be_given_by_a_variable_of_the_environment() -> None:
-    assert taken("east", PRICE="4").price == 4.0
+    assert taken("east", PRICE="4") == Job(wall=Path("east"), price=4.0)
 
 
 @pytest.mark.parametrize("words", [("--coats", "4"), ("--coats", "0"), ("--colour", "green")])
