@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from wordmask.model.masks import rle
+from wordmask.model.masks.rle import Rle, decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class Segmentation:
     """
 
     status: str
-    rle: dict[str, Any]
+    rle: Rle
     bbox: tuple[int, int, int, int]
     area: int
     path: str
@@ -70,7 +69,7 @@ class Segmentation:
     @property
     def mask(self) -> np.ndarray:
         """Return the mask, (H, W) uint8 of 0/1."""
-        return rle.decode(self.rle)
+        return decode(self.rle)
 
 
 class QueryError(ValueError):

@@ -264,7 +264,7 @@ class PathGrammar:
             states.append(int(self._after_SV[states[-1], self._column[token]]))
         return states[: len(ids)]
 
-    def places(self, ids: Sequence[int]) -> list[int]:
+    def columns(self, ids: Sequence[int]) -> list[int]:
         """Return the columns of path tokens, the end token among them, in `log_probs`."""
         return [self._column[token] for token in ids]
 

@@ -148,7 +148,7 @@ def _prefill(segmenter: Segmenter, images: int) -> Stage:
 
 
 def _decode(segmenter: Segmenter, rows: int) -> Stage:
-    """Steps in the middle of paths, all slots in use."""
+    """Steps in the middle of paths, all rows in use."""
     t = segmenter.config.text
     engine = Engine(
         segmenter.model.model,

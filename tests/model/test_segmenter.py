@@ -43,7 +43,7 @@ def scene() -> np.ndarray:
     return SCENES.scene(TEST_SEEDS.start).image_HW3
 
 
-def test_result_is_the_moondream_clients(segmenter: Segmenter) -> None:
+def test_segment_returns_the_keys_of_the_moondream_client(segmenter: Segmenter) -> None:
     drawn = SCENES.scene(TEST_SEEDS.start)
     scene, (expression,) = drawn.image_HW3, SCENES.expressions(drawn, 0, 1, templates=("noun",))
     found = segmenter.segment(Image.fromarray(scene), expression.text, spatial_refs=[(0.5, 0.5)])
@@ -170,7 +170,7 @@ def test_absent_is_an_empty_mask(
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_scores_that_are_no_numbers_are_an_error_of_that_row(
+def test_scores_that_are_not_finite_are_an_error_of_that_row(
     segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch, score: float
 ) -> None:
     row = Decoded(

@@ -153,7 +153,7 @@ class _PackedRow:
         most = self._tokens.max_new_tokens
         # A path that fills the limit has no end token.
         path = [*rollout.ids, self._tokens.eos_id][:most]
-        choices = zip(self._grammar.places(path), self._grammar.states(path), strict=True)
+        choices = zip(self._grammar.columns(path), self._grammar.states(path), strict=True)
         for step, (index, state) in enumerate(choices):
             self.actions["path"].append((row, begin + step, number, index, state, most - step))
 

@@ -113,7 +113,7 @@ def test_rows_that_end_early_leave_the_others_as_they_were(
     model: MoondreamSegmentation, images: Tensor
 ) -> None:
     """The end token is made likely for some rows, so that they finish at different steps and their
-    slots given on.
+    rows given on.
     """
     with torch.no_grad():
         model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
@@ -147,7 +147,7 @@ def test_no_path_tokens_at_all(model: MoondreamSegmentation, images: Tensor) -> 
 
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("rows", [8, 16, 32, 64])
-def test_any_number_of_slots_gives_what_each_row_alone_gives(
+def test_batches_of_any_size_give_what_each_row_alone_gives(
     model: MoondreamSegmentation, images: Tensor, rows: int, lag: int
 ) -> None:
     """Slots are used again by rows that are then at another stage than their neighbours, and their
@@ -177,7 +177,7 @@ def test_any_number_of_slots_gives_what_each_row_alone_gives(
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_an_image_of_no_numbers_spoils_no_other_row(
+def test_an_image_of_nan_spoils_no_other_row(
     model: MoondreamSegmentation, images: Tensor, batch_invariant: bool
 ) -> None:
     spoilt = torch.stack([images[0], torch.full_like(images[0], torch.nan)])
@@ -198,7 +198,7 @@ def test_an_image_of_no_numbers_spoils_no_other_row(
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_prompts_that_need_longer_slots(
+def test_prompts_that_need_longer_rows(
     model: MoondreamSegmentation, images: Tensor, batch_invariant: bool
 ) -> None:
     long = Prompt(ids=(1, 9, 2, *[30 + i % 30 for i in range(60)], 3))
@@ -217,7 +217,7 @@ def test_prompts_that_need_longer_slots(
         assert row.ids == plainly(model, images[image], prompt).ids
 
 
-def test_with_batch_invariant_a_row_does_not_depend_on_its_neighbours_to_the_last_digit(
+def test_batch_invariant_rows_do_not_depend_on_their_neighbours_to_the_last_digit(
     model: MoondreamSegmentation, images: Tensor
 ) -> None:
     prompts, image_of = PROMPTS * 3, [0, 1] * 6
@@ -238,7 +238,7 @@ def test_with_batch_invariant_a_row_does_not_depend_on_its_neighbours_to_the_las
         assert row == alone
 
 
-def test_images_are_taken_as_slots_come_free_and_prefilled_once(
+def test_images_are_taken_as_rows_come_free_and_prefilled_once(
     model: MoondreamSegmentation, images: Tensor
 ) -> None:
     taken: list[int] = []
@@ -261,11 +261,11 @@ def test_images_are_taken_as_slots_come_free_and_prefilled_once(
         patch.setattr(model.model.text, "forward", counted)
         found = engine.generate(asked())
         next(found)
-        assert taken == [0, 1], "the queries of two images fill the slots"
+        assert taken == [0, 1], "the queries of two images fill the batch"
         tags = [tag for tag, _ in found]
     assert len(tags) == 6 * queries - 1
     assert sum(rows_read) == 6, "each image once, whatever its queries"
 
 
-def test_nothing_asked(model: MoondreamSegmentation) -> None:
+def test_no_requests_give_no_results(model: MoondreamSegmentation) -> None:
     assert list(Engine(model.model, TOKENS, FREE).generate([])) == []

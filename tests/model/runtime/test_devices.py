@@ -77,7 +77,7 @@ def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda)
 @torch.no_grad()
 def test_the_engine_admits_and_steps_without_reading_anything_back(model, fake_cuda):
     """Prefill, prompts with and without references, the three steps of a box and those of a path,
-    and slots used again.
+    and rows used again.
     """
     put_on_fake_cuda(model, fake_cuda)
     config, tokenizer = model.config, small_tokenizer()

@@ -15,7 +15,7 @@ from wordmask.model.runtime.prefetch import buffered_map
 
 @given(weights=st.lists(st.integers(0, 9), max_size=20), depth=st.integers(1, 12))
 @hypothesis_settings(derandomize=True, deadline=None, max_examples=100)
-def test_what_was_begun_weighs_no_more_than_the_depth_or_is_one(
+def test_work_in_hand_weighs_no_more_than_the_depth_or_is_one_item(
     weights: list[int], depth: int
 ) -> None:
     begun: list[int] = []
@@ -52,7 +52,7 @@ def test_no_more_items_are_taken_than_are_worked_on() -> None:
         )
 
 
-def test_what_the_work_raises_is_raised_in_its_turn() -> None:
+def test_an_error_of_the_work_is_raised_when_its_result_is_asked_for() -> None:
     with ThreadPoolExecutor(1) as pool:
         results = buffered_map(pool, lambda item: 1 // item, [1, 0], depth=2)
         assert next(results) == 1
