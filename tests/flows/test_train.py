@@ -48,4 +48,4 @@ def test_a_model_is_trained_tested_and_taken_up_again(
         raise AssertionError("what is done is not done again")
 
     monkeypatch.setattr(SftStage, "train_step", again)
-    train_sft.fn(settings)
+    train_sft(settings)
