@@ -19,8 +19,9 @@ def draw_background(rng: Generator, height: int, width: int) -> np.ndarray:
     if rng.random() < CLUTTER_SHARE:
         return _clutter(rng, (height, width), first, second)
     pattern_HW = _pattern(rng, height, width)
-    low, high = first[:, None, None], second[:, None, None]
-    return low + (high - low) * pattern_HW
+    low_311 = first[:, None, None]
+    high_311 = second[:, None, None]
+    return low_311 + (high_311 - low_311) * pattern_HW
 
 
 def _tint(rng: Generator, base: float) -> np.ndarray:
@@ -38,7 +39,8 @@ def _pattern(rng: Generator, height: int, width: int) -> np.ndarray:
     x = np.arange(width, dtype=np.float32)
     kind = KINDS[rng.integers(len(KINDS))]
     if kind == "checks":
-        return (x // period + y // period).astype(np.float32) % 2
+        checks = x // period + y // period
+        return checks.astype(np.float32) % 2
     if kind == "blobs":
         return _blobs(rng, height, width)
     if kind == "grain":
@@ -77,15 +79,24 @@ def _clutter(
     small_hw3 = np.empty((h, w, 3), np.float32)
     small_hw3[:] = first
     for _ in range(rng.integers(8, 20)):
-        centre = (_draw_int(rng, 0, w), _draw_int(rng, 0, h))
-        axes = (_draw_int(rng, 2, max(3, w // 3)), _draw_int(rng, 2, max(3, h // 3)))
-        colour = second + rng.uniform(-30, 30, 3)
-        turn = rng.uniform(0, 180)
-        cv2.ellipse(small_hw3, centre, axes, turn, 0, 360, colour.tolist(), cv2.FILLED)
+        _draw_ellipse(rng, small_hw3, second)
     blur = max(1.5, 0.045 * min(h, w))
     blurred = cv2.GaussianBlur(small_hw3, (0, 0), blur)
-    image_HW3 = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
+    size = (width, height)
+    image_HW3 = cv2.resize(blurred, size, interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(image_HW3.transpose(2, 0, 1))
+
+
+def _draw_ellipse(rng: Generator, image_HW3: np.ndarray, tint: np.ndarray) -> None:
+    height, width, _ = image_HW3.shape
+    x = _draw_int(rng, 0, width)
+    y = _draw_int(rng, 0, height)
+    half_width = _draw_int(rng, 2, max(3, width // 3))
+    half_height = _draw_int(rng, 2, max(3, height // 3))
+    colour = tint + rng.uniform(-30, 30, 3)
+    turn = rng.uniform(0, 180)
+    ellipse = ((x, y), (half_width, half_height), turn, 0, 360)
+    cv2.ellipse(image_HW3, *ellipse, colour.tolist(), cv2.FILLED)
 
 
 def _draw_int(rng: Generator, low: int, high: int) -> int:

@@ -14,6 +14,7 @@ MIN_GAP = 0.06  # of the side: centres closer than this along an axis have no or
 NOISE = (1.0, 5.0)  # least, most deviation of the grain, of 255
 # Pixels: least distance to the border of the image, and between objects of one name.
 MARGIN = 2
+REACH = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
 BACKGROUND = -1  # in an instance map
 Box = tuple[int, int, int, int]
 FloatBox = tuple[float, float, float, float]
@@ -71,9 +72,11 @@ class Scene:
 def unit_box(box: FloatBox, height: int, width: int) -> FloatBox:
     """Convert (x_min, y_min, x_max, y_max) in pixels to (cx, cy, w, h) in unit of image."""
     x0, y0, x1, y1 = box
-    cx = (x0 + x1) / 2
-    cy = (y0 + y1) / 2
-    return cx / width, cy / height, (x1 - x0) / width, (y1 - y0) / height
+    cx = (x0 + x1) / 2 / width
+    cy = (y0 + y1) / 2 / height
+    w = (x1 - x0) / width
+    h = (y1 - y0) / height
+    return cx, cy, w, h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +106,7 @@ class Piece:
     def near(self, instance_HW: np.ndarray) -> set[int]:
         """Return the objects that it would lie on, or within MARGIN of."""
         cover_hw = self.cover_hw.astype(np.uint8)
-        reach = 2 * MARGIN + 1
-        around_hw = cv2.dilate(cover_hw, np.ones((reach, reach), np.uint8)) > 0
+        around_hw = cv2.dilate(cover_hw, REACH) > 0
         touched = self.window(instance_HW)[around_hw]
         return set(touched.tolist()) - {BACKGROUND}
 

@@ -8,6 +8,7 @@ scene could be called by one word unless they have the same name.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.random import Generator
@@ -86,7 +87,8 @@ def make_scene(
             piece.window(instance_HW)[piece.cover_hw] = len(pieces)
             pieces.append(piece)
     image_HW3 = add_grain(image_3HW, rng)
-    objects = [_object(image_HW3, instance_HW, index, piece) for index, piece in enumerate(pieces)]
+    see = partial(_object, image_HW3, instance_HW)
+    objects = [see(index, piece) for index, piece in enumerate(pieces)]
     return Scene(image_HW3=image_HW3, objects=tuple(objects), instance_HW=instance_HW)
 
 
@@ -137,10 +139,11 @@ def _place(
     Returns: None where no attempt found a position.
     """
     short = min(instance_HW.shape)
+    min_extent, _ = EXTENT
     for _ in range(CASTS):
         name, is_twin = _draw_name(rng, behind, sprites)
         growth = rng.beta(*EXTREMES)
-        extent = short * EXTENT[0] * (max_extent / EXTENT[0]) ** growth
+        extent = short * min_extent * (max_extent / min_extent) ** growth
         if name in sprites.numbers_of:
             recoloured = TWIN_RECOLOURED if is_twin else RECOLOURED
             piece = cut_sprite(rng, sprites, name, recoloured=recoloured, extent=extent)

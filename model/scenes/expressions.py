@@ -196,10 +196,12 @@ class _Sampler:
         """Put an option into one of its many wordings."""
         pattern = self._one_of(template.wordings)
         words = {slot: self._synonym(word) for slot, word in option.slots.items()}
-        text = "the " + pattern.format(**words)
+        text = pattern.format(**words)
         if self.rng.random() < THING_SHARE:
             text = text.replace(ANY_NOUN, "thing")
-        return text if self.rng.random() < ARTICLE_SHARE else text.removeprefix("the ")
+        if self.rng.random() < ARTICLE_SHARE:
+            return f"the {text}"
+        return text
 
     def _synonym(self, word: str) -> str:
         words = synonyms(word)
@@ -213,8 +215,12 @@ class _Sampler:
 
 
 def _expression(text: str, name: str, option: Found) -> Expression:
-    kind = TEMPLATES[name].kind
-    return Expression(text=text, target=option.target, kind=kind, template=name)
+    return Expression(
+        text=text,
+        target=option.target,
+        kind=TEMPLATES[name].kind,
+        template=name,
+    )
 
 
 def _wordings(template: Template, option: Found) -> Iterator[str]:

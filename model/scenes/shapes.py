@@ -8,30 +8,38 @@ from numpy.random import Generator
 
 from wordmask.model.scenes.canvas import MARGIN
 
-SHAPES = ("circle", "square", "triangle", "star", "ellipse", "diamond", "cross", "heart")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white")
 # OpenCV's half degrees.
 HUE = {
     "red": 0,
-    "orange": 14,
-    "yellow": 29,
     "green": 60,
-    "cyan": 91,
     "blue": 114,
+    "yellow": 29,
     "purple": 142,
+    "orange": 14,
+    "cyan": 91,
 }
+COLOURS = (*HUE, "white")
 VALUE = (205, 255)  # HSV; a darker orange is brown, a darker yellow olive
 SUB = 8  # sub-pixels per pixel along each axis; OpenCV fills half a one past the outline
 FRACTION_BITS = 4  # of a coordinate that OpenCV takes
 
 
 def _regular(corners: int) -> np.ndarray:
-    angle = 2 * np.pi * np.arange(corners) / corners - np.pi / 2
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    angle = 2 * np.pi * np.arange(corners) / corners
+    angle -= np.pi / 2
+    x = np.cos(angle)
+    y = np.sin(angle)
+    return np.stack([x, y], axis=1)
 
 
 def _square() -> np.ndarray:
-    return 0.82 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    corners = [
+        [-1, -1],
+        [1, -1],
+        [1, 1],
+        [-1, 1],
+    ]
+    return 0.82 * np.array(corners)
 
 
 def _star() -> np.ndarray:
@@ -44,13 +52,23 @@ def _ellipse() -> np.ndarray:
 
 
 def _diamond() -> np.ndarray:
-    return np.array([[0, -1.15], [0.72, 0], [0, 1.15], [-0.72, 0]])
+    corners = [
+        [0, -1.15],
+        [0.72, 0],
+        [0, 1.15],
+        [-0.72, 0],
+    ]
+    return np.array(corners)
 
 
 def _cross(arm: float = 0.34) -> np.ndarray:
-    quarter = np.array([[arm, -1], [arm, -arm], [1, -arm]])
+    corners = [
+        [arm, -1],
+        [arm, -arm],
+        [1, -arm],
+    ]
+    quarters = [np.array(corners)]
     turn = np.array([[0, 1], [-1, 0]])
-    quarters = [quarter]
     for _ in range(3):
         quarters.append(quarters[-1] @ turn)
     return np.concatenate(quarters)
@@ -60,9 +78,11 @@ def _heart() -> np.ndarray:
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     x = 16 * np.sin(t) ** 3
     y = 13 * np.cos(t)
-    for wave, share in ((2, 5), (3, 2), (4, 1)):
-        y = y - share * np.cos(wave * t)
-    return np.stack([x / 17, -(y + 2.5) / 17], axis=1)
+    y = y - 5 * np.cos(2 * t)
+    y = y - 2 * np.cos(3 * t)
+    y = y - np.cos(4 * t)
+    corners = np.stack([x, -(y + 2.5)], axis=1)
+    return corners / 17
 
 
 # Corners in unit of the radius.
@@ -76,6 +96,7 @@ OUTLINES: dict[str, np.ndarray] = {
     "cross": _cross(),
     "heart": _heart(),
 }
+SHAPES = tuple(OUTLINES)
 # Radians up to which a turn makes no other shape of it.
 MAX_TURN = {
     "circle": 0.0,
@@ -98,7 +119,8 @@ def cut_shape(rng: Generator, shape: str, radius: float, size: tuple[int, ...]) 
             pixels from its border; only the fraction of a pixel is left of that position.
     """
     turn = MAX_TURN[shape]
-    points = radius * OUTLINES[shape] @ _rotation(rng.uniform(-turn, turn))
+    rotation = _rotation(rng.uniform(-turn, turn))
+    points = radius * OUTLINES[shape] @ rotation
     low = points.min(axis=0)
     span = points.max(axis=0) - low
     room = np.array(size[::-1]) - MARGIN - span
@@ -134,6 +156,7 @@ def shape_rgb(rng: Generator, colour: str) -> np.ndarray:
     hue = HUE[colour] + rng.uniform(-3, 3)
     saturation = rng.uniform(190, 255)
     value = rng.uniform(*VALUE)
-    hsv = np.array([[[hue % 180, saturation, value]]])
-    rgb = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
-    return rgb[0, 0].astype(np.float32)
+    hsv = np.array([hue % 180, saturation, value])
+    hsv_113 = hsv.astype(np.uint8)[None, None]
+    rgb_113 = cv2.cvtColor(hsv_113, cv2.COLOR_HSV2RGB)
+    return rgb_113[0, 0].astype(np.float32)
