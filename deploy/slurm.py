@@ -1,5 +1,6 @@
-"""A night on Slurm: Dask workers as jobs of a batch queue, one GPU each, by dask-jobqueue (`pip
-install dask-jobqueue`).
+"""A night on Slurm: Dask workers as jobs of a batch queue, one GPU each.
+
+Needs dask-jobqueue (`pip install dask-jobqueue`).
 
 Run on a login node: `python deploy/slurm.py s3://lake/queries/ s3://lake/masks/ --jobs 4
 --partition gpu`. Further options go to `wordmask run`. Scheduler, workers and run talk by TLS, with
@@ -66,9 +67,7 @@ def main() -> None:
 
 @contextmanager
 def started(args: argparse.Namespace) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A scheduler on this node without workers, and the variables by which a run finds its
-    certificates.
-    """
+    """A scheduler on this node without workers, and the variables that name its certificates."""
     from dask_jobqueue import SLURMCluster
     from distributed import Security
 

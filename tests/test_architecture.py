@@ -108,8 +108,9 @@ def test_init_files_of_the_four_packages_are_empty() -> None:
     ],
 )
 def test_modules_that_run_no_model_import_none(modules: str, absent: tuple[str, ...]) -> None:
-    """PyTorch and transformers take ten seconds to import: commands that read an output, and a
-    run's own process, do without them.
+    """PyTorch and transformers take ten seconds to import.
+
+    Commands that read an output, and a run's own process, do without them.
     """
     code = f"import sys, {modules}\nprint([name for name in {absent!r} if name in sys.modules])"
     assert run([sys.executable, "-c", code], check=True).stdout.strip() == "[]"
@@ -120,8 +121,9 @@ NEVER_CALLED = ("read_pickle", "register_extension_type", "ExtensionType", "Unkn
 
 
 def calls_that_run_data(source: str) -> list[str]:
-    """Return the calls of a module that would run code out of the data that it reads: pickles,
-    extension types of Arrow, code of model repositories.
+    """Return the calls of a module that would run code out of the data that it reads.
+
+    These are pickles, extension types of Arrow, and code of model repositories.
     """
     found = []
     for node in ast.walk(ast.parse(source)):

@@ -1,5 +1,4 @@
-"""What deploy/ holds is valid by the schemas of those who read it, says the same everywhere, and
-parses as the commands it calls.
+"""The files of deploy/: valid by their readers' schemas, consistent, and true to the commands.
 
 No container was ever started here: there is no Docker engine and no cluster. `tests/test_local.py`
 runs the same services as processes.

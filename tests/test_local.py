@@ -1,6 +1,4 @@
-"""The nightly deployment end to end: the services of compose.yaml as processes, a run that its
-schedule started, masks in the store.
-"""
+"""The nightly deployment end to end: the services of compose.yaml as processes, and a run."""
 
 from __future__ import annotations
 

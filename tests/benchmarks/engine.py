@@ -1,6 +1,4 @@
-"""Rows a second of the engine against the published algorithm, one row at a time, with the same
-weights and threads.
-"""
+"""Rows a second of the engine and of the published algorithm, with the same weights and threads."""
 
 from __future__ import annotations
 
@@ -62,9 +60,7 @@ def run(quick: bool) -> Report:
 
 
 def _deterministic(segmenter: Segmenter, rows: int, repeats: int) -> float:
-    """How many times longer one query per image takes where no row's last digit may depend on the
-    others.
-    """
+    """The factor by which batch invariance slows one query per image."""
     fixed, work = default_model(deterministic=True), scenes(rows, 1)
 
     def drawn(by: Segmenter) -> Callable[[], Any]:
@@ -76,9 +72,7 @@ def _deterministic(segmenter: Segmenter, rows: int, repeats: int) -> float:
 
 
 def _grammar(segmenter: Segmenter, repeats: int) -> float:
-    """What choosing under the grammar takes beyond choosing freely, over a step of the full
-    batch.
-    """
+    """The extra time of choosing under the grammar, as a share of a step of the full batch."""
     engine = Engine(segmenter.model.model, segmenter.config.tokens, segmenter.stages.token_selector)
     with torch.inference_mode():
         batch = started_batch(engine, segmenter.pipeline.encode(scenes(8, 8).asked()))
@@ -105,8 +99,9 @@ def _grammar(segmenter: Segmenter, repeats: int) -> float:
 def _compare(
     name: str, segmenter: Segmenter, work: Work, *, sample: int, repeats: int
 ) -> dict[str, Any]:
-    """The published algorithm does every n-th row, the engine all of them: rows of one kind cost it
-    the same, each.
+    """The engine answers all rows, and the published algorithm every n-th of them.
+
+    Rows of one kind cost it the same, each.
     """
     published = Published(segmenter)
     everything = [

@@ -32,8 +32,9 @@ from wordmask.model.runtime.devices import set_up_process
 
 @dataclass(frozen=True)
 class Target:
-    """A promise in numbers: `value` is to be at least, or at most, a limit. Exactly one of the two
-    is given.
+    """A promise in numbers: `value` must be at least, or at most, a limit.
+
+    Exactly one of the two is given.
     """
 
     name: str
@@ -66,8 +67,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Report:
-    """`results`: values by name, and lists of rows (dicts with the same keys) by title. Plain or
-    numpy numbers, text, booleans.
+    """`results`: values by name, and lists of rows (dicts with the same keys) by title.
+
+    Plain or numpy numbers, text, booleans.
     """
 
     results: Mapping[str, Any]
@@ -76,8 +78,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Paired:
-    """Seconds of several functions in the same rounds: what slows the machine for a while slows all
-    of them.
+    """Seconds of several functions in the same rounds.
+
+    What slows the machine for a while slows all of them.
     """
 
     seconds: dict[str, list[float]]
@@ -86,17 +89,16 @@ class Paired:
         return statistics.median(self.seconds[name])
 
     def ratio(self, slow: str, fast: str) -> float:
-        """Times that `fast` is faster than `slow`: the median over the rounds of the ratio within a
-        round.
-        """
+        """Return how many times faster `fast` is than `slow`: the median over rounds."""
         return statistics.median(
             a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)
         )
 
 
 def paired(functions: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: int = 1) -> Paired:
-    """Time functions interleaved: `repeats` rounds after `warm_up` untimed ones. Each round starts
-    one further down the list.
+    """Time functions interleaved, in `repeats` rounds after `warm_up` untimed ones.
+
+    Each round starts one further down the list.
     """
     order = list(functions)
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -117,8 +119,9 @@ def timed(function: Callable[[], Any]) -> float:
 
 
 def main(name: str, run: Callable[[bool], Report], *, threads: int = 1) -> None:
-    """Parse the arguments, `run(quick)`, print. With --json stdout carries one object and nothing
-    else.
+    """Parse the arguments, `run(quick)`, print.
+
+    With --json stdout carries one object and nothing else.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m tests.benchmarks.{name}", description=run.__doc__

@@ -1,5 +1,6 @@
-"""How much of the processor's matrix speed each stage reaches: model FLOP/s over the FLOP/s of
-plain products of the same shapes.
+"""The share of the processor's matrix speed that each stage reaches.
+
+That is model FLOP/s over the FLOP/s of plain products of the same shapes.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ TARGETS = {"vision": 0.70, "prefill": 0.70, "whole job": 0.45}
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the model: FLOPs of a call, the call, and the shapes its products have, each
-    with how often it occurs.
+    """One stage of the model: FLOPs of a call, the call, and the shapes of its products.
+
+    Each shape has the number of times that it occurs.
     """
 
     name: str
@@ -68,8 +70,9 @@ def run(quick: bool) -> Report:
 
 
 def _share(stage: Stage, repeats: int) -> dict[str, Any]:
-    """Products and stage in turns. What the products of the stage's shapes need for its FLOPs, over
-    what the stage takes.
+    """Products and stage in turns.
+
+    What the products of the stage's shapes need for its FLOPs, over what the stage takes.
     """
     operands = [(count, _operands(shape)) for count, shape in stage.shapes]
     counted = sum(2 * count * m * k * n for count, (m, k, n) in stage.shapes)
@@ -109,8 +112,9 @@ def _encoder_shapes(segmenter: Segmenter, crops: int) -> list[tuple[int, Shape]]
 
 
 def _decoder_shapes(segmenter: Segmenter, tokens: int) -> list[tuple[int, Shape]]:
-    """Of one dense and one expert layer each, as the medium model has as many of both. Every expert
-    gets its even share.
+    """Of one dense and one expert layer each, as the medium model has as many of both.
+
+    Every expert gets its even share.
     """
     t, moe = segmenter.config.text, segmenter.config.text.moe
     each = max(1, tokens * moe.experts_per_token // moe.num_experts)
@@ -188,8 +192,9 @@ def _refine(segmenter: Segmenter, rows: int) -> Stage:
 def _whole(
     segmenter: Segmenter, work: Work, speed: dict[str, float], tokens: int
 ) -> dict[str, Any]:
-    """All of a job, files and threads aside: what its stages' FLOPs need at the speed of plain
-    products, over what it takes.
+    """The time that a job's FLOPs need at the speed of plain products, over the time that it takes.
+
+    Files and threads are left out.
     """
     load = Workload(
         queries_per_image=work.rows // len(work.images),

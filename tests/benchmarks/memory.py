@@ -26,9 +26,7 @@ THREADS = 2
 
 
 def run(quick: bool) -> Report:
-    """Peak resident memory after 100, 1,000 and 10,000 rows of one worker with the default
-    model.
-    """
+    """Peak resident memory of one worker after 100, 1,000 and 10,000 rows of the default model."""
     counts = (100, 200, 400) if quick else (100, 1_000, 10_000)
     with tempfile.TemporaryDirectory() as folder:
         # A process of its own: the peak of this one would have the drawing of scenes in it.

@@ -69,8 +69,9 @@ def default_model(**method: object) -> Segmenter:
 
 
 def medium_model(new_tokens: int = 64, **method: object) -> Segmenter:
-    """Some 150 M random parameters over 378 px crops; the default model's tokenizer. Random weights
-    draw until the limit.
+    """Some 150 M random parameters over 378 px crops; the default model's tokenizer.
+
+    Random weights draw until the limit.
     """
     small = default_model()
     config = small.config.to_dict()
@@ -88,8 +89,9 @@ def medium_model(new_tokens: int = 64, **method: object) -> Segmenter:
 
 
 def scenes(images: int, queries: int) -> Work:
-    """Scenes of unseen seeds, each with so many expressions; where a scene has fewer, they are
-    asked again.
+    """Scenes of unseen seeds, each with so many expressions.
+
+    Where a scene has fewer, they are repeated.
     """
     drawn = [SCENES.scene(TEST_SEEDS.start + i) for i in range(images)]
     words = [

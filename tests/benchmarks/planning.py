@@ -1,6 +1,4 @@
-"""What `wordmask plan` takes for an input of very many files: the command itself, from its start to
-its JSON.
-"""
+"""The time of `wordmask plan` for an input of very many files, from its start to its JSON."""
 
 from __future__ import annotations
 
@@ -43,8 +41,9 @@ class Planned:
 
 
 def run(quick: bool) -> Report:
-    """Seconds and peak memory of planning 10,000 files of 1,000 rows on a local disk, without and
-    with a row_id column.
+    """Seconds and peak memory of planning 10,000 files of 1,000 rows on a local disk.
+
+    Both without and with a row_id column.
     """
     files = 1_000 if quick else 10_000
     results: list[dict[str, Any]] = []
@@ -65,8 +64,9 @@ def run(quick: bool) -> Report:
 
 
 def write_files(folder: Path, files: int, *, ids: bool) -> None:
-    """Files whose footers are those of real ones: URIs of images, expressions, references, and ids
-    that differ from row to row.
+    """Files whose footers are like real ones.
+
+    URIs of images, expressions, references and ids differ from row to row.
     """
     folder.mkdir(parents=True)
     columns = {

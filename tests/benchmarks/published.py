@@ -1,5 +1,6 @@
-"""The published implementation's algorithm, written plainly: one query at a time, nothing shared,
-nothing batched.
+"""The published implementation's algorithm, written plainly.
+
+It takes one query at a time; nothing is shared and nothing batched.
 
 Same weights as the model it is given, same results where the decoding stays well formed. Encode,
 prefill, decode and refine per query. As in vikhyat/moondream (moondream/torch: moondream.py,
@@ -62,8 +63,9 @@ class Published:
         return path, rle.encode(mask)["counts"]
 
     def encode_image(self, image: np.ndarray) -> Tensor:
-        """Image tokens (P, D). The published crops repeat the whole image as the only tile where
-        one tile is enough.
+        """Image tokens (P, D).
+
+        The published crops repeat the whole image as the only tile where one tile is enough.
         """
         crops = crop_image(image, self.config.vision)
         pixels = (

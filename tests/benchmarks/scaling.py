@@ -30,9 +30,7 @@ PRODUCT_SECONDS = 1.0
 
 
 def run(quick: bool) -> Report:
-    """Two workers against one, one thread each; and the pipeline in one process against the engine
-    alone.
-    """
+    """Two workers against one, one thread each, and the pipeline against the engine alone."""
     rows, shard_rows = (64, 16) if quick else (512, 64)
     with tempfile.TemporaryDirectory() as folder:
         settings = scene_table(Path(folder), rows, distinct=rows, shard_rows=shard_rows)
@@ -90,9 +88,7 @@ def _decoded(settings: RunSettings) -> Work:
 def _workers(
     shards: Sequence[Shard], settings: RunSettings, revision: str, repeats: int
 ) -> tuple[float, dict[int, float]]:
-    """How much faster two workers are than one, and rows a second of each; starting them is not
-    counted.
-    """
+    """The speed-up of two workers over one, and rows a second of each, without their start."""
     seconds: dict[int, list[float]] = {1: [], 2: []}
     rows = sum(shard.rows for shard in shards)
     with _cluster(1, settings, revision) as one, _cluster(2, settings, revision) as two:
@@ -117,8 +113,9 @@ def _timed_run(client: Client, shards: Sequence[Shard], settings: RunSettings) -
 
 
 def _products(processes: int) -> float:
-    """Plain matrix products a second of so many processes of one thread: what a second one adds on
-    this machine at the best.
+    """Plain matrix products a second of so many processes of one thread.
+
+    This is what a second process adds on this machine at the best.
     """
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.map(_products_alone, [0.1] * processes, chunksize=1)

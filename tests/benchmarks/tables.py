@@ -21,9 +21,7 @@ from wordmask.tasks.storage import Store
 
 
 def scene_table(folder: Path, rows: int, *, distinct: int, shard_rows: int) -> RunSettings:
-    """A table of so many rows over `distinct` scenes, again and again, and the settings of a run
-    over it on the CPU.
-    """
+    """A table of so many rows over `distinct` scenes, and settings of a run over it."""
     drawn = str(folder / "drawn.parquet")
     export_scenes(drawn, count=distinct, seed=3)
     once = pq.read_table(drawn).select(["image", "query"])

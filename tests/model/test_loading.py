@@ -1,6 +1,4 @@
-"""From a folder to a model: configuration, weights of every layout, device, dtype; and the
-published model's sizes.
-"""
+"""From a folder to a model: configuration, weights of every layout, device, dtype, sizes."""
 
 from __future__ import annotations
 
@@ -45,8 +43,9 @@ def folder(reference, tmp_path) -> Path:
 
 @pytest.fixture
 def published(reference, tmp_path) -> tuple[Path, Path]:
-    """A model folder and a refiner folder as they are published: another model_type, nested
-    sections, no head.
+    """A model folder and a refiner folder as they are published.
+
+    They have another model_type, nested sections, and no head.
     """
     model_folder, refiner_folder = tmp_path / "published", tmp_path / "refiner"
     model_folder.mkdir()
@@ -141,9 +140,7 @@ def test_dtype_is_the_configurations_unless_given(tmp_path, dtype):
 
 
 def test_transformers_own_loader_with_its_other_options(reference, folder, published):
-    """It maps the file, and last bits of products depend on how memory is aligned: so weights are
-    compared.
-    """
+    """Weights are compared, not outputs: last bits depend on how a mapped file is aligned."""
     model_folder, refiner_folder = published
     whole, info = MoondreamSegmentation.from_pretrained(folder, output_loading_info=True)
     parts, _ = MoondreamSegmentation.from_pretrained(
@@ -277,9 +274,7 @@ def test_tokenizer_of_a_folder(folder):
 
 
 def expected_full_size() -> dict[str, tuple[int, ...]]:
-    """Every name and shape of the published model in layout A, written out from the facts (sections
-    2, 3, 4 and 9).
-    """
+    """Every name and shape of the published model in layout A (docs/model.md, Checkpoints)."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, inner: int, out: int) -> None:

@@ -62,8 +62,9 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_the_hash_of_the_defaults_is_what_outputs_on_disk_were_named_by() -> None:
-    """If this fails, every shard of every existing output is computed anew. Change the value only
-    if that is meant.
+    """If this fails, every shard of every existing output is computed anew.
+
+    Change the value only if that is meant.
     """
     assert SegmentSettings().settings_hash == "ecb7371be8499ace"
 

@@ -1,5 +1,7 @@
-"""CUDA without a GPU: fake tensors know their device, raise on mixing devices, and have no data to
-read back, so a hidden wait for the device is an error too.
+"""CUDA without a GPU, by fake tensors.
+
+Fake tensors know their device, raise on mixing devices, and have no data to read back, so a hidden
+wait for the device is an error too.
 
 In bfloat16 only: PyTorch's shape rule for grouped products knows no other dtype (its CUDA kernels
 do).
@@ -18,8 +20,9 @@ CUDA = torch.device("cuda", 0)
 
 
 def route_indexing_through_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace Python's own indexing and copying, which take a device guard: a build of PyTorch for
-    the CPU has none for CUDA.
+    """Replace Python's own indexing and copying, which take a device guard.
+
+    A build of PyTorch for the CPU has none for CUDA.
     """
     monkeypatch.setattr(Tensor, "__getitem__", get_item)
     monkeypatch.setattr(Tensor, "__setitem__", set_item)
@@ -37,9 +40,7 @@ def put_on_fake_cuda(model: torch.nn.Module, mode: FakeTensorMode) -> None:
 
 
 def apply_key(x: Tensor, key: Any) -> tuple[Tensor, list[Tensor | None]]:
-    """Apply the basic part of a key by operators; return what is left for index tensors, by
-    dimension.
-    """
+    """Apply the basic part of a key by operators; return the index tensors left, by dimension."""
     dim = 0
     indices: list[Tensor | None] = []
     parts = key if isinstance(key, tuple) else (key,)

@@ -24,10 +24,12 @@ FACTORY = "tests.support.fakes:FakeSegmenter"  # as a flow is given it
 
 
 class FakeSegmenter:
-    """An ellipse whose place follows from the image and the words. Words with a meaning: "explode"
-    raises, "absent" is absent, "die:PATH" kills the process unless the file PATH is there (it is
-    made first, so the second try lives), "kill" kills it always, "slowly" takes half a second,
-    "hog:PATH" takes a gigabyte unless the file PATH is there."""
+    """An ellipse whose place follows from the image and the words.
+
+    Words with a meaning: "explode" raises, "absent" is absent, "die:PATH" kills the process unless
+    the file PATH is there (it is made first, so the second try lives), "kill" kills it always,
+    "slowly" takes half a second, "hog:PATH" takes a gigabyte unless the file PATH is there.
+    """
 
     def __init__(self, model: str | None = None, **_settings: Any) -> None:
         # In a flow it stands in for a model that was planned with.
@@ -58,8 +60,10 @@ class FakeSegmenter:
 
 
 class Gossip(FakeSegmenter):
-    """Its errors tell what they should not: the row's words, its image, a credential. "unspeakable"
-    is the row's fault, "unbearable" the machine's."""
+    """Its errors tell what they should not: the row's words, its image, a credential.
+
+    "unspeakable" is the row's fault, "unbearable" the machine's.
+    """
 
     def stream(
         self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[int, Query]]]], rows: int

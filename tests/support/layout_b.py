@@ -1,6 +1,4 @@
-"""Checkpoints in layout B written from our own names: what `model.checkpoints` does, the other way
-round and apart.
-"""
+"""Checkpoints in layout B, written from our names apart from `model.hub.checkpoints`."""
 
 from __future__ import annotations
 

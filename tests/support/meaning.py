@@ -1,5 +1,6 @@
-"""What an expression means, worked out slowly from the pixels of a scene and plain readings of
-words, without the grammar's own code.
+"""The meaning of an expression, worked out slowly from the pixels of a scene.
+
+Nothing of the grammar's own code is used.
 """
 
 from __future__ import annotations
@@ -63,9 +64,7 @@ BESIDE = {
 
 @dataclass(frozen=True)
 class Thing:
-    """Centre in unit of the short side, longer side, area, and the share of its pixels in each
-    colour's box.
-    """
+    """Centre in unit of the short side, longer side, area, and the share of each colour."""
 
     name: str
     x: float

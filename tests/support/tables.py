@@ -43,8 +43,9 @@ def _image(value: Any) -> Any:
 
 
 def read_rows(output: str | Path, kind: str) -> list[dict[str, Any]]:
-    """All rows of the masks or rejects of a local output's newest published run; where there is
-    none, of its shards that are done.
+    """Return all rows of the masks or rejects of a local output's newest published run.
+
+    Without a run, they are those of its finished shards.
     """
     runs = sorted(Path(output, "runs").glob("*.json"))
     if runs:

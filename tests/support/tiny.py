@@ -56,9 +56,7 @@ def tiny_config() -> MoondreamSegmentationConfig:
 
 
 def tiny_model(seed: int = 0) -> MoondreamSegmentation:
-    """Every parameter random, so that a tensor loaded into the wrong place changes what comes
-    out.
-    """
+    """Every parameter is random, so a tensor loaded under a wrong name changes the output."""
     model = MoondreamSegmentation(tiny_config()).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -112,9 +110,7 @@ def draw_all(
     token_selector: PathGrammar | FreeDecoding,
     **options: Any,
 ) -> list[Decoded]:
-    """Decode one path per prompt, in the order of the prompts; `image_of[b]` is the image that
-    prompt b asks about.
-    """
+    """Decode one path per prompt, in their order; `image_of[b]` is the image of prompt b."""
     about = [
         [(b, prompts[b]) for b in range(len(prompts)) if image_of[b] == image]
         for image in range(len(image_IPD))

@@ -1,5 +1,6 @@
-"""The same row gives the same path whatever is asked beside it: 250 scenes, one by one, by sevens,
-by thirty-twos.
+"""A row gives the same path whatever else is in its batch.
+
+250 scenes are answered one by one, by sevens, and by thirty-twos.
 
 A sum's last digits depend on the shape of what it is part of, so near a tie another token may win:
 those rows are listed with the logits of the two tokens. With `deterministic` there are none.

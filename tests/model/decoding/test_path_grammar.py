@@ -1,6 +1,4 @@
-"""The grammar against the parser: what it lets through is well formed, and all that is well formed
-gets through.
-"""
+"""The grammar against the parser: it allows what is well formed, and nothing else."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ quick = settings(derandomize=True, deadline=None, max_examples=60)
 
 
 def write(seed: int, limit: int, likely_end: float = 0.0) -> tuple[list[int], bool]:
-    """Tokens of one path from random logits, without the end token, and whether the limit was
-    felt.
-    """
+    """Tokens of one path from random logits without the end token, and whether it met the limit."""
     generator = torch.Generator().manual_seed(seed)
     state, ids, forced = torch.tensor([START]), [], False
     while len(ids) < limit:
@@ -61,9 +57,7 @@ def test_without_a_limit_in_sight_nothing_is_forced() -> None:
 @given(starts, st.lists(commands, min_size=1, max_size=6))
 @quick
 def test_every_well_formed_path_can_be_decoded(start: Command, rest: list[Command]) -> None:
-    """Free decodings that are well formed stay as they are: each of their tokens, made likeliest,
-    is chosen.
-    """
+    """Well-formed free decodings stay as they are: the grammar allows each of their tokens."""
     tokens = [token for command in (start, *rest) for token in tokens_of(command)]
     state = torch.tensor([START])
     for token in [*TOKENIZER.path_ids(tokens), EOS]:

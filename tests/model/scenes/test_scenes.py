@@ -1,6 +1,4 @@
-"""Scenes of sprites, and what is said about them, checked against the pixels by slow, obvious
-means.
-"""
+"""Scenes and their expressions, checked against the pixels by slow, obvious means."""
 
 from __future__ import annotations
 
@@ -239,9 +237,7 @@ def test_every_expression_means_its_target_and_nothing_else(
 
 
 def test_no_expression_is_a_close_call(drawn: list[Scene], said: list[list[Expression]]) -> None:
-    """Where everything lies a little elsewhere, and is a little larger or smaller, each means the
-    same.
-    """
+    """Every expression still means the same when all objects move and change size a little."""
     for seed, (scene, found) in enumerate(zip(drawn, said, strict=True)):
         world = world_of(scene).shaken(np.random.default_rng(seed), move=0.014, grow=0.12)
         for e in found[::7]:

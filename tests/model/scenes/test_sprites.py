@@ -1,6 +1,4 @@
-"""Sprites: the shipped library, what is wrong with a file, and fetching with an npm that is a
-script of this test.
-"""
+"""Sprites: the shipped library, damaged files, and fetching with a script in npm's place."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""All three stages on the real architecture: low-rank layers learn, nothing else does, and what
-they learned stays when they are gone.
-"""
+"""All three stages on the real architecture: only low-rank layers learn, and merging keeps it."""
 
 from __future__ import annotations
 
@@ -90,9 +88,7 @@ def test_only_the_small_matrices_learn_and_are_kept() -> None:
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The full-size model cut to two blocks of each kind, 8 experts and few words, at its real
-    widths, with random weights.
-    """
+    """The model at its real widths, cut to two blocks of each kind, with random weights."""
     folder = tmp_path_factory.mktemp("cut")
     config = MoondreamSegmentationConfig()
     text = asdict(config.text) | {

@@ -48,9 +48,11 @@ def test_the_true_mask_is_worth_one() -> None:
 
 
 def test_a_shifted_square_by_hand() -> None:
-    """Shifted by 10 of 40 pixels: 30 x 40 of 50 x 40 in common. Bands are 3 pixels wide (2 % of
-    141): frames of 40² - 34², which share two strips of 3 x 30 above and below, and nothing
-    else."""
+    """Shifted by 10 of 40 pixels: 30 x 40 of 50 x 40 in common.
+
+    Bands are 3 pixels wide (2 % of 141): frames of 40² - 34², which share two strips of 3 x 30
+    above and below, and nothing else.
+    """
     found = reward(row(), square(40), TOKENIZER)
     assert found.iou == 1200 / 2000
     band, common = 40**2 - 34**2, 2 * 3 * 30

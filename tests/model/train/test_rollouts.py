@@ -65,9 +65,7 @@ class Recording(GumbelSampler):
 
 
 def old_log_probs(policy: Policy, seen: Sequence[Tensor], slot: int, row: Decoded) -> list[float]:
-    """Log-probabilities of a row's choices from the scores that the engine itself drew from, one
-    row of slots after another.
-    """
+    """Log-probabilities of a row's choices from the scores that the engine drew from."""
     tokens, region = policy.config.tokens, policy.config.region
     first, x, _, y, _, size, *rest = (scores[slot] / policy.temperature for scores in seen)
     there = first[[tokens.eos_id, tokens.coord_id]].log_softmax(-1)
@@ -99,9 +97,7 @@ def old_log_probs(policy: Policy, seen: Sequence[Tensor], slot: int, row: Decode
 def test_recomputed_log_probabilities_are_those_drawn_from(
     policy: Policy, prompts: list[ScenePrompt]
 ) -> None:
-    """Of five rollouts that do not fill their block of rows, of different lengths, packed behind
-    one prompt.
-    """
+    """Five rollouts of different lengths behind one prompt do not fill their block of rows."""
     recording = Recording(TEMPERATURE, 1)
     engine = Engine(
         policy.model, policy.config.tokens, policy.grammar, max_batch_size=8, sampler=recording
