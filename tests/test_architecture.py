@@ -104,6 +104,7 @@ def test_init_files_of_the_four_packages_are_empty() -> None:
             ("torch", "prefect", "distributed"),
         ),
         ("wordmask.flows.segment", ("transformers",)),
+        ("wordmask.flows.cli.app", ("torch", "numpy", "pyarrow", "fsspec", "prefect")),
         ("wordmask.flows.cli.app, wordmask.flows.schedule", ("torch", "distributed")),
     ],
 )

@@ -19,7 +19,6 @@ from wordmask.flows.cli.options import (
     settings_options,
 )
 from wordmask.flows.prefect_api import configure, start_own_api
-from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import (
     BudgetSettings,
     RunSettings,
@@ -29,6 +28,7 @@ from wordmask.schemas.settings import (
 
 if TYPE_CHECKING:
     from wordmask.flows.reporting import OnProgress
+    from wordmask.schemas.rejects import RejectCode
     from wordmask.schemas.runs import RunSummary
 
 # The message for who interrupts a run.
@@ -154,6 +154,8 @@ def within_budget(settings: RunSettings, budget: BudgetSettings) -> RunSettings:
 
 
 def _reject_codes(names: list[str]) -> tuple[RejectCode, ...]:
+    from wordmask.schemas.rejects import RejectCode
+
     known = {code.value for code in RejectCode}
     for name in names:
         if name not in known:
