@@ -112,9 +112,7 @@ def test_a_batch_gives_what_each_row_alone_gives(
 def test_rows_that_end_early_leave_the_others_as_they_were(
     model: MoondreamSegmentation, images: Tensor
 ) -> None:
-    """The end token is made likely for some rows, so that they finish at different steps and their
-    rows given on.
-    """
+    """The end token is made likely for some rows, so that they finish at different steps."""
     with torch.no_grad():
         model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
     try:
@@ -150,8 +148,7 @@ def test_no_path_tokens_at_all(model: MoondreamSegmentation, images: Tensor) -> 
 def test_batches_of_any_size_give_what_each_row_alone_gives(
     model: MoondreamSegmentation, images: Tensor, rows: int, lag: int
 ) -> None:
-    """Slots are used again by rows that are then at another stage than their neighbours, and their
-    number falls at the end. With a lag, as on a GPU, what has ended is known a step late."""
+    """Batch rows are used again while their neighbours are at other stages, and grow fewer."""
     with torch.no_grad():
         model.model.text.lm_head.bias[TOKENS.eos_id] += 3.5
     try:

@@ -76,9 +76,7 @@ def test_every_part_stays_on_its_device_and_reads_nothing_back(model, fake_cuda)
 
 @torch.no_grad()
 def test_the_engine_admits_and_steps_without_reading_anything_back(model, fake_cuda):
-    """Prefill, prompts with and without references, the three steps of a box and those of a path,
-    and rows used again.
-    """
+    """Covers prefill, prompts with and without references, steps of boxes and paths, and reuse."""
     put_on_fake_cuda(model, fake_cuda)
     config, tokenizer = model.config, small_tokenizer()
     engine = Engine(
