@@ -84,14 +84,17 @@ _REMEDIES = {
     RejectCode.MODEL_ERROR: "report the row with its detail; the rows beside it are unharmed",
 }
 
+STRING = pa.string()
+LONG = pa.int64()
+
 COLUMNS = (
-    Column("row_id", pa.string(), "the input's id, or one derived from place and content"),
-    Column("row", pa.int64(), "position in the shard; rows are accounted for by it"),
-    Column("image_uri", pa.string(), "as in the input, without credentials", True),
-    Column("query", pa.string(), "the referring expression, as in the input", True),
-    Column("code", pa.string(), "a `RejectCode`"),
-    Column("detail", pa.string(), "what was found, without credentials"),
-    Column("shard_id", pa.string(), "of the shard that the row belongs to"),
+    Column("row_id", STRING, "the input's id, or one derived from place and content"),
+    Column("row", LONG, "position in the shard; rows are accounted for by it"),
+    Column("image_uri", STRING, "as in the input, without credentials", True),
+    Column("query", STRING, "the referring expression, as in the input", True),
+    Column("code", STRING, "a `RejectCode`"),
+    Column("detail", STRING, "what was found, without credentials"),
+    Column("shard_id", STRING, "of the shard that the row belongs to"),
 )
 
 REJECTS = schema_of(COLUMNS)
