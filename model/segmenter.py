@@ -31,6 +31,7 @@ from wordmask.model.stages import (
     to_segmentation,
 )
 from wordmask.model.types import Query, QueryError, Segmentation
+from wordmask.schemas.rejects import RejectCode
 
 SETTLED = 0.001  # share of a refiner crop's pixels
 # They cut, fill, paste, clean and trace; on a CPU they take from the model's own.
@@ -180,7 +181,7 @@ class Segmenter:
         limit = self.config.max_prompt_tokens
         if len(prompt.ids) > limit:
             raise QueryError(
-                "query_too_long",
+                RejectCode.QUERY_TOO_LONG,
                 f"words and references are {len(prompt.ids)} tokens, more than the limit of"
                 f" {limit}; give fewer",
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wordmask.model.masks.rle import Rle, decode
+from wordmask.schemas.rejects import RejectCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +76,10 @@ class Segmentation:
 class QueryError(ValueError):
     """A query that cannot be asked.
 
-    `code` is one of the reject codes of a row, `detail` the error's message.
+    `code` is the one that its row is rejected with, `detail` the error's message.
     """
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: RejectCode, detail: str) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail

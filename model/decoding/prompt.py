@@ -16,6 +16,7 @@ from wordmask.model.nn.region import Region
 from wordmask.model.nn.text import TextDecoder
 from wordmask.model.runtime.devices import to_device
 from wordmask.model.types import QueryError
+from wordmask.schemas.rejects import RejectCode
 
 SpatialRef = Sequence[float]
 
@@ -47,10 +48,11 @@ def build_prompt(
     """
     words = tokenizer.encode(query.strip())
     if not words:
-        raise QueryError("empty_query", f"query = {query!r}: has no words; say what to segment")
+        detail = f"query = {query!r}: has no words; say what to segment"
+        raise QueryError(RejectCode.EMPTY_QUERY, detail)
     if len(words) > config.max_query_tokens:
         raise QueryError(
-            "query_too_long",
+            RejectCode.QUERY_TOO_LONG,
             f"query has {len(words)} tokens, more than the limit of {config.max_query_tokens};"
             " shorten it",
         )
@@ -69,13 +71,13 @@ def _reference_tokens(
     """Return the tokens of a point or a box, each with its values."""
     if len(ref) not in (2, 4):
         raise QueryError(
-            "bad_spatial_ref",
+            RejectCode.BAD_SPATIAL_REF,
             f"spatial_refs holds {list(ref)}: a reference has 2 numbers (x, y) or 4 (x_min, y_min,"
             " x_max, y_max)",
         )
     if not all(0.0 <= v <= 1.0 for v in ref):  # also false for NaN
         raise QueryError(
-            "spatial_ref_out_of_range",
+            RejectCode.SPATIAL_REF_OUT_OF_RANGE,
             f"spatial_refs holds {list(ref)}: each number must be in 0..1, in unit of the image",
         )
     if len(ref) == 2:
@@ -83,7 +85,7 @@ def _reference_tokens(
     x0, y0, x1, y1 = ref
     if x1 <= x0 or y1 <= y0:
         raise QueryError(
-            "spatial_ref_out_of_range",
+            RejectCode.SPATIAL_REF_OUT_OF_RANGE,
             f"spatial_refs holds {list(ref)}: x_max must exceed x_min and y_max must exceed y_min",
         )
     centre = [(config.coord_id, ((x0 + x1) / 2,)), (config.coord_id, ((y0 + y1) / 2,))]

@@ -66,5 +66,5 @@ def _reject_query(row: Row, segmenter: SegmenterLike) -> Reject | None:
     try:
         segmenter.check_query(str(row.query), references(row))
     except QueryError as error:
-        return Reject(row=row, code=RejectCode(error.code), detail=error.detail)
+        return Reject(row=row, code=error.code, detail=error.detail)
     return None

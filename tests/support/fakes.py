@@ -18,6 +18,7 @@ from wordmask.model.hub.registry import resolve_model
 from wordmask.model.masks import rle
 from wordmask.model.masks.trace import trace
 from wordmask.model.types import Query, QueryError, Segmentation
+from wordmask.schemas.rejects import RejectCode
 
 REVISION = "fake-1"
 FACTORY = "tests.support.fakes:FakeSegmenter"  # as a flow is given it
@@ -37,17 +38,17 @@ class FakeSegmenter:
 
     def check_query(self, object: str, spatial_refs: Sequence[Sequence[float]] = ()) -> None:
         if not object.strip():
-            raise QueryError("empty_query", f"query = {object!r}: has no words")
+            raise QueryError(RejectCode.EMPTY_QUERY, f"query = {object!r}: has no words")
         if len(object.split()) > 64:
             raise QueryError(
-                "query_too_long",
+                RejectCode.QUERY_TOO_LONG,
                 f"query has {len(object.split())} words, more than the limit of 64; shorten it",
             )
         for ref in spatial_refs:
             if len(ref) not in (2, 4):
-                raise QueryError("bad_spatial_ref", f"{list(ref)} has {len(ref)} numbers")
+                raise QueryError(RejectCode.BAD_SPATIAL_REF, f"{list(ref)} has {len(ref)} numbers")
             if not all(0 <= value <= 1 for value in ref):
-                raise QueryError("spatial_ref_out_of_range", f"{list(ref)} leaves 0..1")
+                raise QueryError(RejectCode.SPATIAL_REF_OUT_OF_RANGE, f"{list(ref)} leaves 0..1")
 
     def stream(
         self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[int, Query]]]], rows: int
