@@ -14,6 +14,8 @@ import numpy as np
 # Pixels around the mask's box: the close reaches one, and one more shows that background goes on.
 PAD = 2
 CLOSE_KERNEL = np.ones((3, 3), np.uint8)
+Box = tuple[float, float, float, float]
+PixelBox = tuple[int, int, int, int]
 
 
 class Window(NamedTuple):
@@ -124,9 +126,7 @@ def _drop_islands(part: np.ndarray, limit: float) -> np.ndarray:
     return keep.astype(np.uint8)[labels]
 
 
-def crop_xyxy(
-    box: tuple[float, float, float, float], height: int, width: int, margin: float = 0.25
-) -> tuple[int, int, int, int]:
+def crop_xyxy(box: Box, height: int, width: int, margin: float = 0.25) -> PixelBox:
     """Return the refiner's crop of a box: grown on every side, truncated to integers, clipped.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from wordmask.model.masks.cleanup import crop_xyxy
+from wordmask.model.masks.cleanup import Box, PixelBox, crop_xyxy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class RefinerCrop:
 
     image: np.ndarray
     mask: np.ndarray
-    xyxy: tuple[int, int, int, int]
+    xyxy: PixelBox
 
 
 def cut_crop(
     image_HW3: np.ndarray,
     coarse_HW: np.ndarray,
-    bbox_cxcywh: tuple[float, float, float, float],
+    bbox_cxcywh: Box,
     size: int,
 ) -> RefinerCrop | None:
     """Cut out the coarse box grown by a quarter of its sides; image bilinear, mask nearest.
@@ -56,9 +56,7 @@ def cut_crop(
     return RefinerCrop(image=image, mask=mask.astype(np.float32), xyxy=xyxy)
 
 
-def paste_mask(
-    probs_SS: np.ndarray, xyxy: tuple[int, int, int, int], height: int, width: int
-) -> np.ndarray:
+def paste_mask(probs_SS: np.ndarray, xyxy: PixelBox, height: int, width: int) -> np.ndarray:
     """Return the mask (H, W) of 0/1 that a crop's probabilities give, on an empty image.
 
     They are resized bilinearly to the crop `xyxy` (pixels) and thresholded at 0.5.

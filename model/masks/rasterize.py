@@ -28,11 +28,10 @@ FAR = 1e9
 _TOKEN = re.compile(r"[A-Za-z]|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _ARITY = {"M": 2, "L": 2, "H": 1, "V": 1, "C": 6, "Z": 0}
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
 
 
-def rasterize(
-    path: str, bbox: tuple[float, float, float, float], height: int, width: int
-) -> np.ndarray:
+def rasterize(path: str, bbox: Box, height: int, width: int) -> np.ndarray:
     """Fill a path that the decoder gave, on an image of (height, width) pixels.
 
     Numbers beyond +-FAR, in the path or the box, are clipped to it.
@@ -53,8 +52,10 @@ def rasterize(
     if not all(map(isfinite, bbox)):
         raise ValueError(f"bbox = {bbox}: must be finite numbers")
     cx, cy, w, h = (_clipped(value) for value in bbox)
+    left = (cx - w / 2) * width
+    top = (cy - h / 2) * height
+    origin = np.array([left, top])
     scale = np.array([w * width, h * height])
-    origin = np.array([(cx - w / 2) * width, (cy - h / 2) * height])
     tolerance = FLATNESS / max(abs(scale).max(), 1e-9)
     outlines = [outline * scale + origin for outline in flatten(path, tolerance)]
     return _fill(outlines, height, width)
@@ -230,10 +231,11 @@ def _scan(
     alpha = np.zeros(2 * (right - left) + 1, np.int32)
     for y in range(top, bottom):
         alpha[:] = 0
-        for row in range((y - top) * SUB, (y + 1 - top) * SUB):
+        first = (y - top) * SUB
+        for row in range(first, first + SUB):
             full = FULL_ROW - (row % CELL == CELL - 1)
             _add_row(crossing, turn, ends[row], ends[row + 1], alpha, full, left, right)
-        cell, total = 0, 0
+        cell = 0
         for x in range(right - left):
             cell += alpha[2 * x]
             total = cell
@@ -253,7 +255,9 @@ def _crossings(edges: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.n
     for e in range(len(edges)):
         upper = min(edges[e, 1], edges[e, 3])
         lower = max(edges[e, 1], edges[e, 3])
-        for row in range(_first_row(upper, low, high), _first_row(lower, low, high)):
+        first = _first_row(upper, low, high)
+        last = _first_row(lower, low, high)
+        for row in range(first, last):
             ends[row - low + 1] += 1
     ends = np.cumsum(ends)
     free = ends[:-1].copy()
@@ -297,7 +301,8 @@ def _add_row(
             crossing[j], turn[j] = crossing[j - 1], turn[j - 1]
             j -= 1
         crossing[j], turn[j] = x, t
-    winding, begin = 0, 0
+    winding = 0
+    begin = 0
     for i in range(start, end):
         column = int(min(max(np.ceil(crossing[i] * SUB - 0.5), left * SUB), right * SUB))
         if winding == 0:

@@ -89,17 +89,26 @@ def _run_ends(mask: np.ndarray, x0: int, y0: int, w: int, h: int) -> np.ndarray:
     """Return the column-major indices at which the value changes; the first is from 0 to 1."""
     height = mask.shape[0]
     ends = np.empty(w * (h + 2) + 1, np.int64)
-    n, value = 0, 0
+    n = 0
+    value = 0
     for x in range(x0, x0 + w):
+        top = x * height
         if y0 > 0 and value == 1:
-            ends[n], n, value = x * height, n + 1, 0
+            ends[n] = top
+            n += 1
+            value = 0
         for y in range(y0, y0 + h):
             if mask[y, x] != value:
-                ends[n], n, value = x * height + y, n + 1, 1 - value
+                ends[n] = top + y
+                n += 1
+                value = 1 - value
         if y0 + h < height and value == 1:
-            ends[n], n, value = x * height + y0 + h, n + 1, 0
+            ends[n] = top + y0 + h
+            n += 1
+            value = 0
     if value == 1:
-        ends[n], n = (x0 + w) * height, n + 1
+        ends[n] = (x0 + w) * height
+        n += 1
     return ends[:n]
 
 
@@ -145,8 +154,11 @@ def _total(text: np.ndarray) -> tuple[int, bool, bool]:
         The sum; whether the text ends with a whole count and has only legal characters; whether
         any count is negative.
     """
-    total, before, last, value, shift, index = 0, 0, 0, 0, 0, 0
+    total = 0
     negative = False
+    before, last = 0, 0  # the last two counts
+    index = 0  # of the current count
+    value, shift = 0, 0  # what is read of it, and its bits
     for i in range(len(text)):
         group = text[i] - 48
         if group < 0 or group > 63 or shift > 30:
@@ -162,5 +174,6 @@ def _total(text: np.ndarray) -> tuple[int, bool, bool]:
         negative |= value < 0
         total += value
         before, last = last, value
-        value, shift, index = 0, 0, index + 1
+        value, shift = 0, 0
+        index += 1
     return total, shift == 0 and len(text) > 0, negative

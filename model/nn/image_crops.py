@@ -16,6 +16,8 @@ from torch import Tensor
 
 from wordmask.model.nn.config import VisionConfig
 
+Tiling = tuple[int, int]  # rows and columns of local tiles
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCrops:
@@ -27,10 +29,10 @@ class ImageCrops:
     """
 
     crops_NHWC: np.ndarray
-    tiling: tuple[int, int]
+    tiling: Tiling
 
 
-def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
+def select_tiling(height: int, width: int, window: int, max_crops: int) -> Tiling:
     """Return the (rows, cols) of local tiles for an image.
 
     Args:
@@ -46,7 +48,9 @@ def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple
     min_cols = ceil(width / window)
     if min_rows * min_cols > max_crops:
         ratio = sqrt(max_crops / (min_rows * min_cols))
-        return max(1, floor(min_rows * ratio)), max(1, floor(min_cols * ratio))
+        rows = floor(min_rows * ratio)
+        cols = floor(min_cols * ratio)
+        return max(1, rows), max(1, cols)
     rows = max(floor(sqrt(max_crops * height / width)), min_rows)
     cols = max(floor(sqrt(max_crops * width / height)), min_cols)
     if rows * cols > max_crops:
@@ -87,4 +91,5 @@ def _resize(image_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
 def normalise(crops_NHWC: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Turn uint8 crops (N, H, W, 3) into a tensor (N, 3, H, W) with values in -1..1."""
     x = torch.from_numpy(np.ascontiguousarray(crops_NHWC)).to(device, non_blocking=True)
-    return x.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5).to(dtype)
+    x_NCHW = x.permute(0, 3, 1, 2).float()
+    return x_NCHW.div_(255).sub_(0.5).div_(0.5).to(dtype)

@@ -76,13 +76,14 @@ def attend_few_queries(
 
     # As one head of width D: the keys are as they came, the queries are projected to meet them.
     rows = len(key_BND)
-    mixed_B1ND = F.scaled_dot_product_attention(
-        query_BFHD.flatten(1, 2).expand(rows, -1, -1)[:, None],
+    query_BKD = query_BFHD.flatten(1, 2)
+    mixed_B1KD = F.scaled_dot_product_attention(
+        query_BKD.expand(rows, -1, -1)[:, None],
         key_BND.expand(rows, -1, -1)[:, None],
         value_BND.expand(rows, -1, -1)[:, None],
         scale=key.weight.shape[1] ** -0.5,
     )
-    mixed_BFHD = mixed_B1ND[:, 0].unflatten(1, query_BFHD.shape[1:3])
+    mixed_BFHD = mixed_B1KD[:, 0].unflatten(1, query_BFHD.shape[1:3])
     out_BFHd = torch.einsum("bfhc,hdc->bfhd", mixed_BFHD, value.weight) + value.bias
     return attention.out_proj(out_BFHd.flatten(2))
 
@@ -100,7 +101,10 @@ def attend_few_keys(
     out_weight_DHd = attention.out_proj.weight.unflatten(1, query.weight.shape[:2])
     value_BFHD = torch.einsum("bfhd,chd->bfhc", value_BFHd, out_weight_DHd)
 
-    bias_B1K = (key_BFHd * query.bias).sum(-1).flatten(1)[:, None]
-    scores_BNK = torch.baddbmm(bias_B1K, query_BND, key_BFHD.flatten(1, 2).transpose(1, 2))
-    weights_BNFH = scores_BNK.unflatten(2, key_BFHD.shape[1:3]).softmax(dim=2)
+    bias_BFH = (key_BFHd * query.bias).sum(-1)
+    bias_B1K = bias_BFH.flatten(1)[:, None]
+    key_BDK = key_BFHD.flatten(1, 2).transpose(1, 2)
+    scores_BNK = torch.baddbmm(bias_B1K, query_BND, key_BDK)
+    scores_BNFH = scores_BNK.unflatten(2, key_BFHD.shape[1:3])
+    weights_BNFH = scores_BNFH.softmax(dim=2)
     return weights_BNFH.flatten(2) @ value_BFHD.flatten(1, 2) + attention.out_proj.bias

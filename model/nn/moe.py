@@ -74,13 +74,16 @@ class MixtureOfExperts(nn.Module):
         # Filler rows keep token 0; their results are never read.
         token_R = torch.zeros(segments.rows, dtype=torch.long, device=order_M.device)
         token_R.index_copy_(0, segments.index_M, order_M // self.experts_per_token)
-        h, g = self.fc1(x_ND[token_R], segments.ends_E).chunk(2, dim=-1)
-        out_RD = self.fc2(F.gelu(h) * (g + 1), segments.ends_E)
+        fc1_RI = self.fc1(x_ND[token_R], segments.ends_E)
+        h, g = fc1_RI.chunk(2, dim=-1)
+        inner_RI = F.gelu(h) * (g + 1)
+        out_RD = self.fc2(inner_RI, segments.ends_E)
 
         # Results are gathered, not added in place: the order of summation is then fixed.
         row_M = torch.empty_like(order_M).index_copy_(0, order_M, segments.index_M)
         out_NKD = out_RD[row_M].unflatten(0, (-1, self.experts_per_token))
-        return (out_NKD * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
+        weighted_NKD = out_NKD * weight_NK[..., None]
+        return weighted_NKD.sum(dim=1).view_as(x_BTD)
 
     def forward_all_experts(self, x_BTD: Tensor) -> Tensor:
         """Send each token through every expert, and use the results of its own.
@@ -95,10 +98,12 @@ class MixtureOfExperts(nn.Module):
         fc1_EDI = self.fc1.transposed(x_ND.dtype)
         fc2_EID = self.fc2.transposed(x_ND.dtype)
         h, g = torch.bmm(x_END, fc1_EDI).chunk(2, dim=-1)
-        out_END = torch.bmm(F.gelu(h) * (g + 1), fc2_EID)
+        inner_ENI = F.gelu(h) * (g + 1)
+        out_END = torch.bmm(inner_ENI, fc2_EID)
         token_N1 = torch.arange(len(x_ND), device=x_ND.device)[:, None]
         out_NKD = out_END[expert_NK, token_N1]
-        return (out_NKD * weight_NK[..., None]).sum(dim=1).view_as(x_BTD)
+        weighted_NKD = out_NKD * weight_NK[..., None]
+        return weighted_NKD.sum(dim=1).view_as(x_BTD)
 
     def _route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights and indices of each token's experts, both (N, K)."""

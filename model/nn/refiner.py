@@ -237,7 +237,8 @@ class RefinerHead(nn.Module):
         attended = attend_few_queries(self.final_token_to_image, query, key, image)
         tokens = self.final_norm(tokens + attended)
         pixels_BcUU = self.upsample(image.transpose(1, 2).unflatten(2, grid))
-        return tokens[:, :-1], pixels_BcUU, self.iou_head(tokens[:, -1])
+        iou_BM = self.iou_head(tokens[:, -1])
+        return tokens[:, :-1], pixels_BcUU, iou_BM
 
     def _attend_upsampled(self, tokens_BMC: Tensor, pixels_BcUU: Tensor) -> Tensor:
         """Let mask tokens attend to the upsampled pixels, (B, M, c)."""

@@ -141,8 +141,10 @@ def attend_with_prefix(
         The attention's result before its projection, (B, H, T, d).
     """
     q_BHTd = q_BHTd * q_BHTd.shape[-1] ** -0.5
-    own_scores = torch.where(mask_B1TS, q_BHTd @ k_BHSd.transpose(2, 3), -torch.inf)
-    scores = torch.cat([prefix.scores(layer, q_BHTd), own_scores], dim=-1)
+    own_scores = q_BHTd @ k_BHSd.transpose(2, 3)
+    own_scores = torch.where(mask_B1TS, own_scores, -torch.inf)
+    prefix_scores = prefix.scores(layer, q_BHTd)
+    scores = torch.cat([prefix_scores, own_scores], dim=-1)
     weights = scores.softmax(dim=-1)
     own_length = own_scores.shape[-1]
     prefix_length = weights.shape[-1] - own_length

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wordmask.model.nn.config import VisionConfig
+from wordmask.model.nn.image_crops import Tiling
 from wordmask.model.nn.layers import NORM_EPS, Mlp
 
 
@@ -72,7 +73,7 @@ def patchify(crops_NCHW: Tensor, patch: int) -> Tensor:
     return patches.reshape(count, rows * cols, channels * patch * patch)
 
 
-def stitch(tiles_NPD: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
+def stitch(tiles_NPD: Tensor, tiling: Tiling, margin: int) -> Tensor:
     """Join the features of local tiles to one map of the image.
 
     Each tile gives the window it owns; tiles on the border also keep their outer margin.
@@ -88,7 +89,8 @@ def stitch(tiles_NPD: Tensor, tiling: tuple[int, int], margin: int) -> Tensor:
     """
     rows, cols = tiling
     grid = int(tiles_NPD.shape[1] ** 0.5)
-    tiles = tiles_NPD.unflatten(1, (grid, grid)).unflatten(0, (rows, cols))
+    tiles_NGGD = tiles_NPD.unflatten(1, (grid, grid))
+    tiles = tiles_NGGD.unflatten(0, (rows, cols))
     bands = []
     for row in range(rows):
         y = _owned(row, rows, grid, margin)
@@ -133,7 +135,7 @@ class VisionEncoder(nn.Module):
                 early_NPD = x_NPD
         return CropFeatures(final=self.post_ln(x_NPD), early=early_NPD)
 
-    def project(self, final_NPD: Tensor, tilings: list[tuple[int, int]]) -> Tensor:
+    def project(self, final_NPD: Tensor, tilings: list[Tiling]) -> Tensor:
         """Project the final features of images' crops to image tokens.
 
         Args:
@@ -150,7 +152,7 @@ class VisionEncoder(nn.Module):
         ]
         return self.proj_mlp(torch.stack(pairs_P2D))
 
-    def _global_and_local(self, crops_NPD: Tensor, tiling: tuple[int, int]) -> Tensor:
+    def _global_and_local(self, crops_NPD: Tensor, tiling: Tiling) -> Tensor:
         """Return the features of the whole beside those of the tiles, (P, 2 D)."""
         global_PD = crops_NPD[0]
         if tiling == (1, 1):
@@ -163,7 +165,7 @@ class VisionEncoder(nn.Module):
         return torch.cat([global_PD, local_PD], dim=-1)
 
 
-def crop_count(tiling: tuple[int, int]) -> int:
+def crop_count(tiling: Tiling) -> int:
     """Return how many crops an image of this tiling has: the whole, and its tiles if several."""
     rows, cols = tiling
     if rows * cols == 1:
