@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,9 @@ class RunningMeans:
 
     def take(self) -> dict[str, float]:
         """Return the means, and begin anew."""
-        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        means = {}
+        for name, values in self._values.items():
+            means[name] = sum(values) / len(values)
         self._values.clear()
         self.steps = 0
         return means
@@ -54,7 +57,10 @@ class CsvLog:
         if not path.exists():
             return []
         with path.open(newline="") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [self._columns]
+            rows = [row for row in csv.reader(file) if row]
+        if not rows:
+            return []
+        header = rows.pop(0)
         if header != self._columns:
             raise ValueError(
                 f"{path}: its columns are not those of this version, {','.join(self._columns)};"
@@ -75,11 +81,12 @@ class CsvLog:
 
     def write(self, values: Mapping[str, float | str]) -> None:
         """Append a row, to five digits."""
-        self._writer.writerow(_cell(values.get(name, float("nan"))) for name in self._columns)
+        cells = [values.get(name, math.nan) for name in self._columns]
+        self._writer.writerow(map(_format, cells))
         self._file.flush()
 
 
-def _cell(value: float | str) -> str:
+def _format(value: float | str) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     return str(value)

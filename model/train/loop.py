@@ -135,7 +135,8 @@ def _run_phase(
     bar: Progress,
     on_progress: OnProgress,
 ) -> None:
-    task = bar.add_task(phase.name, total=phase.steps, completed=stage.step - phase.start)
+    done = stage.step - phase.start
+    task = bar.add_task(phase.name, total=phase.steps, completed=done)
     means, began = RunningMeans(), time.perf_counter()
     for batch in stage.batches(range(stage.step, phase.stop)):
         set_learning_rate(stage.optimizer, stage.learning_rate(stage.step))
@@ -145,7 +146,8 @@ def _run_phase(
         if stage.step % stage.log_every == 0:
             seconds = (time.perf_counter() - began) / means.steps
             found = means.take()
-            log.write({"step": stage.step, "phase": phase.name, "seconds": seconds, **found})
+            row = {"step": stage.step, "phase": phase.name, "seconds": seconds}
+            log.write(row | found)
             on_progress(phase.name, stage.step - phase.start, phase.steps, found)
             began = time.perf_counter()
         is_due = stage.step % stage.settings.checkpoint_every == 0 or stage.step == phase.stop
@@ -187,7 +189,8 @@ def warmup_cosine(step: int, *, peak: float, steps: int, warmup: int, floor: flo
 
     The cosine falls from `peak` at step 0 to `floor` times `peak` at step `steps`, and stays there.
     """
-    cosine = 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+    progress = min(step / steps, 1.0)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
     falling = floor + (1 - floor) * cosine
     return peak * falling * min(1.0, (step + 1) / warmup)
 
@@ -225,8 +228,9 @@ class WeightAverage:
         """Keep `decay` of the mean and add the rest of the weights; less in the first steps."""
         self.updates += 1
         decay = min(decay, self.updates / (self.updates + 9))
+        means = [self.mean[name] for name in weights]
         update_means = get_ema_multi_avg_fn(decay)
-        update_means([self.mean[name] for name in weights], [*weights.values()], None)
+        update_means(means, [*weights.values()], None)
 
 
 def progress_bar(console: Console) -> Progress:

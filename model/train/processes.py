@@ -45,7 +45,8 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     gradients = [_gradient(p) for p in trainable]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    means = (flat / dist.get_world_size()).split([p.numel() for p in trainable])
+    flat_mean = flat / dist.get_world_size()
+    means = flat_mean.split([gradient.numel() for gradient in gradients])
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
 

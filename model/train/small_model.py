@@ -76,12 +76,14 @@ def small_model(tokenizer: PathTokenizer, seed: int) -> MoondreamSegmentation:
     torch.manual_seed(seed)
     model = MoondreamSegmentation(small_config(tokenizer))
     vision, text = model.model.vision, model.model.text
-    number_ids = torch.tensor(tokenizer.path_ids(str(n) for n in range(PATH_SCALE + 1)))
+    numbers = [str(n) for n in range(PATH_SCALE + 1)]
+    number_ids = torch.tensor(tokenizer.path_ids(numbers))
     with torch.no_grad():
         vision.pos_emb[0] = grid_code(vision.config.grid, vision.config.enc_dim)
         text.wte.mul_(0.5)
         text.wte[number_ids] = _number_code(text.config.dim)
-        text.lm_head.weight[number_ids] = _number_code(text.config.dim) * text.config.dim**-0.5
+        scale = text.config.dim**-0.5
+        text.lm_head.weight[number_ids] = _number_code(text.config.dim) * scale
         _start_bins(model.model.region)
         for module in text.modules():
             if isinstance(module, Tau):

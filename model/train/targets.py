@@ -29,9 +29,19 @@ def path_target(mask_HW: np.ndarray, box: Box, max_vertices: int = 16) -> list[s
     """
     outlines = _simplified(mask_HW, max_vertices)
     if not outlines:
-        x0, y0, x1, y1 = box
-        outlines = [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float32)]
-    return [token for outline in outlines for token in _subpath(outline, box)]
+        outlines = [_corners(box)]
+    path: list[str] = []
+    for outline in outlines:
+        path += _subpath(outline, box)
+    return path
+
+
+def _corners(box: Box) -> np.ndarray:
+    """Return the corners (4, 2) of a box, clockwise."""
+    x0, y0, x1, y1 = box
+    xs = (x0, x1, x1, x0)
+    ys = (y0, y0, y1, y1)
+    return np.array([xs, ys], np.float32).T
 
 
 def _simplified(mask_HW: np.ndarray, max_vertices: int) -> list[np.ndarray]:
@@ -40,31 +50,42 @@ def _simplified(mask_HW: np.ndarray, max_vertices: int) -> list[np.ndarray]:
     area = max(int(mask_HW.sum()), 1)
     tolerance = 0.03 * np.sqrt(area)
     while True:
-        outlines = [cv2.approxPolyDP(contour, tolerance, closed=True)[:, 0] for contour in contours]
-        outlines = [outline for outline in outlines if _is_drawn(outline, LEAST_AREA * area)]
+        outlines = []
+        for contour in contours:
+            outline = cv2.approxPolyDP(contour, tolerance, closed=True)[:, 0]
+            if _is_drawn(outline, LEAST_AREA * area):
+                outlines.append(outline)
         if sum(map(len, outlines)) <= max_vertices:
             return outlines
         tolerance *= 1.25
 
 
 def _is_drawn(outline_N2: np.ndarray, least_area: float) -> bool:
-    return len(outline_N2) >= 3 and abs(cv2.contourArea(outline_N2)) >= least_area
+    if len(outline_N2) < 3:
+        return False
+    return bool(abs(cv2.contourArea(outline_N2)) >= least_area)
 
 
 def _contours(mask_HW: np.ndarray) -> list[np.ndarray]:
     """Return outlines in pixels (pixel i covers [i, i + 1]), largest first."""
-    big = cv2.resize(mask_HW, None, fx=UPSAMPLE, fy=UPSAMPLE, interpolation=cv2.INTER_NEAREST)
-    padded = cv2.copyMakeBorder(big, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    big = mask_HW.repeat(UPSAMPLE, axis=0).repeat(UPSAMPLE, axis=1)
+    padded = np.pad(big, 1)
     found, _ = cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    contours = [((c - 1 + 0.5) / UPSAMPLE).astype(np.float32) for c in found if len(c) >= 3]
+    contours = []
+    for contour in found:
+        if len(contour) >= 3:
+            pixels = (contour - 1 + 0.5) / UPSAMPLE
+            contours.append(pixels.astype(np.float32))
     return sorted(contours, key=cv2.contourArea, reverse=True)
 
 
 def _subpath(outline_N2: np.ndarray, box: Box) -> list[str]:
     x0, y0, x1, y1 = box
     relative = (outline_N2 - (x0, y0)) / (x1 - x0, y1 - y0)
-    points = np.clip(np.rint(relative * PATH_SCALE), 0, PATH_SCALE).astype(int)
-    topmost = np.lexsort((points[:, 0], points[:, 1]))[0]
+    scaled = np.rint(relative * PATH_SCALE)
+    points = scaled.clip(0, PATH_SCALE).astype(int)
+    x, y = points.T
+    topmost = np.lexsort((x, y))[0]
     points = np.roll(points, -topmost, axis=0)
     numbers = [str(n) for n in points.ravel()]
     return ["M", *numbers[:2], "L", *numbers[2:], "z"]
@@ -80,7 +101,8 @@ def patch_owners(
     """
     shares = patch_shares(instance_HW, crop, grid)
     owner = shares.argmax(axis=0)
-    return np.where(shares.max(axis=0, initial=0) >= min_share, owner, -1)
+    largest = shares.max(axis=0, initial=0)
+    return np.where(largest >= min_share, owner, -1)
 
 
 def patch_shares(instance_HW: np.ndarray, crop: int, grid: int) -> np.ndarray:
@@ -93,4 +115,7 @@ def patch_shares(instance_HW: np.ndarray, crop: int, grid: int) -> np.ndarray:
     patch = crop // grid
     cells = resized.reshape(grid, patch, grid, patch).transpose(0, 2, 1, 3)
     patches = cells.reshape(grid * grid, patch * patch)
-    return np.stack([(patches == index).mean(axis=1) for index in range(count)]).astype(np.float32)
+    shares = np.zeros((count, grid * grid), np.float32)
+    for index in range(count):
+        shares[index] = (patches == index).mean(axis=1)
+    return shares

@@ -46,13 +46,27 @@ class CoarseMasks(NamedTuple):
     coarse_BSS: Tensor  # float32, 0..1
     truth_BSS: Tensor  # float32, 0 or 1
 
+    def select(self, rows: Tensor) -> CoarseMasks:
+        """Return the given rows only."""
+        return CoarseMasks(*(part[rows] for part in self))
+
+    def joined(self, others: CoarseMasks) -> CoarseMasks:
+        """Return these rows and then others."""
+        pairs = zip(self, others, strict=True)
+        return CoarseMasks(*(torch.cat(pair) for pair in pairs))
+
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]  # one row of `CoarseMasks`
 
 
 def stack_rows(rows: Iterable[Row]) -> CoarseMasks:
     """Stack rows into tensors."""
-    return CoarseMasks(*(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)))
+    images, coarse, truths = zip(*rows, strict=True)
+    return CoarseMasks(
+        image_BSS3=torch.from_numpy(np.stack(images)),
+        coarse_BSS=torch.from_numpy(np.stack(coarse)),
+        truth_BSS=torch.from_numpy(np.stack(truths)),
+    )
 
 
 class PerturbedTruth(Dataset[CoarseMasks]):
@@ -71,10 +85,12 @@ class PerturbedTruth(Dataset[CoarseMasks]):
 
     def __getitem__(self, index: int) -> CoarseMasks:
         cv2.setNumThreads(1)
-        rng = np.random.default_rng((self.settings.seed, self.steps[index], 3, self.process))
+        step = self.steps[index]
+        rng = np.random.default_rng((self.settings.seed, step, 3, self.process))
         rows: list[Row] = []
         while len(rows) < self.count:
-            scene = self.scenes.scene(int(rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)))
+            seed = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)
+            scene = self.scenes.scene(int(seed))
             for target in rng.permutation(len(scene.objects))[:TARGETS_OF_SCENE]:
                 row = perturbed_row(scene, int(target), self.size, rng)
                 if row is not None:
@@ -100,19 +116,24 @@ def perturbed_row(scene: Scene, target: int, size: int, rng: np.random.Generator
     """
     truth = scene.objects[target]
     amount = rng.beta(1.2, 2.5) * 0.35
-    box = _jittered_box(unit_box(truth.box, *truth.mask_HW.shape), amount, rng)
+    height, width = truth.mask_HW.shape
+    true_box = unit_box(truth.box, height, width)
+    box = _jittered_box(true_box, amount, rng)
     vertices = int(rng.integers(6, 17))
     tokens = path_target(truth.mask_HW, truth.box, max_vertices=vertices)
     path = jittered_path(tokens, amount, rng)
-    coarse_HW = rasterize(path, box, *truth.mask_HW.shape)
+    coarse_HW = rasterize(path, box, height, width)
     return refiner_row(scene.image_HW3, coarse_HW, box, truth.mask_HW, size)
 
 
 def _jittered_box(box: Box, amount: float, rng: np.random.Generator) -> Box:
     """Move and stretch a box (cx, cy, w, h)."""
     cx, cy, w, h = box
-    dx, dy, log_w, log_h = rng.normal(0, amount, 4) * (0.5, 0.5, 0.6, 0.6)
-    return cx + dx * w, cy + dy * h, w * math.exp(log_w), h * math.exp(log_h)
+    noise = rng.normal(0, amount, 4)
+    dx, dy, log_w, log_h = noise * (0.5, 0.5, 0.6, 0.6)
+    moved = (cx + dx * w, cy + dy * h)
+    stretched = (w * math.exp(log_w), h * math.exp(log_h))
+    return *moved, *stretched
 
 
 def jittered_path(tokens: list[str], amount: float, rng: np.random.Generator) -> str:
@@ -168,11 +189,11 @@ def rollout_pool(
                 f" {settings.scenes} scenes longer first"
             )
         seeds = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, PROMPTS_AT_ONCE).tolist()
-        prompts = [p for p in make_prompts(policy, scenes, seeds) if p.truth_HW.any()]
+        prompts = make_prompts(policy, scenes, seeds)
+        present = [prompt for prompt in prompts if prompt.truth_HW.any()]
         seed = int(rng.integers(2**62))
-        for prompt, group in zip(
-            prompts, generate_rollouts(policy, prompts, settings.rollouts, seed), strict=True
-        ):
+        rollouts = generate_rollouts(policy, present, settings.rollouts, seed)
+        for prompt, group in zip(present, rollouts, strict=True):
             tried += len(group)
             rows += _met_rows(prompt, group, tokenizer, size)
     return stack_rows(rows[: settings.pool_rows])

@@ -70,9 +70,8 @@ class RefinerStage(Stage[RefinerBatch]):
         stream = perturbed_stream(settings, steps, config.vision.crop_size)
         for step, perturbed in zip(steps, stream, strict=True):
             rng = np.random.default_rng((settings.seed, step, 5, process_rank()))
-            rows = torch.from_numpy(rng.choice(settings.pool_rows, settings.drawn, replace=False))
-            pairs = zip(perturbed, pool, strict=True)
-            masks = CoarseMasks(*(torch.cat([part, rollouts[rows]]) for part, rollouts in pairs))
+            rows = rng.choice(settings.pool_rows, settings.drawn, replace=False)
+            masks = perturbed.joined(pool.select(torch.from_numpy(rows)))
             warm_iterations = int(rng.integers(0, config.refiner.iterations))
             yield RefinerBatch(masks=masks, warm_iterations=warm_iterations)
 
@@ -141,14 +140,17 @@ def _mask_loss(logits_BMSS: Tensor, truth_BMSS: Tensor) -> Tensor:
     bce = F.binary_cross_entropy_with_logits(logits_BMSS, truth_BMSS, reduction="none")
     probs = logits_BMSS.sigmoid()
     common = (probs * truth_BMSS).sum((-2, -1))
-    total = probs.sum((-2, -1)) + truth_BMSS.sum((-2, -1))
-    dice = 1 - (2 * common + 1) / (total + 1)
+    drawn = probs.sum((-2, -1))
+    true = truth_BMSS.sum((-2, -1))
+    dice = 1 - (2 * common + 1) / (drawn + true + 1)
     return 2 * bce.mean((-2, -1)) + dice
 
 
 def _mask_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU of bool masks (..., S, S)."""
-    return (a & b).sum((-2, -1)) / (a | b).sum((-2, -1)).clamp(min=1)
+    intersection = (a & b).sum((-2, -1))
+    union = (a | b).sum((-2, -1))
+    return intersection / union.clamp(min=1)
 
 
 def train(

@@ -32,7 +32,8 @@ def action_log_probs(policy: Policy, packed: PackedRollouts) -> ActionLogProbs:
     """Return the log-probabilities that a policy gives the actions of rollouts."""
     hidden_ISD = _hidden_states(policy, packed)
     distributions = _distributions(policy, packed, hidden_ISD)
-    taken = (packed.presence, packed.coord, packed.size[:, 0], packed.size[:, 1], packed.path)
+    width, height = packed.size.unbind(1)
+    taken = (packed.presence, packed.coord, width, height, packed.path)
     log_probs = [
         log_probs_NV.gather(1, action_N[:, None])[:, 0]
         for log_probs_NV, action_N in zip(distributions, taken, strict=True)
@@ -43,7 +44,8 @@ def action_log_probs(policy: Policy, packed: PackedRollouts) -> ActionLogProbs:
 
 def _distributions(policy: Policy, packed: PackedRollouts, hidden_ISD: Tensor) -> list[Tensor]:
     """Return the log-probabilities (N, V) of all that each action could have been, by kind."""
-    text, region, tokens = policy.model.text, policy.model.region, policy.config.tokens
+    text, region = policy.model.text, policy.model.region
+    tokens = policy.config.tokens
 
     def read(at_N2: Tensor) -> Tensor:
         return hidden_ISD[at_N2[:, 0], at_N2[:, 1]]
@@ -51,8 +53,10 @@ def _distributions(policy: Policy, packed: PackedRollouts, hidden_ISD: Tensor) -
     def log_probs(logits_NV: Tensor) -> Tensor:
         return logits_NV.mul(1 / policy.temperature).log_softmax(-1)
 
-    presence = text.logits(read(packed.presence_at))[:, [tokens.eos_id, tokens.coord_id]]
-    width, height = region.size_logits(read(packed.size_at)).unbind(dim=1)
+    presence_ids = [tokens.eos_id, tokens.coord_id]
+    presence = text.logits(read(packed.presence_at))[:, presence_ids]
+    size = region.size_logits(read(packed.size_at))
+    width, height = size.unbind(dim=1)
     path_logits = text.logits(read(packed.path_at))
     path = policy.grammar.log_probs(path_logits, packed.state, packed.left, policy.temperature)
     coord = region.coord_logits(read(packed.coord_at))
@@ -78,7 +82,9 @@ def _hidden_states(policy: Policy, packed: PackedRollouts) -> Tensor:
     x = embed_answers(
         policy.model, tokens, packed.ids_IS, packed.coords_IS, packed.sizes_IS2, is_rollout
     )
-    x = torch.cat([x[:, :1], packed.image_IPD.to(x.dtype), x[:, 1 + n_image :]], dim=1)
+    image = packed.image_IPD.to(x.dtype)
+    start, answers = x[:, :1], x[:, 1 + n_image :]
+    x = torch.cat([start, image, answers], dim=1)
     mask = packed_mask(packed.owner_IS, packed.position_IS, 1 + n_image)
     return policy.model.text(x, packed.position_IS, mask)
 

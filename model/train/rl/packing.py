@@ -50,7 +50,7 @@ class PackedRollouts:
     size_at: Tensor
     size: Tensor  # (N, 2) bins
     path_at: Tensor
-    path: Tensor  # (N,) indices into the grammar's log-probabilities
+    path: Tensor  # (N,) columns of the grammar's log-probabilities
     state: Tensor  # (N,) of the grammar
     left: Tensor  # (N,) tokens that may still be written
     rollout_A: Tensor  # rollout (i * G + g) of each action, in the order of `ActionLogProbs`
@@ -101,8 +101,12 @@ def _actions(rows: Sequence[_PackedRow], kind: str, device: torch.device) -> Ten
 
 def _padded(rows: Sequence[Sequence[Any]], fill: Any, device: torch.device) -> Tensor:
     """Return lists as rows of one tensor, as long as the longest."""
-    length = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows], device=device)
+    length = max(map(len, rows))
+    padded = []
+    for row in rows:
+        padding = [fill] * (length - len(row))
+        padded.append([*row, *padding])
+    return torch.tensor(padded, device=device)
 
 
 class _PackedRow:
@@ -153,9 +157,10 @@ class _PackedRow:
         most = self._tokens.max_new_tokens
         # A path that fills the limit has no end token.
         path = [*rollout.ids, self._tokens.eos_id][:most]
-        choices = zip(self._grammar.columns(path), self._grammar.states(path), strict=True)
-        for step, (index, state) in enumerate(choices):
-            self.actions["path"].append((row, begin + step, number, index, state, most - step))
+        columns, states = self._grammar.columns(path), self._grammar.states(path)
+        for step, (column, state) in enumerate(zip(columns, states, strict=True)):
+            position, left = begin + step, most - step
+            self.actions["path"].append((row, position, number, column, state, left))
 
     def _add_tokens(self, rollout: Decoded, owner: int) -> None:
         cx, cy, w, h = rollout.box
@@ -163,6 +168,7 @@ class _PackedRow:
         length = BOX_TOKENS + len(path)
         self.ids += [tokens.coord_id, tokens.coord_id, tokens.size_id, *path]
         self.coords += [cx, cy, *[0.0] * (length - 2)]
-        self.sizes += [(0.0, 0.0), (0.0, 0.0), (w, h), *[(0.0, 0.0)] * len(path)]
+        no_size = (0.0, 0.0)
+        self.sizes += [no_size, no_size, (w, h), *[no_size] * len(path)]
         self.positions += range(self._prefix, self._prefix + length)
         self.owners += [owner] * length

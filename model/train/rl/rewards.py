@@ -64,27 +64,38 @@ def reward(rollout: Decoded, truth_HW: np.ndarray, tokenizer: PathTokenizer) -> 
     if not mask_HW.any():
         return Reward(value=0.0, iou=0.0, box_iou=decoded_box_iou, mask_HW=mask_HW)
     iou = overlap(mask_HW, truth_HW).iou
-    value = IOU_WEIGHT * iou + BOUNDARY_WEIGHT * boundary_overlap(mask_HW, truth_HW).iou
+    boundary_iou = boundary_overlap(mask_HW, truth_HW).iou
+    value = IOU_WEIGHT * iou + BOUNDARY_WEIGHT * boundary_iou
     return Reward(value=value, iou=iou, box_iou=decoded_box_iou, mask_HW=mask_HW)
 
 
 def box_around(mask_HW: np.ndarray) -> Box:
     """Return the box (cx, cy, w, h) around a mask, in unit of image."""
     x, y, w, h = cv2.boundingRect(mask_HW)
-    return unit_box((x, y, x + w, y + h), *mask_HW.shape)
+    height, width = mask_HW.shape
+    return unit_box((x, y, x + w, y + h), height, width)
 
 
 def box_iou(a: Box, b: Box) -> float:
     """Return the IoU of two boxes (cx, cy, w, h)."""
-    common = _common_side(a, b, axis=0) * _common_side(a, b, axis=1)
-    return common / (a[2] * a[3] + b[2] * b[3] - common)
+    width = _common_side(a, b, axis=0)
+    height = _common_side(a, b, axis=1)
+    common = width * height
+    both = a[2] * a[3] + b[2] * b[3]
+    return common / (both - common)
 
 
 def _common_side(a: Box, b: Box, axis: int) -> float:
     """Return how long the intersection of two boxes is along an axis."""
-    start = max(a[axis] - a[axis + 2] / 2, b[axis] - b[axis + 2] / 2)
-    stop = min(a[axis] + a[axis + 2] / 2, b[axis] + b[axis + 2] / 2)
-    return max(0.0, stop - start)
+    a_start, a_stop = _side(a, axis)
+    b_start, b_stop = _side(b, axis)
+    return max(0.0, min(a_stop, b_stop) - max(a_start, b_start))
+
+
+def _side(box: Box, axis: int) -> tuple[float, float]:
+    """Return where a box (cx, cy, w, h) starts and stops along an axis."""
+    centre, length = box[axis], box[axis + 2]
+    return centre - length / 2, centre + length / 2
 
 
 def mean_pairwise_iou(masks: list[np.ndarray]) -> float:
@@ -94,11 +105,13 @@ def mean_pairwise_iou(masks: list[np.ndarray]) -> float:
     """
     if len(masks) < 2:
         return math.nan
-    flat_GP = np.stack(masks).reshape(len(masks), -1).astype(np.float32)
+    flat = [mask.ravel() for mask in masks]
+    flat_GP = np.stack(flat).astype(np.float32)
     common_GG = flat_GP @ flat_GP.T
     area_G = common_GG.diagonal()
     union_GG = area_G[:, None] + area_G - common_GG
     pairs = np.triu_indices(len(masks), 1)
-    common, union = common_GG[pairs], union_GG[pairs]
+    common = common_GG[pairs]
+    union = union_GG[pairs]
     ious = np.where(union > 0, common / np.maximum(union, 1), 1.0)
     return float(np.mean(ious))

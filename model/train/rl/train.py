@@ -115,8 +115,9 @@ class RlStage(Stage[PromptBatch]):
         settings = self.settings
         for step in steps:
             rng = np.random.default_rng((settings.seed, step, 17, process_rank()))
-            seeds = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, settings.questions).tolist()
-            yield PromptBatch(prompts=make_prompts(self.policy, self.scenes, seeds), rng=rng)
+            seeds = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, settings.questions)
+            prompts = make_prompts(self.policy, self.scenes, seeds.tolist())
+            yield PromptBatch(prompts=prompts, rng=rng)
 
     def learning_rate(self, step: int) -> float:
         settings = self.settings
@@ -191,7 +192,8 @@ def learn(
 ) -> dict[str, float]:
     """Answer prompts at random, reward the answers, and learn from them; return the metrics."""
     settings, policy = stage.settings, stage.policy
-    rollouts = generate_rollouts(policy, prompts, settings.rollouts, int(rng.integers(2**62)))
+    seed = int(rng.integers(2**62))
+    rollouts = generate_rollouts(policy, prompts, settings.rollouts, seed)
     rewards = [
         [reward(rollout, prompt.truth_HW, policy.tokenizer) for rollout in group]
         for prompt, group in zip(prompts, rollouts, strict=True)
@@ -217,7 +219,8 @@ def _minibatches(
 ) -> list[Minibatch]:
     """Pack the rollouts to learn from, with the log-probabilities before the first update."""
     settings = stage.settings
-    chosen_IL = advantage_IG.abs().topk(settings.learned, dim=1).indices.sort(dim=1).values
+    most = advantage_IG.abs().topk(settings.learned, dim=1)
+    chosen_IL = most.indices.sort(dim=1).values
     chosen = [
         [group[g] for g in indices]
         for group, indices in zip(rollouts, chosen_IL.tolist(), strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wordmask.model.nn.config import BOX_TOKENS
 from wordmask.model.nn.region import SIZE_OCTAVES, Region
 from wordmask.model.train.sft.batch import IGNORE, SceneBatch
-from wordmask.model.train.sft.labels import N_CLASSES, NAMES
+from wordmask.model.train.sft.labels import N_CLASSES, NAME_COLUMN, NAMES, SIZE_COLUMN
 from wordmask.model.train.sft.packing import LOOK_LAYER, PHRASE_LAYER, DecoderPass
 from wordmask.model.train.sft.soft_targets import SoftTargets
 
@@ -41,10 +41,11 @@ class AuxiliaryHeads(nn.Module):
 
     def patch_losses(self, final_IPD: Tensor, batch: SceneBatch) -> dict[str, Tensor]:
         """Return the losses of what each patch shows; boxes count where there is an object."""
-        owned = _is_owned(batch)
         attributes, ranks = _label_losses(self.patch(final_IPD), batch)
+        owned = _is_owned(batch)
         boxes = self.box(final_IPD).float()[owned]
-        box = F.smooth_l1_loss(boxes, batch.patch_box[owned], beta=SMOOTH_L1_BETA)
+        true_boxes = batch.patch_box[owned]
+        box = F.smooth_l1_loss(boxes, true_boxes, beta=SMOOTH_L1_BETA)
         return {"patch": attributes, "rank": ranks, "patch_box": box}
 
     def seen_losses(self, image_IPD: Tensor, batch: SceneBatch) -> dict[str, Tensor]:
@@ -57,20 +58,25 @@ class AuxiliaryHeads(nn.Module):
 
         Its target is the share of the referred object in each prefix token.
         """
-        scores = torch.einsum("ikd,ipd->ikp", self.query(query_IKD), self.key(prefix_IPD)).float()
-        log_probs = (scores * query_IKD.shape[-1] ** -0.5).log_softmax(-1)
-        return -(share_IKP * log_probs).sum(-1).mean()
+        queries = self.query(query_IKD)
+        keys = self.key(prefix_IPD)
+        scores = torch.einsum("ikd,ipd->ikp", queries, keys).float()
+        scale = query_IKD.shape[-1] ** -0.5
+        return attention_loss(scores * scale, share_IKP).mean()
 
     def word_loss(self, words_IKTD: Tensor, image_IPD: Tensor, batch: SceneBatch) -> Tensor:
         """Return the loss of attribute words that point at the patches they fit.
 
         Words that fit no patch do not count.
         """
-        queries, keys = self.word_query(words_IKTD), self.word_key(image_IPD)
+        queries = self.word_query(words_IKTD)
+        keys = self.word_key(image_IPD)
         scores = torch.einsum("iktd,ipd->iktp", queries, keys).float()
-        log_probs = (scores * words_IKTD.shape[-1] ** -0.5).log_softmax(-1)
-        fits = batch.word_fits / batch.word_fits.sum(-1, keepdim=True).clamp(min=1)
-        return -(fits * log_probs).sum(-1)[batch.word_fits.any(-1)].mean()
+        scale = words_IKTD.shape[-1] ** -0.5
+        count = batch.word_fits.sum(-1, keepdim=True)
+        share = batch.word_fits / count.clamp(min=1)
+        fits_something = batch.word_fits.any(-1)
+        return attention_loss(scores * scale, share)[fits_something].mean()
 
     def phrase_box_losses(
         self, words_IKTD: Tensor, prompt_end_IKD: Tensor, batch: SceneBatch
@@ -82,13 +88,16 @@ class AuxiliaryHeads(nn.Module):
         is to that.
         """
         boxes, alone = lone_boxes(batch)
-        positions = torch.arange(batch.is_phrase.shape[-1], device=boxes.device)
-        last = (batch.is_phrase * positions).amax(-1, keepdim=True)
-        related = alone.gather(2, last)[..., 0] & (batch.is_phrase.sum(-1) > 1)
-        anchors = boxes.gather(2, last[..., None].expand(-1, -1, -1, 4))[:, :, 0]
+        last = _last_phrase(batch)
+        last_is_alone = alone.gather(2, last)[..., 0]
+        has_relation = batch.is_phrase.sum(-1) > 1
+        last_box_index = last[..., None].expand(-1, -1, -1, 4)
+        last_boxes = boxes.gather(2, last_box_index)[:, :, 0]
+        phrase_boxes = self.phrase_box(words_IKTD)
+        anchor_boxes = self.anchor_box(prompt_end_IKD)
         return {
-            "phrase_box": _box_loss(self.phrase_box(words_IKTD), boxes, alone),
-            "anchor_box": _box_loss(self.anchor_box(prompt_end_IKD), anchors, related),
+            "phrase_box": _box_loss(phrase_boxes, boxes, alone),
+            "anchor_box": _box_loss(anchor_boxes, last_boxes, last_is_alone & has_relation),
         }
 
     def place_loss(
@@ -96,13 +105,17 @@ class AuxiliaryHeads(nn.Module):
     ) -> Tensor:
         """Return the loss of objects' boxes, read from image tokens by the region decoders."""
         owned = _is_owned(batch)
-        x_code, y_code, size_code = self.place(image_IPD[owned]).chunk(3, dim=-1)
+        codes = self.place(image_IPD[owned])
+        x_code, y_code, size_code = codes.chunk(3, dim=-1)
         cx, cy, w, h = batch.patch_box[owned].unbind(-1)
         last_coord = region.config.coord_out_dim - 1
+        x_logits = region.coord_logits(x_code)
+        y_logits = region.coord_logits(y_code)
+        x_loss = soft.bin_loss(x_logits, cx * last_coord, soft.coord_sigma)
+        y_loss = soft.bin_loss(y_logits, cy * last_coord, soft.coord_sigma)
         last_size = region.config.size_out_dim // 2 - 1
-        x_loss = soft.bin_loss(region.coord_logits(x_code), cx * last_coord, soft.coord_sigma)
-        y_loss = soft.bin_loss(region.coord_logits(y_code), cy * last_coord, soft.coord_sigma)
-        size_bins = (torch.stack([w, h], dim=-1).log2() / SIZE_OCTAVES + 1) * last_size
+        octaves = torch.stack([w, h], dim=-1).log2()
+        size_bins = (octaves / SIZE_OCTAVES + 1) * last_size
         size_logits = region.size_logits(size_code).flatten(0, 1)
         size_loss = soft.bin_loss(size_logits, size_bins.flatten(), soft.size_sigma)
         return x_loss + y_loss + size_loss
@@ -110,12 +123,25 @@ class AuxiliaryHeads(nn.Module):
     def name_loss(self, size_token_IKD: Tensor, batch: SceneBatch) -> Tensor:
         """Return the loss of the target's name at the size token."""
         logits = self.name(size_token_IKD).float().flatten(0, 1)
-        return F.cross_entropy(logits, batch.target_name.flatten(), ignore_index=IGNORE)
+        names = batch.target_name.flatten()
+        return F.cross_entropy(logits, names, ignore_index=IGNORE)
+
+
+def attention_loss(scores: Tensor, share: Tensor) -> Tensor:
+    """Return the cross-entropy (...) of attention scores (..., P) against shares (..., P)."""
+    return -(share * scores.log_softmax(-1)).sum(-1)
 
 
 def _is_owned(batch: SceneBatch) -> Tensor:
     """Return of each patch (I, P) whether an object owns it."""
-    return batch.patch_labels[..., 0] > 0
+    return batch.patch_labels[..., NAME_COLUMN] > 0
+
+
+def _last_phrase(batch: SceneBatch) -> Tensor:
+    """Return the position of each query's last name, (I, K, 1); 0 where there is none."""
+    length = batch.is_phrase.shape[-1]
+    positions = torch.arange(length, device=batch.is_phrase.device)
+    return (batch.is_phrase * positions).amax(-1, keepdim=True)
 
 
 def _label_losses(logits_IPC: Tensor, batch: SceneBatch) -> tuple[Tensor, Tensor]:
@@ -124,16 +150,18 @@ def _label_losses(logits_IPC: Tensor, batch: SceneBatch) -> tuple[Tensor, Tensor
     Ranks count only where there is an object.
     """
     owned = _is_owned(batch)
-    columns = zip(
-        logits_IPC.float().split(N_CLASSES, dim=-1), batch.patch_labels.unbind(-1), strict=True
-    )
+    by_column = logits_IPC.float().split(N_CLASSES, dim=-1)
     losses = []
-    for index, (logits, labels) in enumerate(columns):
-        if index < 3:
-            losses.append(F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
-        else:
+    for column, logits in enumerate(by_column):
+        labels = batch.patch_labels[..., column]
+        if column > SIZE_COLUMN:
             losses.append(F.cross_entropy(logits[owned], labels[owned]))
-    return torch.stack(losses[:3]).sum(), torch.stack(losses[3:]).mean()
+        else:
+            losses.append(F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+    n_attributes = SIZE_COLUMN + 1
+    attributes = torch.stack(losses[:n_attributes])
+    ranks = torch.stack(losses[n_attributes:])
+    return attributes.sum(), ranks.mean()
 
 
 def lone_boxes(batch: SceneBatch) -> tuple[Tensor, Tensor]:
@@ -142,17 +170,21 @@ def lone_boxes(batch: SceneBatch) -> tuple[Tensor, Tensor]:
     Returns:
         Boxes (I, K, T, 4), unit of image; and of which tokens they are one object's, (I, K, T).
     """
-    shares, boxes = batch.phrase_share[..., 1:], batch.patch_box.nan_to_num()
+    shares = batch.phrase_share[..., 1:]
+    boxes = batch.patch_box.nan_to_num()
     means = torch.einsum("iktp,ipc->iktc", shares, boxes)
-    spread = torch.einsum("iktp,ipc->iktc", shares, boxes.square()) - means.square()
+    squares = torch.einsum("iktp,ipc->iktc", shares, boxes.square())
+    variance = squares - means.square()
+    is_one_box = (variance < ONE_BOX).all(-1)
     fits_something = batch.phrase_share[..., 0] == 0
-    return means, batch.is_phrase & fits_something & (spread < ONE_BOX).all(-1)
+    return means, batch.is_phrase & fits_something & is_one_box
 
 
 def _box_loss(found_N4: Tensor, boxes_N4: Tensor, counts_N: Tensor) -> Tensor:
     """Return the mean over the boxes that count; 0 where none does."""
-    losses = F.smooth_l1_loss(found_N4.float(), boxes_N4, beta=SMOOTH_L1_BETA, reduction="none")
-    return (losses.mean(-1) * counts_N).sum() / counts_N.sum().clamp(min=1)
+    errors = F.smooth_l1_loss(found_N4.float(), boxes_N4, beta=SMOOTH_L1_BETA, reduction="none")
+    losses = errors.mean(-1) * counts_N
+    return losses.sum() / counts_N.sum().clamp(min=1)
 
 
 def look_loss(decoded: DecoderPass, batch: SceneBatch) -> Tensor:
@@ -163,10 +195,13 @@ def look_loss(decoded: DecoderPass, batch: SceneBatch) -> Tensor:
     """
     scores = decoded.prefix_scores(LOOK_LAYER)
     offset = torch.arange(ANSWERED_TOKENS, device=scores.device)
-    index = (batch.pointer[..., None] + offset).clamp(max=scores.shape[2] - 1)
-    scores = scores.gather(2, index[..., None].expand(-1, -1, -1, scores.shape[-1]))
-    counts = (batch.target_name != IGNORE)[..., None] | (offset == 0)
-    losses = -(batch.target_share[:, :, None] * scores.log_softmax(-1)).sum(-1)
+    last = scores.shape[2] - 1
+    index = (batch.pointer[..., None] + offset).clamp(max=last)
+    index_IKTP = index[..., None].expand(-1, -1, -1, scores.shape[-1])
+    share = batch.target_share[:, :, None]
+    losses = attention_loss(scores.gather(2, index_IKTP), share)
+    is_present = batch.target_name != IGNORE
+    counts = is_present[..., None] | (offset == 0)
     return losses[counts].mean()
 
 
@@ -175,5 +210,6 @@ def phrase_loss(decoded: DecoderPass, batch: SceneBatch) -> Tensor:
 
     Its target are the patches that the name, with its colour, fits.
     """
-    log_probs = decoded.prefix_scores(PHRASE_LAYER).log_softmax(-1)
-    return -(batch.phrase_share * log_probs).sum(-1)[batch.is_phrase].mean()
+    scores = decoded.prefix_scores(PHRASE_LAYER)
+    losses = attention_loss(scores, batch.phrase_share)
+    return losses[batch.is_phrase].mean()

@@ -91,16 +91,20 @@ def collate(samples: Sequence[ImageSample], config: MoondreamSegmentationConfig)
             _fill_tokens(of_query, query, config.region)
             _fill_words(of_query, query, sample.patch_labels_PC)
     phrase_fits = arrays.pop("phrase_fits")
+    crops = [sample.crops_NHWC for sample in samples]
     pointers = [[query.prompt_length - 1 for query in s.queries] for s in samples]
     names = [[query.name for query in s.queries] for s in samples]
+    target_shares = [sample.target_share_KP for sample in samples]
+    patch_labels = [sample.patch_labels_PC for sample in samples]
+    patch_boxes = [sample.patch_box_P4 for sample in samples]
     arrays |= {
-        "crops": np.concatenate([s.crops_NHWC for s in samples]),
+        "crops": np.concatenate(crops),
         "pointer": np.array(pointers, np.int64),
         "target_name": np.array(names, np.int64),
         "phrase_share": share_or_first(phrase_fits).astype(np.float32),
-        "target_share": np.stack([s.target_share_KP for s in samples]).astype(np.float32),
-        "patch_labels": np.stack([s.patch_labels_PC for s in samples]).astype(np.int64),
-        "patch_box": np.stack([s.patch_box_P4 for s in samples]).astype(np.float32),
+        "target_share": np.stack(target_shares).astype(np.float32),
+        "patch_labels": np.stack(patch_labels).astype(np.int64),
+        "patch_box": np.stack(patch_boxes).astype(np.float32),
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return SceneBatch(tilings=[sample.tiling for sample in samples], **tensors)
@@ -132,7 +136,8 @@ def _fill_tokens(arrays: dict[str, np.ndarray], query: QuerySample, config: Regi
     n_coord, n_size = config.coord_out_dim, config.size_out_dim // 2
     arrays["coords"][start : start + 2] = cx, cy
     arrays["sizes"][start + 2] = w, h
-    arrays["next_coord"][start - 1 : start + 1] = coord_bin(cx, n_coord), coord_bin(cy, n_coord)
+    arrays["next_coord"][start - 1] = coord_bin(cx, n_coord)
+    arrays["next_coord"][start] = coord_bin(cy, n_coord)
     arrays["next_size"][start + 1] = size_bin(w, n_size), size_bin(h, n_size)
 
 

@@ -41,19 +41,23 @@ def object_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     below (by centre).
     """
     objects = scene.objects
-    boxes = np.array([unit_box(o.box, *o.mask_HW.shape) for o in objects]).reshape(-1, 4)
+    boxes = [unit_box(o.box, *o.mask_HW.shape) for o in objects]
+    box_O4 = np.array(boxes).reshape(-1, 4)
     name = np.array([NAMES.index(o.name) for o in objects], int)
     colour = np.array([_colour_index(o) for o in objects], int)
     size = np.array([SIZES.index(o.size_name) for o in objects], int)
     anything = np.zeros_like(name)
-    before = [sign * boxes[:, axis] for axis in (0, 1) for sign in (1, -1)]
+    cx, cy = box_O4[:, 0], box_O4[:, 1]
+    before = (cx, -cx, cy, -cy)
     ranks = []
     for kind in (name, colour, anything):
         is_like = kind[:, None] == kind
         for offset in before:
-            rank = (is_like & (offset[None, :] < offset[:, None])).sum(axis=1)
+            is_before = offset[None, :] < offset[:, None]
+            rank = (is_like & is_before).sum(axis=1)
             ranks.append(np.minimum(rank, MAX_RANK - 1))
-    return np.stack([name, colour, size, *ranks], axis=1) + 1, boxes
+    classes = np.stack([name, colour, size, *ranks], axis=1)
+    return classes + 1, box_O4
 
 
 def _colour_index(thing: SceneObject) -> int:
@@ -80,7 +84,8 @@ def attributes_of(text: str, tokenizer: PathTokenizer) -> dict[int, list[Label]]
     expression's first.
     """
     encoded = tokenizer.fast(text, add_special_tokens=False, return_offsets_mapping=True)
-    token_ending_at = {stop: index for index, (_, stop) in enumerate(encoded["offset_mapping"])}
+    spans = encoded["offset_mapping"]
+    token_ending_at = {stop: index for index, (_, stop) in enumerate(spans)}
     found: dict[int, list[Label]] = {}
     colour_before: tuple[int, Label] | None = None  # where the colour ended, and its label
     for match in _ATTRIBUTE.finditer(text.lower()):

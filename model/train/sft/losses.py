@@ -97,8 +97,15 @@ def _encode(model: Moondream, batch: SceneBatch) -> CropFeatures:
 
 def _overview_crops(tilings: list[tuple[int, int]]) -> Tensor:
     """Return the index of each image's first crop, which shows all of it: (I,)."""
-    counts = [1 if tiling == (1, 1) else 1 + tiling[0] * tiling[1] for tiling in tilings]
-    return torch.tensor([0, *counts]).cumsum(0)[:-1]
+    first = 0
+    indices = []
+    for rows, columns in tilings:
+        indices.append(first)
+        n_tiles = rows * columns
+        first += 1
+        if n_tiles > 1:
+            first += n_tiles
+    return torch.tensor(indices)
 
 
 def _stream_losses(
@@ -110,7 +117,9 @@ def _stream_losses(
 ) -> dict[str, Tensor]:
     """Return the auxiliary losses of the decoder."""
     layers = sorted({*POINTER_LAYERS, ANCHOR_LAYER})
-    prompt_end = {layer: _token_at(decoded.of_queries(layer), batch.pointer) for layer in layers}
+    prompt_end = {}
+    for layer in layers:
+        prompt_end[layer] = _token_at(decoded.of_queries(layer), batch.pointer)
     losses = {
         f"point{layer}": heads.pointer_loss(
             prompt_end[layer], decoded.of_prefix(layer), batch.target_share
@@ -126,14 +135,16 @@ def _stream_losses(
     phrases = decoded.of_queries(PHRASE_LAYER)
     losses |= heads.phrase_box_losses(phrases, prompt_end[ANCHOR_LAYER], batch)
     last = decoded.hidden.shape[2] - 1
-    size_token = _token_at(decoded.hidden, (batch.pointer + BOX_TOKENS).clamp(max=last))
+    size_index = (batch.pointer + BOX_TOKENS).clamp(max=last)
+    size_token = _token_at(decoded.hidden, size_index)
     losses["name"] = heads.name_loss(size_token, batch)
     return losses
 
 
 def _token_at(stream_IKTD: Tensor, index_IK: Tensor) -> Tensor:
     """Return the stream at one token of each query, (I, K, D)."""
-    index = index_IK[..., None, None].expand(-1, -1, 1, stream_IKTD.shape[-1])
+    width = stream_IKTD.shape[-1]
+    index = index_IK[..., None, None].expand(-1, -1, 1, width)
     return stream_IKTD.gather(2, index)[:, :, 0]
 
 
@@ -151,8 +162,10 @@ def answer_losses(
     coord_logits = region.coord_logits(hidden_IKTD[has_coord])
     coord = soft.bin_loss(coord_logits, batch.next_coord[has_coord], soft.coord_sigma)
     size_logits = region.size_logits(hidden_IKTD[has_size]).flatten(0, 1)
-    size = soft.bin_loss(size_logits, batch.next_size[has_size].flatten(), soft.size_sigma)
-    number, token = soft.token_losses(text.logits(hidden_IKTD[has_id]), batch.next_id[has_id])
+    size_bins = batch.next_size[has_size].flatten()
+    size = soft.bin_loss(size_logits, size_bins, soft.size_sigma)
+    next_logits = text.logits(hidden_IKTD[has_id])
+    number, token = soft.token_losses(next_logits, batch.next_id[has_id])
     first_logits = text.logits(_token_at(hidden_IKTD, batch.pointer)).float()
     first_ids = batch.next_id.gather(2, batch.pointer[..., None])
     presence = F.cross_entropy(first_logits.flatten(0, 1), first_ids.flatten())

@@ -53,8 +53,10 @@ class DecoderPass:
         They are scores before the softmax.
         """
         q, k = self.heads[layer]
-        queries, keys = self._by_query(q), k[:, : self.prefix]
-        return torch.einsum("iktd,ipd->iktp", queries, keys).float() * q.shape[-1] ** -0.5
+        queries = self._by_query(q)
+        keys = k[:, : self.prefix]
+        scores = torch.einsum("iktd,ipd->iktp", queries, keys).float()
+        return scores * q.shape[-1] ** -0.5
 
     def _by_query(self, stream_ISD: Tensor) -> Tensor:
         return stream_ISD[:, self.prefix :].unflatten(1, self.hidden.shape[1:3])
@@ -67,12 +69,12 @@ def packed_layout(
 
     Each query has `length` tokens, and sees the prefix and itself.
     """
-    prefix_owner = torch.full((prefix,), PREFIX, device=device)
-    query_owner = torch.arange(queries, device=device).repeat_interleave(length)
     prefix_position = torch.arange(prefix, device=device)
-    query_position = (prefix + torch.arange(length, device=device)).repeat(queries)
-    owner = torch.cat([prefix_owner, query_owner])[None]
-    position = torch.cat([prefix_position, query_position])[None]
+    query_position = torch.arange(prefix, prefix + length, device=device)
+    position = torch.cat([prefix_position, query_position.repeat(queries)])[None]
+    prefix_owner = torch.full_like(prefix_position, PREFIX)
+    query_owner = torch.arange(queries, device=device)
+    owner = torch.cat([prefix_owner, query_owner.repeat_interleave(length)])[None]
     return position, packed_mask(owner, position, prefix)
 
 
@@ -89,7 +91,8 @@ def decode_queries(
     start_ids = torch.full((images, 1), tokens.bos_id, device=image_IPD.device)
     start = model.text.embed(start_ids)
     x = embed_answers(model, tokens, batch.ids, batch.coords, batch.sizes)
-    packed = torch.cat([start, image_IPD.to(x.dtype), x.flatten(1, 2)], dim=1)
+    image = image_IPD.to(x.dtype)
+    packed = torch.cat([start, image, x.flatten(1, 2)], dim=1)
     prefix = 1 + image_IPD.shape[1]
     positions, mask = packed_layout(prefix, queries, length, packed.device)
     hidden = model.text(packed, positions.expand(images, -1), mask)

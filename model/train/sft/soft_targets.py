@@ -30,19 +30,23 @@ class SoftTargets:
 
     def token_losses(self, logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean losses of the path's numbers, and of all other tokens."""
-        last_number = self.first_number + PATH_SCALE
-        is_number = (target_N >= self.first_number) & (target_N <= last_number)
+        first, stop = self.first_number, self.first_number + PATH_SCALE + 1
+        is_number = (target_N >= first) & (target_N < stop)
+        is_other = ~is_number
         log_probs = logits_NV.float().log_softmax(-1)
-        others = F.nll_loss(log_probs[~is_number], target_N[~is_number])
+        others = F.nll_loss(log_probs[is_other], target_N[is_other])
         if not is_number.any():
             return others.new_zeros(()), others
-        number_log_probs = log_probs[is_number][:, self.first_number : last_number + 1]
-        numbers = target_N[is_number] - self.first_number
-        return gaussian_cross_entropy(number_log_probs, numbers, self.number_sigma), others
+        number_log_probs = log_probs[is_number][:, first:stop]
+        numbers = target_N[is_number] - first
+        loss = gaussian_cross_entropy(number_log_probs, numbers, self.number_sigma)
+        return loss, others
 
 
 def gaussian_cross_entropy(log_probs_NC: Tensor, target_N: Tensor, sigma: float) -> Tensor:
     """Return the mean cross-entropy against Gaussians around the targets."""
-    classes = torch.arange(log_probs_NC.shape[-1], device=log_probs_NC.device)
-    weight_NC = (-0.5 * ((classes - target_N[:, None]) / sigma) ** 2).softmax(-1)
+    n_classes = log_probs_NC.shape[-1]
+    classes = torch.arange(n_classes, device=log_probs_NC.device)
+    distance_NC = (classes - target_N[:, None]) / sigma
+    weight_NC = (-0.5 * distance_NC**2).softmax(-1)
     return -(weight_NC * log_probs_NC).sum(-1).mean()

@@ -102,8 +102,8 @@ class SftStage(Stage[SceneBatch]):
 
     def train_step(self, batch: SceneBatch) -> dict[str, float]:
         losses = self._losses(batch.to(self.model.device))
-        total = torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
-        update_weights(self.optimizer, total)
+        weighted = [WEIGHTS[name] * loss for name, loss in losses.items()]
+        update_weights(self.optimizer, torch.stack(weighted).sum())
         self.average.update(trainable_state_dict(self.model), self.settings.average)
         return {name: loss.item() for name, loss in losses.items()}
 
@@ -154,7 +154,8 @@ def new_stage(settings: SftSettings, device: torch.device) -> SftStage:
 def _small_stage(settings: SftSettings, device: torch.device) -> SftStage:
     tokenizer = small_tokenizer()
     model = small_model(tokenizer, settings.seed).to(device)
-    heads = AuxiliaryHeads(model.config.vision.enc_dim, model.config.text.dim).to(device)
+    vision_dim, text_dim = model.config.vision.enc_dim, model.config.text.dim
+    heads = AuxiliaryHeads(vision_dim, text_dim).to(device)
     parameters = [*model.model.parameters(), *heads.parameters()]
     matrices = [p for p in parameters if p.dim() >= 2]
     vectors = [p for p in parameters if p.dim() < 2]

@@ -25,6 +25,7 @@ from wordmask.model.train.lora import (
 )
 from wordmask.model.train.refiner import train as refiner
 from wordmask.model.train.refiner.config import RefinerSettings
+from wordmask.model.train.refiner.data import CoarseMasks
 from wordmask.model.train.rl import train as rl
 from wordmask.model.train.rl.config import RlSettings
 from wordmask.model.train.sft import train as sft
@@ -146,7 +147,7 @@ def test_all_three_stages_run_at_the_real_widths(
 
     # Untrained, it draws nothing that meets its target, so it would be asked for ever.
     image, mask = torch.zeros(1, 378, 378, 3, dtype=torch.uint8), torch.zeros(1, 378, 378)
-    monkeypatch.setattr(refiner, "rollout_pool", lambda *_: [image, mask, mask])
+    monkeypatch.setattr(refiner, "rollout_pool", lambda *_: CoarseMasks(image, mask, mask))
     head_only = RefinerSettings(**once, batch=2, drawn=1, pool_rows=1, workers=0)
     refiner.train(tmp_path / "rl", tmp_path / "refiner", head_only)
     head = torch.load(tmp_path / "refiner" / "last.pt", weights_only=True)["head"]

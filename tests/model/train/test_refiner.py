@@ -10,6 +10,7 @@ import torch
 from tests.support.training import assert_equal, stop_at, weights
 from wordmask.model.train.refiner import train as refiner
 from wordmask.model.train.refiner.config import RefinerSettings
+from wordmask.model.train.refiner.data import CoarseMasks
 from wordmask.model.train.refiner.train import RefinerStage
 from wordmask.model.train.sft import train as sft
 from wordmask.model.train.sft.config import Phase, SftSettings
@@ -32,7 +33,9 @@ def test_the_refiner_learns_its_head_only_and_resumes(
     )
     pool = [torch.zeros(2, *shape) for shape in ((120, 120, 3), (120, 120), (120, 120))]
     # An untrained model draws nothing that meets its target, so it would be asked for ever.
-    monkeypatch.setattr(refiner, "rollout_pool", lambda *_: [pool[0].to(torch.uint8), *pool[1:]])
+    monkeypatch.setattr(
+        refiner, "rollout_pool", lambda *_: CoarseMasks(pool[0].to(torch.uint8), *pool[1:])
+    )
     refiner.train(trained, tmp_path / "whole", small)
     heal = stop_at(2, monkeypatch, RefinerStage)
     with pytest.raises(KeyboardInterrupt):
