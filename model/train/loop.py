@@ -146,7 +146,8 @@ def _run_phase(
         if stage.step % stage.log_every == 0:
             seconds = (time.perf_counter() - began) / means.steps
             found = means.take()
-            row = {"step": stage.step, "phase": phase.name, "seconds": seconds}
+            row: dict[str, float | str] = {"step": stage.step, "phase": phase.name}
+            row["seconds"] = seconds
             log.write(row | found)
             on_progress(phase.name, stage.step - phase.start, phase.steps, found)
             began = time.perf_counter()

@@ -17,6 +17,8 @@ from wordmask.schemas.training import TrainSettings
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
+# The task is called outside a flow at the end, to see that it does nothing.
+@pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow:FutureWarning")
 @pytest.mark.timeout(600)  # a run of the pipeline is in it
 def test_a_model_is_trained_tested_and_taken_up_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
