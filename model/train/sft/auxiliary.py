@@ -107,24 +107,31 @@ class AuxiliaryHeads(nn.Module):
         owned = _is_owned(batch)
         codes = self.place(image_IPD[owned])
         x_code, y_code, size_code = codes.chunk(3, dim=-1)
-        cx, cy, w, h = batch.patch_box[owned].unbind(-1)
-        last_coord = region.config.coord_out_dim - 1
-        x_logits = region.coord_logits(x_code)
-        y_logits = region.coord_logits(y_code)
-        x_loss = soft.bin_loss(x_logits, cx * last_coord, soft.coord_sigma)
-        y_loss = soft.bin_loss(y_logits, cy * last_coord, soft.coord_sigma)
-        last_size = region.config.size_out_dim // 2 - 1
-        octaves = torch.stack([w, h], dim=-1).log2()
-        size_bins = (octaves / SIZE_OCTAVES + 1) * last_size
-        size_logits = region.size_logits(size_code).flatten(0, 1)
-        size_loss = soft.bin_loss(size_logits, size_bins.flatten(), soft.size_sigma)
-        return x_loss + y_loss + size_loss
+        boxes_N4 = batch.patch_box[owned]
+        x_loss = _coord_loss(x_code, boxes_N4[:, 0], region, soft)
+        y_loss = _coord_loss(y_code, boxes_N4[:, 1], region, soft)
+        return x_loss + y_loss + _size_loss(size_code, boxes_N4[:, 2:], region, soft)
 
     def name_loss(self, size_token_IKD: Tensor, batch: SceneBatch) -> Tensor:
         """Return the loss of the target's name at the size token."""
         logits = self.name(size_token_IKD).float().flatten(0, 1)
         names = batch.target_name.flatten()
         return F.cross_entropy(logits, names, ignore_index=IGNORE)
+
+
+def _coord_loss(code_ND: Tensor, value_N: Tensor, region: Region, soft: SoftTargets) -> Tensor:
+    """Return the loss of coordinates (unit of image) that are decoded from codes."""
+    last_bin = region.config.coord_out_dim - 1
+    logits = region.coord_logits(code_ND)
+    return soft.bin_loss(logits, value_N * last_bin, soft.coord_sigma)
+
+
+def _size_loss(code_ND: Tensor, size_N2: Tensor, region: Region, soft: SoftTargets) -> Tensor:
+    """Return the loss of widths and heights (unit of image) that are decoded from codes."""
+    last_bin = region.config.size_out_dim // 2 - 1
+    bins = (size_N2.log2() / SIZE_OCTAVES + 1) * last_bin
+    logits = region.size_logits(code_ND).flatten(0, 1)
+    return soft.bin_loss(logits, bins.flatten(), soft.size_sigma)
 
 
 def attention_loss(scores: Tensor, share: Tensor) -> Tensor:
