@@ -44,6 +44,11 @@ class SceneObject:
         return (x0 + x1) / 2, (y0 + y1) / 2
 
     @property
+    def area(self) -> float:
+        """Visible pixels."""
+        return float(self.mask_HW.sum())
+
+    @property
     def extent(self) -> int:
         """Longer side of the box in pixels."""
         x0, y0, x1, y1 = self.box
@@ -117,7 +122,8 @@ def leaves_visible(piece: Piece, instance_HW: np.ndarray, behind: Mapping[int, P
     for index, other in behind.items():
         before = np.count_nonzero(instance_HW == index)
         left = before - np.count_nonzero(hidden == index)
-        if left < MIN_VISIBLE * other.cover_hw.sum():
+        whole = other.cover_hw.sum()
+        if left < MIN_VISIBLE * whole:
             return False
     return True
 

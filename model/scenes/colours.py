@@ -33,8 +33,9 @@ def _read_boxes(table: str) -> dict[str, list[Box]]:
     for line in table.strip().splitlines():
         name, *numbers = line.split()
         bounds = [float(number) for number in numbers]
-        hue, saturation, value = zip(bounds[::2], bounds[1::2], strict=True)
-        boxes.setdefault(name, []).append(Box(hue, saturation, value))
+        lows, highs = bounds[::2], bounds[1::2]
+        box = Box(*zip(lows, highs, strict=True))
+        boxes.setdefault(name, []).append(box)
     return boxes
 
 

@@ -29,7 +29,8 @@ class Cutout(Piece):
     def mean_3(self) -> np.ndarray:
         """Mean colour where it covers."""
         area = float(self.alpha_hw.sum())
-        return self.paint_3hw.sum(axis=(1, 2)) / max(area, 1e-6)
+        total_3 = self.paint_3hw.sum(axis=(1, 2))
+        return total_3 / max(area, 1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +71,20 @@ class Shadows:
         window_3hw = image_3HW[:, y0 : top + height, x0 : left + width]
         _, h, w = window_3hw.shape
         inside_hw = dark[y0 - top :, x0 - left :]
-        window_3hw *= 1 - np.float32(self.depth) * inside_hw[:h, :w]
+        depth = np.float32(self.depth)
+        window_3hw *= 1 - depth * inside_hw[:h, :w]
 
     def _shadow_of(self, piece: Piece) -> tuple[np.ndarray, int]:
         """Return a shadow, 0..1, and by how many pixels it is wider than the piece all around."""
         side = max(piece.alpha_hw.shape)
         dx = round(self.right * side)
         dy = round(self.down * side)
-        pad = abs(dx) + dy + round(3 * self.softness * side)
+        blur = self.softness * side
+        pad = abs(dx) + dy + round(3 * blur)
         borders = (pad + dy, pad - dy, pad + dx, pad - dx)
         moved = cv2.copyMakeBorder(piece.alpha_hw, *borders, cv2.BORDER_CONSTANT)
-        blur = max(0.6, self.softness * side)
-        return cv2.GaussianBlur(moved, (0, 0), blur), pad
+        dark = cv2.GaussianBlur(moved, (0, 0), max(0.6, blur))
+        return dark, pad
 
 
 def cut_sprite(
@@ -154,7 +157,8 @@ def _colour_change(rng: Generator, any_hue: bool) -> np.ndarray:
     """Draw the new value of each old one, uint8 (256, hue and saturation and value)."""
     turn = (20, 160) if any_hue else (-3, 3)  # OpenCV's half degrees
     level = np.arange(256, dtype=np.float32)
-    hue = (level + np.float32(rng.uniform(*turn))) % 180
+    shift = np.float32(rng.uniform(*turn))
+    hue = (level + shift) % 180
     saturation = level * np.float32(rng.uniform(0.85, 1.15))
     value = level * np.float32(rng.uniform(0.85, 1.1))
     table = np.stack([hue, saturation, value], axis=-1)

@@ -70,7 +70,8 @@ class SceneRelations:
         """The objects of each name."""
         found: dict[str, int] = {}
         for index, thing in enumerate(self.objects):
-            found[thing.name] = found.get(thing.name, 0) | 1 << index
+            members = found.get(thing.name, 0)
+            found[thing.name] = members | 1 << index
         return found
 
     @cached_property
@@ -139,9 +140,7 @@ class SceneRelations:
     @cached_property
     def sizes(self) -> list[tuple[float, float]]:
         """Longer side and area of what is visible of each object, in pixels."""
-        areas = [float(thing.mask_HW.sum()) for thing in self.objects]
-        extents = [thing.extent for thing in self.objects]
-        return list(zip(extents, areas, strict=True))
+        return [(thing.extent, thing.area) for thing in self.objects]
 
     def larger(self, a: int, b: int) -> bool:
         """Whether `a` is plainly larger than `b`, by both measures."""
@@ -215,13 +214,14 @@ class SceneRelations:
 
     def _beside(self, side: str, anchor: int) -> TriState:
         axis, sign = SIDES[side]
+        other = 1 - axis
         origin = self.centres[anchor]
         least = MIN_GAP * self.image_size[axis]
 
         def verdict(index: int) -> bool | None:
             centre = self.centres[index]
             along = sign * (origin[axis] - centre[axis])
-            across = abs(origin[1 - axis] - centre[1 - axis])
+            across = abs(origin[other] - centre[other])
             if along >= least and along >= CONE * across:
                 return True
             return UNSURE if along > -least else False
@@ -259,7 +259,8 @@ class SceneRelations:
         dx = bx - ax
         dy = by - ay
         squared = dx * dx + dy * dy
-        if squared < (2 * MIN_GAP * min(self.image_size)) ** 2:
+        least = 2 * MIN_GAP * min(self.image_size)
+        if squared < least**2:
             return TriState(unsure=self.everything)
 
         def verdict(index: int) -> bool | None:
@@ -291,7 +292,8 @@ class SceneRelations:
     def _share_from(self, side: str, index: int) -> float:
         """Return how far a centre is from a side of the image, in unit of the way across."""
         axis, sign = SIDES[side]
-        share = self.centres[index][axis] / self.image_size[axis]
+        centre = self.centres[index]
+        share = centre[axis] / self.image_size[axis]
         return share if sign > 0 else 1 - share
 
     def in_line(self, order: list[int], axis: int) -> bool:
