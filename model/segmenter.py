@@ -21,7 +21,11 @@ from wordmask.model.masks.smooth import smooth_tracer
 from wordmask.model.masks.trace import scale_path, trace
 from wordmask.model.nn.moondream import MoondreamSegmentation
 from wordmask.model.pipeline import ImageQueries, Pipeline
-from wordmask.model.runtime.devices import check_deterministic_threads, resolve_device
+from wordmask.model.runtime.devices import (
+    check_deterministic_threads,
+    resolve_device,
+    set_up_process,
+)
 from wordmask.model.stages import (
     ModelStages,
     choose_mask,
@@ -114,7 +118,7 @@ class Segmenter:
         dtype: str = "float32",
         **method: Any,
     ) -> Self:
-        """Load a model by name.
+        """Load a model by name, and prepare this process for it (`devices.set_up_process`).
 
         Args:
             model: "demo" (ships with the package), a local folder, or a hub repository; see
@@ -126,6 +130,7 @@ class Segmenter:
             method: how the model segments, as in the constructor.
         """
         source = resolve_model(model, refiner=refiner, revision=revision)
+        set_up_process(device, deterministic=bool(method.get("deterministic")))
         loaded = load_model(source, device=resolve_device(device), dtype=getattr(torch, dtype))
         return cls(loaded, load_tokenizer(source), revision=source.revision, **method)
 

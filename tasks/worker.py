@@ -14,7 +14,6 @@ import cv2
 import torch
 from distributed import Worker, WorkerPlugin, get_worker
 
-from wordmask.model.runtime.devices import set_up_process
 from wordmask.schemas.settings import ModelSettings, SegmentSettings
 from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.telemetry import logs, traces
@@ -153,7 +152,6 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]  # distributed has no t
         limit_threads(self.threads)
         device = own_device(self.model.device, worker.name)
         model = self.model.model_copy(update={"device": device})
-        set_up_process(device, deterministic=self.segment.deterministic)
         try:
             segmenter = load_segmenter(model, self.segment, self.factory)
         except Exception as error:

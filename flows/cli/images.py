@@ -56,11 +56,9 @@ def segment(
     spatial_refs = (*points, *boxes)
     pixels = _read_image(image)
     # Importing PyTorch takes seconds: errors of the arguments come before.
-    from wordmask.model.runtime.devices import set_up_process
     from wordmask.model.segmenter import Segmenter
     from wordmask.model.types import Query
 
-    set_up_process(model.device, deterministic=method.deterministic)
     segmenter = Segmenter.from_pretrained(**model.model_dump(), **method.method)
     segmenter.check_query(expression, spatial_refs)
     query = Query(image=0, object=expression, spatial_refs=spatial_refs)

@@ -185,12 +185,10 @@ def _draw_preview(
     plan: Plan, settings: RunSettings, count: int, seed: int, sheet: Path | None
 ) -> dict[str, Any]:
     """Answer some random rows and draw them on a sheet; return what the report says of it."""
-    from wordmask.model.runtime.devices import set_up_process
     from wordmask.tasks.review.overlay import png_bytes
     from wordmask.tasks.review.preview import preview
     from wordmask.tasks.worker import load_segmenter
 
-    set_up_process(settings.model.device, deterministic=settings.segment.deterministic)
     segmenter = load_segmenter(settings.model, settings.segment)
     page, rows = preview(plan, settings, segmenter, count, seed)
     path = sheet or _default_sheet(settings.output)

@@ -23,7 +23,6 @@ from wordmask.model.masks.crops import cut_crop, paste_mask
 from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
 from wordmask.model.nn.config import MAX_PROMPT_TOKENS, MoondreamSegmentationConfig
 from wordmask.model.nn.layers import gelu_tanh
-from wordmask.model.runtime.devices import set_up_process
 from wordmask.model.scenes.dataset import SceneDataset
 from wordmask.model.scenes.splits import TEST_SEEDS
 from wordmask.model.segmenter import Query, Segmenter
@@ -185,8 +184,8 @@ def test_deterministic_rows_do_not_depend_on_their_place_with_an_odd_number_of_t
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        set_up_process("cpu", deterministic=True)
         Segmenter.from_pretrained("demo", device="cpu", deterministic=True)
+        assert torch.get_num_threads() == 2
         x = (2 * torch.randn(8192, generator=torch.Generator().manual_seed(0))).repeat(32, 1)
         with torch.inference_mode():
             y = gelu_tanh(x)
@@ -195,12 +194,12 @@ def test_deterministic_rows_do_not_depend_on_their_place_with_an_odd_number_of_t
         torch.set_num_threads(before)
 
 
-def test_deterministic_answers_need_a_power_of_two_of_threads() -> None:
+def test_deterministic_answers_need_a_power_of_two_of_threads(segmenter: Segmenter) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         with pytest.raises(ValueError, match=r"PyTorch has 3 threads .* call .*set_up_process"):
-            Segmenter.from_pretrained("demo", device="cpu", deterministic=True)
+            Segmenter(segmenter.model, segmenter.tokenizer, revision="x", deterministic=True)
     finally:
         torch.set_num_threads(before)
 
