@@ -80,9 +80,12 @@ def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 continue
             # In reading order the first unseen top edge of an outline is a corner: its left
             # neighbour would belong to the same run.
-            vy, vx = y, x
-            direction, run = 0, 0
-            numbers = _append(_append(numbers, n, x), n + 1, y)
+            vy = y
+            vx = x
+            direction = 0
+            run = 0
+            numbers = _append(numbers, n, x)
+            numbers = _append(numbers, n + 1, y)
             n += 2
             while True:
                 if direction == 0:
@@ -90,19 +93,30 @@ def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 vy += _STEP[direction, 0]
                 vx += _STEP[direction, 1]
                 run += 1
-                turned = direction
-                if framed[vy + _RIGHT_AHEAD[direction, 0], vx + _RIGHT_AHEAD[direction, 1]] == 0:
-                    turned = (direction + 1) % 4
-                elif framed[vy + _LEFT_AHEAD[direction, 0], vx + _LEFT_AHEAD[direction, 1]] != 0:
-                    turned = (direction + 3) % 4
+                turned = _next_direction(framed, vy, vx, direction)
                 if vy == y and vx == x and turned == 0:
                     break
                 if turned != direction:
                     numbers = _append(numbers, n, run if direction < 2 else -run)
                     n += 1
-                    direction, run = turned, 0
+                    direction = turned
+                    run = 0
             ends.append(n)
     return numbers[:n], np.array(ends)
+
+
+@numba.njit(cache=True, nogil=True)
+def _next_direction(framed: np.ndarray, y: int, x: int, direction: int) -> int:
+    """Return the direction in which an outline goes on from a vertex."""
+    right_y = y + _RIGHT_AHEAD[direction, 0]
+    right_x = x + _RIGHT_AHEAD[direction, 1]
+    if framed[right_y, right_x] == 0:
+        return (direction + 1) % 4
+    left_y = y + _LEFT_AHEAD[direction, 0]
+    left_x = x + _LEFT_AHEAD[direction, 1]
+    if framed[left_y, left_x] != 0:
+        return (direction + 3) % 4
+    return direction
 
 
 @numba.njit(cache=True, nogil=True)

@@ -13,7 +13,8 @@ from pycocotools import mask as coco
 from wordmask.model.decoding.path_tokens import format_number, parse_path
 from wordmask.model.masks import rle
 from wordmask.model.masks.cleanup import clean, crop_xyxy
-from wordmask.model.masks.rasterize import SUB, flatten, rasterize, rasterize_pixels
+from wordmask.model.masks.flatten import flatten
+from wordmask.model.masks.rasterize import SUB, rasterize, rasterize_pixels
 from wordmask.model.masks.trace import scale_path, trace
 
 masks = st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(
