@@ -36,7 +36,7 @@ class RejectCode(StrEnum):
     QUERY_TOO_LONG = "query_too_long"
     # A spatial reference is neither a point nor a box, or holds a null.
     BAD_SPATIAL_REF = "bad_spatial_ref"
-    # A coordinate of a spatial reference lies outside 0..1.
+    # A coordinate of a spatial reference lies outside 0..1, or a box ends before it begins.
     SPATIAL_REF_OUT_OF_RANGE = "spatial_ref_out_of_range"
     # An earlier row of the input has the same row_id.
     DUPLICATE_ROW_ID = "duplicate_row_id"

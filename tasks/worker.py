@@ -75,8 +75,8 @@ def context_of(plugins: Mapping[str, WorkerPlugin], name: str) -> ShardContext:
     plugin = plugins.get(name)
     if not isinstance(plugin, ResidentModel) or plugin.loaded is None:
         raise NoModelError(
-            "the worker has no model of this run; register tasks.worker.ResidentModel on the"
-            " cluster first"
+            "the worker has no model of this run; register wordmask.tasks.worker.ResidentModel on"
+            " the cluster first"
         )
     if isinstance(plugin.loaded, Exception):
         error = plugin.loaded

@@ -61,7 +61,7 @@ def open_cluster(
     """Connect to workers that have the model of a planned revision, and yield the client.
 
     A standing cluster keeps the model for the next run, until its scheduler is restarted or
-    `client.unregister_worker_plugin` is called with its name (`tasks.worker.resident_name`).
+    `client.unregister_worker_plugin` is called with its name (`resident_name`).
 
     Args:
         settings: of the run; `scheduler` names a standing cluster, None starts workers here.
@@ -100,7 +100,7 @@ def _load_model(client: Client, model: ResidentModel) -> None:
 def shard_resources(client: Client) -> dict[str, float]:
     """Return what one shard occupies of a worker: half a GPU where every worker offers one.
 
-    Each worker then has two shards at a time: one that has the model (`tasks.context.ModelLock`),
+    Each worker then has two shards at a time: one that has the model (`ModelLock`),
     and one that reads before it or writes after it.
     """
     workers = workers_of(client).values()
