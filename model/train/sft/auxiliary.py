@@ -14,7 +14,14 @@ from wordmask.model.nn.config import BOX_TOKENS
 from wordmask.model.nn.region import SIZE_OCTAVES, Region
 from wordmask.model.train.sft.batch import IGNORE, SceneBatch
 from wordmask.model.train.sft.labels import N_CLASSES, NAME_COLUMN, NAMES, SIZE_COLUMN
-from wordmask.model.train.sft.packing import LOOK_LAYER, PHRASE_LAYER, DecoderPass
+from wordmask.model.train.sft.packing import (
+    LOOK_LAYER,
+    PHRASE_LAYER,
+    DecoderPass,
+    attention_scores,
+    token_at,
+    tokens_at,
+)
 from wordmask.model.train.sft.soft_targets import SoftTargets
 
 ANSWERED_TOKENS = 1 + BOX_TOKENS + 4  # the last prompt token, the box, and M x y L
@@ -27,7 +34,8 @@ class AuxiliaryHeads(nn.Module):
 
     def __init__(self, vision_dim: int, text_dim: int) -> None:
         super().__init__()
-        self.patch = nn.Linear(vision_dim, sum(N_CLASSES))
+        n_classes = sum(N_CLASSES)
+        self.patch = nn.Linear(vision_dim, n_classes)
         self.box = nn.Linear(vision_dim, 4)
         self.query = nn.Linear(text_dim, text_dim)
         self.key = nn.Linear(text_dim, text_dim)
@@ -37,20 +45,26 @@ class AuxiliaryHeads(nn.Module):
         self.name = nn.Linear(text_dim, len(NAMES))
         self.phrase_box = nn.Linear(text_dim, 4)
         self.anchor_box = nn.Linear(text_dim, 4)
-        self.seen = nn.Linear(text_dim, sum(N_CLASSES))
+        self.seen = nn.Linear(text_dim, n_classes)
 
     def patch_losses(self, final_IPD: Tensor, batch: SceneBatch) -> dict[str, Tensor]:
         """Return the losses of what each patch shows; boxes count where there is an object."""
-        attributes, ranks = _label_losses(self.patch(final_IPD), batch)
+        logits = self.patch(final_IPD)
+        attributes, ranks = _label_losses(logits, batch)
         owned = _is_owned(batch)
-        boxes = self.box(final_IPD).float()[owned]
+        boxes = self.box(final_IPD).float()
         true_boxes = batch.patch_box[owned]
-        box = F.smooth_l1_loss(boxes, true_boxes, beta=SMOOTH_L1_BETA)
-        return {"patch": attributes, "rank": ranks, "patch_box": box}
+        box = F.smooth_l1_loss(boxes[owned], true_boxes, beta=SMOOTH_L1_BETA)
+        return {
+            "patch": attributes,
+            "rank": ranks,
+            "patch_box": box,
+        }
 
     def seen_losses(self, image_IPD: Tensor, batch: SceneBatch) -> dict[str, Tensor]:
         """Return the losses of what each image token shows; `place_loss` is that of its box."""
-        attributes, ranks = _label_losses(self.seen(image_IPD), batch)
+        logits = self.seen(image_IPD)
+        attributes, ranks = _label_losses(logits, batch)
         return {"seen": attributes, "seen_rank": ranks}
 
     def pointer_loss(self, query_IKD: Tensor, prefix_IPD: Tensor, share_IKP: Tensor) -> Tensor:
@@ -60,9 +74,9 @@ class AuxiliaryHeads(nn.Module):
         """
         queries = self.query(query_IKD)
         keys = self.key(prefix_IPD)
-        scores = torch.einsum("ikd,ipd->ikp", queries, keys).float()
-        scale = query_IKD.shape[-1] ** -0.5
-        return attention_loss(scores * scale, share_IKP).mean()
+        scores = attention_scores(queries, keys)
+        losses = attention_loss(scores, share_IKP)
+        return losses.mean()
 
     def word_loss(self, words_IKTD: Tensor, image_IPD: Tensor, batch: SceneBatch) -> Tensor:
         """Return the loss of attribute words that point at the patches they fit.
@@ -71,12 +85,13 @@ class AuxiliaryHeads(nn.Module):
         """
         queries = self.word_query(words_IKTD)
         keys = self.word_key(image_IPD)
-        scores = torch.einsum("iktd,ipd->iktp", queries, keys).float()
-        scale = words_IKTD.shape[-1] ** -0.5
-        count = batch.word_fits.sum(-1, keepdim=True)
-        share = batch.word_fits / count.clamp(min=1)
-        fits_something = batch.word_fits.any(-1)
-        return attention_loss(scores * scale, share)[fits_something].mean()
+        scores = attention_scores(queries, keys)
+        fits = batch.word_fits
+        count = fits.sum(-1, keepdim=True)
+        share = fits / count.clamp(min=1)
+        losses = attention_loss(scores, share)
+        fits_something = fits.any(-1)
+        return losses[fits_something].mean()
 
     def phrase_box_losses(
         self, words_IKTD: Tensor, prompt_end_IKD: Tensor, batch: SceneBatch
@@ -88,17 +103,17 @@ class AuxiliaryHeads(nn.Module):
         is to that.
         """
         boxes, alone = lone_boxes(batch)
-        last = _last_phrase(batch)
-        last_is_alone = alone.gather(2, last)[..., 0]
-        has_relation = batch.is_phrase.sum(-1) > 1
-        last_box_index = last[..., None].expand(-1, -1, -1, 4)
-        last_boxes = boxes.gather(2, last_box_index)[:, :, 0]
         phrase_boxes = self.phrase_box(words_IKTD)
+        phrase_loss = _box_loss(phrase_boxes, boxes, alone)
+        last = _last_phrase(batch)
+        last_boxes = token_at(boxes, last)
+        last_is_alone = token_at(alone[..., None], last)[..., 0]
+        n_names = batch.is_phrase.sum(-1)
+        has_relation = n_names > 1
+        counts = last_is_alone & has_relation
         anchor_boxes = self.anchor_box(prompt_end_IKD)
-        return {
-            "phrase_box": _box_loss(phrase_boxes, boxes, alone),
-            "anchor_box": _box_loss(anchor_boxes, last_boxes, last_is_alone & has_relation),
-        }
+        anchor_loss = _box_loss(anchor_boxes, last_boxes, counts)
+        return {"phrase_box": phrase_loss, "anchor_box": anchor_loss}
 
     def place_loss(
         self, image_IPD: Tensor, batch: SceneBatch, region: Region, soft: SoftTargets
@@ -108,47 +123,58 @@ class AuxiliaryHeads(nn.Module):
         codes = self.place(image_IPD[owned])
         x_code, y_code, size_code = codes.chunk(3, dim=-1)
         boxes_N4 = batch.patch_box[owned]
-        x_loss = _coord_loss(x_code, boxes_N4[:, 0], region, soft)
-        y_loss = _coord_loss(y_code, boxes_N4[:, 1], region, soft)
-        return x_loss + y_loss + _size_loss(size_code, boxes_N4[:, 2:], region, soft)
+        cx, cy, *_ = boxes_N4.unbind(1)
+        size_N2 = boxes_N4[:, 2:]
+        x_loss = _coord_loss(x_code, cx, region, soft)
+        y_loss = _coord_loss(y_code, cy, region, soft)
+        size_loss = _size_loss(size_code, size_N2, region, soft)
+        return x_loss + y_loss + size_loss
 
     def name_loss(self, size_token_IKD: Tensor, batch: SceneBatch) -> Tensor:
         """Return the loss of the target's name at the size token."""
-        logits = self.name(size_token_IKD).float().flatten(0, 1)
+        logits = self.name(size_token_IKD).float()
         names = batch.target_name.flatten()
-        return F.cross_entropy(logits, names, ignore_index=IGNORE)
+        logits_NC = logits.flatten(0, 1)
+        return F.cross_entropy(logits_NC, names, ignore_index=IGNORE)
 
 
 def _coord_loss(code_ND: Tensor, value_N: Tensor, region: Region, soft: SoftTargets) -> Tensor:
     """Return the loss of coordinates (unit of image) that are decoded from codes."""
     last_bin = region.config.coord_out_dim - 1
+    bins = value_N * last_bin
     logits = region.coord_logits(code_ND)
-    return soft.bin_loss(logits, value_N * last_bin, soft.coord_sigma)
+    return soft.bin_loss(logits, bins, soft.coord_sigma)
 
 
 def _size_loss(code_ND: Tensor, size_N2: Tensor, region: Region, soft: SoftTargets) -> Tensor:
     """Return the loss of widths and heights (unit of image) that are decoded from codes."""
     last_bin = region.config.size_out_dim // 2 - 1
-    bins = (size_N2.log2() / SIZE_OCTAVES + 1) * last_bin
-    logits = region.size_logits(code_ND).flatten(0, 1)
-    return soft.bin_loss(logits, bins.flatten(), soft.size_sigma)
+    octaves = size_N2.log2() / SIZE_OCTAVES
+    bins = (octaves + 1) * last_bin
+    logits = region.size_logits(code_ND)
+    logits_NB = logits.flatten(0, 1)
+    return soft.bin_loss(logits_NB, bins.flatten(), soft.size_sigma)
 
 
 def attention_loss(scores: Tensor, share: Tensor) -> Tensor:
     """Return the cross-entropy (...) of attention scores (..., P) against shares (..., P)."""
-    return -(share * scores.log_softmax(-1)).sum(-1)
+    log_probs = scores.log_softmax(-1)
+    return -(share * log_probs).sum(-1)
 
 
 def _is_owned(batch: SceneBatch) -> Tensor:
     """Return of each patch (I, P) whether an object owns it."""
-    return batch.patch_labels[..., NAME_COLUMN] > 0
+    name_IP = batch.patch_labels[..., NAME_COLUMN]
+    return name_IP > 0
 
 
 def _last_phrase(batch: SceneBatch) -> Tensor:
-    """Return the position of each query's last name, (I, K, 1); 0 where there is none."""
-    length = batch.is_phrase.shape[-1]
-    positions = torch.arange(length, device=batch.is_phrase.device)
-    return (batch.is_phrase * positions).amax(-1, keepdim=True)
+    """Return the position of each query's last name, (I, K); 0 where there is none."""
+    is_phrase = batch.is_phrase
+    length = is_phrase.shape[-1]
+    positions = torch.arange(length, device=is_phrase.device)
+    name_positions = is_phrase * positions
+    return name_positions.amax(-1)
 
 
 def _label_losses(logits_IPC: Tensor, batch: SceneBatch) -> tuple[Tensor, Tensor]:
@@ -162,9 +188,13 @@ def _label_losses(logits_IPC: Tensor, batch: SceneBatch) -> tuple[Tensor, Tensor
     for column, logits in enumerate(by_column):
         labels = batch.patch_labels[..., column]
         if column > SIZE_COLUMN:
-            losses.append(F.cross_entropy(logits[owned], labels[owned]))
+            logits_NC = logits[owned]
+            labels_N = labels[owned]
         else:
-            losses.append(F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+            logits_NC = logits.flatten(0, 1)
+            labels_N = labels.flatten()
+        loss = F.cross_entropy(logits_NC, labels_N)
+        losses.append(loss)
     n_attributes = SIZE_COLUMN + 1
     attributes = torch.stack(losses[:n_attributes])
     ranks = torch.stack(losses[n_attributes:])
@@ -177,21 +207,30 @@ def lone_boxes(batch: SceneBatch) -> tuple[Tensor, Tensor]:
     Returns:
         Boxes (I, K, T, 4), unit of image; and of which tokens they are one object's, (I, K, T).
     """
-    shares = batch.phrase_share[..., 1:]
     boxes = batch.patch_box.nan_to_num()
-    means = torch.einsum("iktp,ipc->iktc", shares, boxes)
-    squares = torch.einsum("iktp,ipc->iktc", shares, boxes.square())
+    means = _phrase_means(boxes, batch)
+    squares = _phrase_means(boxes.square(), batch)
     variance = squares - means.square()
     is_one_box = (variance < ONE_BOX).all(-1)
-    fits_something = batch.phrase_share[..., 0] == 0
-    return means, batch.is_phrase & fits_something & is_one_box
+    share_of_none = batch.phrase_share[..., 0]
+    fits_something = share_of_none == 0
+    is_alone = batch.is_phrase & fits_something & is_one_box
+    return means, is_alone
+
+
+def _phrase_means(values_IPC: Tensor, batch: SceneBatch) -> Tensor:
+    """Return the means of values over the patches that each name fits, (I, K, T, C)."""
+    shares_IKTP = batch.phrase_share[..., 1:]
+    return torch.einsum("iktp,ipc->iktc", shares_IKTP, values_IPC)
 
 
 def _box_loss(found_N4: Tensor, boxes_N4: Tensor, counts_N: Tensor) -> Tensor:
     """Return the mean over the boxes that count; 0 where none does."""
-    errors = F.smooth_l1_loss(found_N4.float(), boxes_N4, beta=SMOOTH_L1_BETA, reduction="none")
+    found = found_N4.float()
+    errors = F.smooth_l1_loss(found, boxes_N4, beta=SMOOTH_L1_BETA, reduction="none")
     losses = errors.mean(-1) * counts_N
-    return losses.sum() / counts_N.sum().clamp(min=1)
+    n_boxes = counts_N.sum()
+    return losses.sum() / n_boxes.clamp(min=1)
 
 
 def look_loss(decoded: DecoderPass, batch: SceneBatch) -> Tensor:
@@ -203,12 +242,13 @@ def look_loss(decoded: DecoderPass, batch: SceneBatch) -> Tensor:
     scores = decoded.prefix_scores(LOOK_LAYER)
     offset = torch.arange(ANSWERED_TOKENS, device=scores.device)
     last = scores.shape[2] - 1
-    index = (batch.pointer[..., None] + offset).clamp(max=last)
-    index_IKTP = index[..., None].expand(-1, -1, -1, scores.shape[-1])
+    index = batch.pointer[..., None] + offset
+    answered = tokens_at(scores, index.clamp(max=last))
     share = batch.target_share[:, :, None]
-    losses = attention_loss(scores.gather(2, index_IKTP), share)
+    losses = attention_loss(answered, share)
     is_present = batch.target_name != IGNORE
-    counts = is_present[..., None] | (offset == 0)
+    is_prompt_end = offset == 0
+    counts = is_present[..., None] | is_prompt_end
     return losses[counts].mean()
 
 

@@ -19,6 +19,9 @@ from wordmask.model.train.sft.labels import NAME_COLUMN, Label, share_or_first
 
 IGNORE = -100  # label of what no loss counts
 
+Arrays = dict[str, np.ndarray]  # by the names of the fields of `SceneBatch`
+Box = tuple[float, float, float, float]  # (cx, cy, w, h), unit of image
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuerySample:
@@ -26,7 +29,7 @@ class QuerySample:
 
     ids: list[int]
     prompt_length: int
-    box: tuple[float, float, float, float] | None  # None where nothing is meant
+    box: Box | None  # None where nothing is meant
     name: int
     words: dict[int, list[Label]]
 
@@ -82,35 +85,52 @@ class SceneBatch:
 
 def collate(samples: Sequence[ImageSample], config: MoondreamSegmentationConfig) -> SceneBatch:
     """Stack samples of as many queries each, padded to the longest query."""
-    length = max(len(query.ids) for sample in samples for query in sample.queries)
-    shape = (len(samples), len(samples[0].queries), length)
+    arrays = _token_arrays(samples, config)
+    phrase_fits = arrays.pop("phrase_fits")
+    phrase_share = share_or_first(phrase_fits)
+    arrays["phrase_share"] = phrase_share.astype(np.float32)
+    arrays |= _image_arrays(samples)
+    tilings = [sample.tiling for sample in samples]
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return SceneBatch(tilings=tilings, **tensors)
+
+
+def _image_arrays(samples: Sequence[ImageSample]) -> Arrays:
+    """Return the arrays that have no axis of tokens."""
+    crops = [sample.crops_NHWC for sample in samples]
+    target_shares = [sample.target_share_KP for sample in samples]
+    patch_labels = [sample.patch_labels_PC for sample in samples]
+    patch_boxes = [sample.patch_box_P4 for sample in samples]
+    pointers = []
+    names = []
+    for sample in samples:
+        pointers.append([query.prompt_length - 1 for query in sample.queries])
+        names.append([query.name for query in sample.queries])
+    return {
+        "crops": np.concatenate(crops),
+        "pointer": np.array(pointers, np.int64),
+        "target_name": np.array(names, np.int64),
+        "target_share": np.stack(target_shares).astype(np.float32),
+        "patch_labels": np.stack(patch_labels).astype(np.int64),
+        "patch_box": np.stack(patch_boxes).astype(np.float32),
+    }
+
+
+def _token_arrays(samples: Sequence[ImageSample], config: MoondreamSegmentationConfig) -> Arrays:
+    """Return the arrays of all tokens (I, K, T, ...)."""
+    n_queries = len(samples[0].queries)
+    lengths = [len(query.ids) for sample in samples for query in sample.queries]
+    shape = (len(samples), n_queries, max(lengths))
     arrays = _blank(shape, config.vision.n_tokens)
     for i, sample in enumerate(samples):
         for k, query in enumerate(sample.queries):
             of_query = {name: array[i, k] for name, array in arrays.items()}
             _fill_tokens(of_query, query, config.region)
             _fill_words(of_query, query, sample.patch_labels_PC)
-    phrase_fits = arrays.pop("phrase_fits")
-    crops = [sample.crops_NHWC for sample in samples]
-    pointers = [[query.prompt_length - 1 for query in s.queries] for s in samples]
-    names = [[query.name for query in s.queries] for s in samples]
-    target_shares = [sample.target_share_KP for sample in samples]
-    patch_labels = [sample.patch_labels_PC for sample in samples]
-    patch_boxes = [sample.patch_box_P4 for sample in samples]
-    arrays |= {
-        "crops": np.concatenate(crops),
-        "pointer": np.array(pointers, np.int64),
-        "target_name": np.array(names, np.int64),
-        "phrase_share": share_or_first(phrase_fits).astype(np.float32),
-        "target_share": np.stack(target_shares).astype(np.float32),
-        "patch_labels": np.stack(patch_labels).astype(np.int64),
-        "patch_box": np.stack(patch_boxes).astype(np.float32),
-    }
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return SceneBatch(tilings=[sample.tiling for sample in samples], **tensors)
+    return arrays
 
 
-def _blank(shape: tuple[int, int, int], n_patches: int) -> dict[str, np.ndarray]:
+def _blank(shape: tuple[int, int, int], n_patches: int) -> Arrays:
     """Return the arrays of all tokens (I, K, T, ...) before anything is filled in."""
     return {
         "ids": np.zeros(shape, np.int64),
@@ -125,28 +145,35 @@ def _blank(shape: tuple[int, int, int], n_patches: int) -> dict[str, np.ndarray]
     }
 
 
-def _fill_tokens(arrays: dict[str, np.ndarray], query: QuerySample, config: RegionConfig) -> None:
+def _fill_tokens(arrays: Arrays, query: QuerySample, config: RegionConfig) -> None:
     """Fill in the tokens of a query, their values and the labels of what comes next."""
-    start, stop = query.prompt_length, len(query.ids)
+    start = query.prompt_length
+    stop = len(query.ids)
     arrays["ids"][:stop] = query.ids
     arrays["next_id"][start - 1 : stop - 1] = query.ids[start:]
-    if query.box is None:
-        return
-    cx, cy, w, h = query.box
-    n_coord, n_size = config.coord_out_dim, config.size_out_dim // 2
-    arrays["coords"][start : start + 2] = cx, cy
-    arrays["sizes"][start + 2] = w, h
+    if query.box is not None:
+        _fill_box(arrays, query.box, start, config)
+
+
+def _fill_box(arrays: Arrays, box: Box, start: int, config: RegionConfig) -> None:
+    """Fill in the box of a query, whose answer starts at token `start`."""
+    cx, cy, w, h = box
+    arrays["coords"][start] = cx
+    arrays["coords"][start + 1] = cy
+    arrays["sizes"][start + 2] = (w, h)
+    n_coord = config.coord_out_dim
     arrays["next_coord"][start - 1] = coord_bin(cx, n_coord)
     arrays["next_coord"][start] = coord_bin(cy, n_coord)
-    arrays["next_size"][start + 1] = size_bin(w, n_size), size_bin(h, n_size)
+    n_size = config.size_out_dim // 2
+    size_bins = [size_bin(side, n_size) for side in (w, h)]
+    arrays["next_size"][start + 1] = size_bins
 
 
-def _fill_words(
-    arrays: dict[str, np.ndarray], query: QuerySample, patch_labels_PC: np.ndarray
-) -> None:
+def _fill_words(arrays: Arrays, query: QuerySample, patch_labels_PC: np.ndarray) -> None:
     """Fill in which patches the attribute words of a query fit."""
     for token, labels in query.words.items():
         fits = [patch_labels_PC[:, column] == value for column, value in labels]
+        first_column, _ = labels[0]
         arrays["word_fits"][token] = fits[0]
         arrays["phrase_fits"][token] = np.all(fits, axis=0)
-        arrays["is_phrase"][token] = labels[0][0] == NAME_COLUMN
+        arrays["is_phrase"][token] = first_column == NAME_COLUMN

@@ -12,6 +12,7 @@ from torch import Tensor
 from wordmask.model.nn.config import BOX_TOKENS, TokenConfig
 from wordmask.model.nn.image_crops import normalise
 from wordmask.model.nn.moondream import Moondream
+from wordmask.model.nn.region import Region
 from wordmask.model.nn.vision import CropFeatures
 from wordmask.model.train.sft.auxiliary import AuxiliaryHeads, look_loss, phrase_loss
 from wordmask.model.train.sft.batch import IGNORE, SceneBatch
@@ -20,6 +21,7 @@ from wordmask.model.train.sft.packing import (
     DecoderPass,
     decode_queries,
     observe_queries,
+    token_at,
 )
 from wordmask.model.train.sft.soft_targets import SoftTargets
 
@@ -116,36 +118,26 @@ def _stream_losses(
     decoded: DecoderPass,
 ) -> dict[str, Tensor]:
     """Return the auxiliary losses of the decoder."""
-    layers = sorted({*POINTER_LAYERS, ANCHOR_LAYER})
-    prompt_end = {}
-    for layer in layers:
-        prompt_end[layer] = _token_at(decoded.of_queries(layer), batch.pointer)
-    losses = {
-        f"point{layer}": heads.pointer_loss(
-            prompt_end[layer], decoded.of_prefix(layer), batch.target_share
-        )
-        for layer in POINTER_LAYERS
-    }
+    losses = {}
+    for layer in POINTER_LAYERS:
+        prompt_end = token_at(decoded.of_queries(layer), batch.pointer)
+        prefix = decoded.of_prefix(layer)
+        losses[f"point{layer}"] = heads.pointer_loss(prompt_end, prefix, batch.target_share)
     words = decoded.of_queries(WORD_LAYER)
     losses["word"] = heads.word_loss(words, decoded.of_image(WORD_LAYER), batch)
-    losses["place"] = heads.place_loss(decoded.of_image(ANCHOR_LAYER), batch, model.region, soft)
-    losses |= heads.seen_losses(decoded.of_image(ANCHOR_LAYER), batch)
+    anchor_image = decoded.of_image(ANCHOR_LAYER)
+    losses["place"] = heads.place_loss(anchor_image, batch, model.region, soft)
+    losses |= heads.seen_losses(anchor_image, batch)
     losses["look"] = look_loss(decoded, batch)
     losses["phrase"] = phrase_loss(decoded, batch)
     phrases = decoded.of_queries(PHRASE_LAYER)
-    losses |= heads.phrase_box_losses(phrases, prompt_end[ANCHOR_LAYER], batch)
+    anchor_end = token_at(decoded.of_queries(ANCHOR_LAYER), batch.pointer)
+    losses |= heads.phrase_box_losses(phrases, anchor_end, batch)
     last = decoded.hidden.shape[2] - 1
-    size_index = (batch.pointer + BOX_TOKENS).clamp(max=last)
-    size_token = _token_at(decoded.hidden, size_index)
+    size_index = batch.pointer + BOX_TOKENS
+    size_token = token_at(decoded.hidden, size_index.clamp(max=last))
     losses["name"] = heads.name_loss(size_token, batch)
     return losses
-
-
-def _token_at(stream_IKTD: Tensor, index_IK: Tensor) -> Tensor:
-    """Return the stream at one token of each query, (I, K, D)."""
-    width = stream_IKTD.shape[-1]
-    index = index_IK[..., None, None].expand(-1, -1, 1, width)
-    return stream_IKTD.gather(2, index)[:, :, 0]
 
 
 def answer_losses(
@@ -155,17 +147,35 @@ def answer_losses(
 
     `presence` counts the answers' first tokens once more: whether there is anything.
     """
-    region, text = model.region, model.text
-    has_coord = batch.next_coord >= 0
-    has_size = batch.next_size[..., 0] >= 0
+    text = model.text
     has_id = batch.next_id != IGNORE
-    coord_logits = region.coord_logits(hidden_IKTD[has_coord])
-    coord = soft.bin_loss(coord_logits, batch.next_coord[has_coord], soft.coord_sigma)
-    size_logits = region.size_logits(hidden_IKTD[has_size]).flatten(0, 1)
-    size_bins = batch.next_size[has_size].flatten()
-    size = soft.bin_loss(size_logits, size_bins, soft.size_sigma)
-    number, token = soft.token_losses(text.logits(hidden_IKTD[has_id]), batch.next_id[has_id])
-    first_logits = text.logits(_token_at(hidden_IKTD, batch.pointer)).float()
+    id_logits = text.logits(hidden_IKTD[has_id])
+    number, token = soft.token_losses(id_logits, batch.next_id[has_id])
+    first_hidden = token_at(hidden_IKTD, batch.pointer)
+    first_logits = text.logits(first_hidden).float()
     first_ids = batch.next_id.gather(2, batch.pointer[..., None])
     presence = F.cross_entropy(first_logits.flatten(0, 1), first_ids.flatten())
-    return {"coord": coord, "size": size, "number": number, "token": token, "presence": presence}
+    return {
+        "coord": _coord_loss(model.region, soft, batch, hidden_IKTD),
+        "size": _size_loss(model.region, soft, batch, hidden_IKTD),
+        "number": number,
+        "token": token,
+        "presence": presence,
+    }
+
+
+def _coord_loss(
+    region: Region, soft: SoftTargets, batch: SceneBatch, hidden_IKTD: Tensor
+) -> Tensor:
+    has_coord = batch.next_coord >= 0
+    logits = region.coord_logits(hidden_IKTD[has_coord])
+    bins = batch.next_coord[has_coord]
+    return soft.bin_loss(logits, bins, soft.coord_sigma)
+
+
+def _size_loss(region: Region, soft: SoftTargets, batch: SceneBatch, hidden_IKTD: Tensor) -> Tensor:
+    has_size = batch.next_size[..., 0] >= 0
+    logits = region.size_logits(hidden_IKTD[has_size])
+    logits_NB = logits.flatten(0, 1)
+    bins = batch.next_size[has_size].flatten()
+    return soft.bin_loss(logits_NB, bins, soft.size_sigma)

@@ -23,7 +23,11 @@ from wordmask.model.train.sft.batch import SceneBatch
 from wordmask.model.train.teacher_forcing import PREFIX, embed_answers, packed_mask
 
 # Heads whose attention is supervised: head `SUPERVISED_HEAD` of these blocks.
-PHRASE_LAYER, LOOK_LAYER, SUPERVISED_HEAD = 2, 5, 0
+PHRASE_LAYER = 2
+LOOK_LAYER = 5
+SUPERVISED_HEAD = 0
+
+Heads = dict[int, tuple[Tensor, Tensor]]  # of a block, the head's queries and keys (I, S, d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class DecoderPass:
 
     hidden: Tensor  # (I, K, T, D) stream of the queries after the last block
     streams: list[Tensor]  # of each block, (I, S, D) after it
-    heads: dict[int, tuple[Tensor, Tensor]]  # of a block, the head's queries and keys (I, S, d)
+    heads: Heads
     prefix: int  # positions of the prefix: 1 + P
 
     def of_queries(self, layer: int) -> Tensor:
@@ -55,11 +59,32 @@ class DecoderPass:
         q, k = self.heads[layer]
         queries = self._by_query(q)
         keys = k[:, : self.prefix]
-        scores = torch.einsum("iktd,ipd->iktp", queries, keys).float()
-        return scores * q.shape[-1] ** -0.5
+        return attention_scores(queries, keys)
 
     def _by_query(self, stream_ISD: Tensor) -> Tensor:
-        return stream_ISD[:, self.prefix :].unflatten(1, self.hidden.shape[1:3])
+        behind_prefix = stream_ISD[:, self.prefix :]
+        queries, length = self.hidden.shape[1:3]
+        return behind_prefix.unflatten(1, (queries, length))
+
+
+def attention_scores(query: Tensor, key_IPD: Tensor) -> Tensor:
+    """Return the scores (I, ..., P), before the softmax, of keys for queries (I, ..., D)."""
+    scores = torch.einsum("i...d,ipd->i...p", query, key_IPD).float()
+    scale = query.shape[-1] ** -0.5
+    return scores * scale
+
+
+def token_at(stream_IKTD: Tensor, index_IK: Tensor) -> Tensor:
+    """Return the stream at one token of each query, (I, K, D)."""
+    index_IK1 = index_IK[..., None]
+    return tokens_at(stream_IKTD, index_IK1)[:, :, 0]
+
+
+def tokens_at(stream_IKTD: Tensor, index_IKN: Tensor) -> Tensor:
+    """Return the stream at N tokens of each query, (I, K, N, D)."""
+    width = stream_IKTD.shape[-1]
+    index = index_IKN[..., None].expand(-1, -1, -1, width)
+    return stream_IKTD.gather(2, index)
 
 
 def packed_layout(
@@ -71,11 +96,14 @@ def packed_layout(
     """
     prefix_position = torch.arange(prefix, device=device)
     query_position = torch.arange(prefix, prefix + length, device=device)
-    position = torch.cat([prefix_position, query_position.repeat(queries)])[None]
+    query_positions = query_position.repeat(queries)
+    position = torch.cat([prefix_position, query_positions])[None]
     prefix_owner = torch.full_like(prefix_position, PREFIX)
-    query_owner = torch.arange(queries, device=device)
-    owner = torch.cat([prefix_owner, query_owner.repeat_interleave(length)])[None]
-    return position, packed_mask(owner, position, prefix)
+    query_number = torch.arange(queries, device=device)
+    query_owner = query_number.repeat_interleave(length)
+    owner = torch.cat([prefix_owner, query_owner])[None]
+    mask = packed_mask(owner, position, prefix)
+    return position, mask
 
 
 def decode_queries(
@@ -88,15 +116,17 @@ def decode_queries(
     """
     images, queries, length = batch.ids.shape
     image_IPD = model.vision.project(features.final, batch.tilings)
-    start_ids = torch.full((images, 1), tokens.bos_id, device=image_IPD.device)
+    device = image_IPD.device
+    start_ids = torch.full((images, 1), tokens.bos_id, device=device)
     start = model.text.embed(start_ids)
-    x = embed_answers(model, tokens, batch.ids, batch.coords, batch.sizes)
-    image = image_IPD.to(x.dtype)
-    packed = torch.cat([start, image, x.flatten(1, 2)], dim=1)
-    prefix = 1 + image_IPD.shape[1]
-    positions, mask = packed_layout(prefix, queries, length, packed.device)
-    hidden = model.text(packed, positions.expand(images, -1), mask)
-    return hidden[:, prefix:].unflatten(1, (queries, length))
+    answers = embed_answers(model, tokens, batch.ids, batch.coords, batch.sizes)
+    image = image_IPD.to(answers.dtype)
+    packed = torch.cat([start, image, answers.flatten(1, 2)], dim=1)
+    prefix = 1 + image.shape[1]
+    position, mask = packed_layout(prefix, queries, length, device)
+    hidden = model.text(packed, position.expand(images, -1), mask)
+    behind_prefix = hidden[:, prefix:]
+    return behind_prefix.unflatten(1, (queries, length))
 
 
 def observe_queries(
@@ -104,7 +134,7 @@ def observe_queries(
 ) -> DecoderPass:
     """Decode as `decode_queries` does, and keep the streams and heads of blocks on the way."""
     streams: list[Tensor] = []
-    heads: dict[int, tuple[Tensor, Tensor]] = {}
+    heads: Heads = {}
     with _hooks(model, streams, heads):
         hidden = decode_queries(model, tokens, features, batch)
     prefix = 1 + model.vision.config.n_tokens
@@ -112,9 +142,7 @@ def observe_queries(
 
 
 @contextmanager
-def _hooks(
-    model: Moondream, streams: list[Tensor], heads: dict[int, tuple[Tensor, Tensor]]
-) -> Generator[None]:
+def _hooks(model: Moondream, streams: list[Tensor], heads: Heads) -> Generator[None]:
     """Within, each pass of the decoder appends to `streams` and writes into `heads`."""
 
     def keep_stream(_module: nn.Module, _args: object, stream: Tensor) -> None:
@@ -122,13 +150,18 @@ def _hooks(
 
     def keep_head(layer: int, attention: TextAttention, args: tuple[Any, ...]) -> None:
         q, k, _ = attention.heads(*args)
-        heads[layer] = q[:, SUPERVISED_HEAD], k[:, SUPERVISED_HEAD]
+        query = q[:, SUPERVISED_HEAD]
+        key = k[:, SUPERVISED_HEAD]
+        heads[layer] = (query, key)
 
-    handles = [block.register_forward_hook(keep_stream) for block in model.text.blocks]
-    attentions = [m for m in model.text.modules() if isinstance(m, TextAttention)]
+    text = model.text
+    handles = [block.register_forward_hook(keep_stream) for block in text.blocks]
+    attentions = [m for m in text.modules() if isinstance(m, TextAttention)]
     for layer in (PHRASE_LAYER, LOOK_LAYER):
         keep = partial(keep_head, layer)
-        handles.append(attentions[layer].register_forward_pre_hook(keep))
+        attention = attentions[layer]
+        handle = attention.register_forward_pre_hook(keep)
+        handles.append(handle)
     try:
         yield
     finally:
