@@ -39,22 +39,29 @@ def action_log_probs(policy: Policy, packed: PackedRollouts) -> ActionLogProbs:
         for log_probs_NV, action_N in zip(distributions, taken, strict=True)
     ]
     entropies = [_entropy(log_probs_NV.detach()) for log_probs_NV in distributions]
-    return ActionLogProbs(log_probs_A=torch.cat(log_probs), entropy_A=torch.cat(entropies))
+    return ActionLogProbs(
+        log_probs_A=torch.cat(log_probs),
+        entropy_A=torch.cat(entropies),
+    )
 
 
 def _distributions(policy: Policy, packed: PackedRollouts, hidden_ISD: Tensor) -> list[Tensor]:
     """Return the log-probabilities (N, V) of all that each action could have been, by kind."""
-    text, region = policy.model.text, policy.model.region
+    text = policy.model.text
+    region = policy.model.region
     tokens = policy.config.tokens
 
     def read(at_N2: Tensor) -> Tensor:
-        return hidden_ISD[at_N2[:, 0], at_N2[:, 1]]
+        row, position = at_N2.unbind(1)
+        return hidden_ISD[row, position]
 
     def log_probs(logits_NV: Tensor) -> Tensor:
-        return logits_NV.mul(1 / policy.temperature).log_softmax(-1)
+        scaled = logits_NV.mul(1 / policy.temperature)
+        return scaled.log_softmax(-1)
 
     presence_ids = [tokens.eos_id, tokens.coord_id]
-    presence = text.logits(read(packed.presence_at))[:, presence_ids]
+    first_logits = text.logits(read(packed.presence_at))
+    presence = first_logits[:, presence_ids]
     size = region.size_logits(read(packed.size_at))
     width, height = size.unbind(dim=1)
     path_logits = text.logits(read(packed.path_at))
@@ -71,22 +78,26 @@ def _distributions(policy: Policy, packed: PackedRollouts, hidden_ISD: Tensor) -
 
 def _entropy(log_probs_NV: Tensor) -> Tensor:
     """Return the entropy (N,) of distributions; what is impossible adds nothing."""
-    finite = log_probs_NV.clamp(min=torch.finfo(log_probs_NV.dtype).min)
-    return -(log_probs_NV.exp() * finite).sum(dim=-1)
+    least = torch.finfo(log_probs_NV.dtype).min
+    finite = log_probs_NV.clamp(min=least)
+    probs = log_probs_NV.exp()
+    return -(probs * finite).sum(dim=-1)
 
 
 def _hidden_states(policy: Policy, packed: PackedRollouts) -> Tensor:
     """Return the decoder's stream at every position, (I, S, D)."""
-    tokens, n_image = policy.config.tokens, packed.image_IPD.shape[1]
+    tokens = policy.config.tokens
+    prefix = 1 + packed.image_IPD.shape[1]
     is_rollout = packed.owner_IS >= 0
     x = embed_answers(
         policy.model, tokens, packed.ids_IS, packed.coords_IS, packed.sizes_IS2, is_rollout
     )
     image = packed.image_IPD.to(x.dtype)
-    start, answers = x[:, :1], x[:, 1 + n_image :]
-    x = torch.cat([start, image, answers], dim=1)
-    mask = packed_mask(packed.owner_IS, packed.position_IS, 1 + n_image)
-    return policy.model.text(x, packed.position_IS, mask)
+    start = x[:, :1]
+    answers = x[:, prefix:]
+    stream = torch.cat([start, image, answers], dim=1)
+    mask = packed_mask(packed.owner_IS, packed.position_IS, prefix)
+    return policy.model.text(stream, packed.position_IS, mask)
 
 
 def advantages(values_IG: Tensor) -> Tensor:
@@ -94,8 +105,10 @@ def advantages(values_IG: Tensor) -> Tensor:
 
     Advantages are 0 on average over a prompt, and of unit spread over all.
     """
-    difference_IG = values_IG - values_IG.mean(dim=1, keepdim=True)
-    return difference_IG / (difference_IG.square().mean().sqrt() + 1e-4)
+    mean_I1 = values_IG.mean(dim=1, keepdim=True)
+    difference_IG = values_IG - mean_I1
+    spread = difference_IG.square().mean().sqrt()
+    return difference_IG / (spread + 1e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,4 +143,5 @@ def policy_loss(
         "clipped": clip_fraction.item(),
         "entropy": found.entropy_A.mean().item(),
     }
-    return -(surrogate - settings.kl_weight * kl).mean(), metrics
+    objective = surrogate - settings.kl_weight * kl
+    return -objective.mean(), metrics

@@ -24,6 +24,7 @@ from wordmask.model.train.rl.rollouts import Policy, ScenePrompt
 from wordmask.model.train.teacher_forcing import PREFIX
 
 PADDING = -2  # owner of positions that belong to no rollout and that none sees
+NO_SIZE = (0.0, 0.0)  # at tokens that are no size
 
 # Columns of the actions of a kind: row, position, rollout, and what was chosen.
 ACTION_COLUMNS = {"presence": 4, "coord": 4, "size": 5, "path": 6}
@@ -64,32 +65,58 @@ def pack(
     Raises:
         ValueError: if a prompt holds spatial references.
     """
-    rows = [_PackedRow(policy, len(prompt.image_PD), prompt.prompt) for prompt in prompts]
-    for index, (row, group) in enumerate(zip(rows, rollouts, strict=True)):
+    rows = []
+    for index, (prompt, group) in enumerate(zip(prompts, rollouts, strict=True)):
+        row = _PackedRow(policy, len(prompt.image_PD), prompt.prompt)
         for owner, rollout in enumerate(group):
-            row.add(rollout, owner, row=index, number=index * len(group) + owner)
-    device = prompts[0].image_PD.device
-    presence, coord, size, path = (_actions(rows, kind, device) for kind in ACTION_COLUMNS)
-    by_kind = (presence, coord, size, size, path)
-    return PackedRollouts(
-        image_IPD=torch.stack([prompt.image_PD for prompt in prompts]),
-        ids_IS=_padded([row.ids for row in rows], 0, device),
-        position_IS=_padded([row.positions for row in rows], 0, device),
-        coords_IS=_padded([row.coords for row in rows], 0.0, device),
-        sizes_IS2=_padded([row.sizes for row in rows], (0.0, 0.0), device),
-        owner_IS=_padded([row.owners for row in rows], PADDING, device),
-        presence_at=presence[:, :2],
-        presence=presence[:, 3],
-        coord_at=coord[:, :2],
-        coord=coord[:, 3],
-        size_at=size[:, :2],
-        size=size[:, 3:],
-        path_at=path[:, :2],
-        path=path[:, 3],
-        state=path[:, 4],
-        left=path[:, 5],
-        rollout_A=torch.cat([actions[:, 2] for actions in by_kind]),
-    )
+            number = index * len(group) + owner
+            row.add(rollout, owner, row=index, number=number)
+        rows.append(row)
+    images = [prompt.image_PD for prompt in prompts]
+    device = images[0].device
+    positions = _position_tensors(rows, device)
+    actions = _action_tensors(rows, device)
+    return PackedRollouts(image_IPD=torch.stack(images), **positions, **actions)
+
+
+def _position_tensors(rows: Sequence[_PackedRow], device: torch.device) -> dict[str, Tensor]:
+    """Return what is at each position of the rows, by the fields of `PackedRollouts`."""
+    ids = [row.ids for row in rows]
+    positions = [row.positions for row in rows]
+    coords = [row.coords for row in rows]
+    sizes = [row.sizes for row in rows]
+    owners = [row.owners for row in rows]
+    return {
+        "ids_IS": _padded(ids, 0, device),
+        "position_IS": _padded(positions, 0, device),
+        "coords_IS": _padded(coords, 0.0, device),
+        "sizes_IS2": _padded(sizes, NO_SIZE, device),
+        "owner_IS": _padded(owners, PADDING, device),
+    }
+
+
+def _action_tensors(rows: Sequence[_PackedRow], device: torch.device) -> dict[str, Tensor]:
+    """Return the actions of the rows, by the fields of `PackedRollouts`."""
+    found: dict[str, Tensor] = {}
+    rollouts: dict[str, Tensor] = {}
+    chosen: dict[str, Tensor] = {}
+    for kind in ACTION_COLUMNS:
+        actions = _actions(rows, kind, device)
+        found[f"{kind}_at"] = actions[:, :2]
+        rollouts[kind] = actions[:, 2]
+        chosen[kind] = actions[:, 3:]
+    path, state, left = chosen["path"].unbind(1)
+    # A size is two actions: a width and a height.
+    rollout_A = [rollouts[kind] for kind in ("presence", "coord", "size", "size", "path")]
+    return found | {
+        "presence": chosen["presence"][:, 0],
+        "coord": chosen["coord"][:, 0],
+        "size": chosen["size"],
+        "path": path,
+        "state": state,
+        "left": left,
+        "rollout_A": torch.cat(rollout_A),
+    }
 
 
 def _actions(rows: Sequence[_PackedRow], kind: str, device: torch.device) -> Tensor:
@@ -126,26 +153,31 @@ class _PackedRow:
         self.positions = [*range(self._prefix)]
         self.owners = [PREFIX] * self._prefix
         self.coords = [0.0] * self._prefix
-        self.sizes = [(0.0, 0.0)] * self._prefix
+        self.sizes = [NO_SIZE] * self._prefix
         self.actions: dict[str, list[tuple[int, ...]]] = {kind: [] for kind in ACTION_COLUMNS}
 
     def add(self, rollout: Decoded, owner: int, *, row: int, number: int) -> None:
         """Append a rollout: the `owner`-th of row `row`, and `number`-th of all."""
         # Whether the thing is there, and its x, are read from the prompt's last token.
-        prompt_end, begin = self._prefix - 1, len(self.ids)
-        self.actions["presence"].append((row, prompt_end, number, int(not rollout.absent)))
+        prompt_end = self._prefix - 1
+        is_present = int(not rollout.absent)
+        self.actions["presence"].append((row, prompt_end, number, is_present))
         if rollout.absent:
             return
+        begin = len(self.ids)
         x_bin, y_bin, w_bin, h_bin = self._box_bins(rollout)
-        self.actions["coord"].append((row, prompt_end, number, x_bin))
-        self.actions["coord"].append((row, begin, number, y_bin))
+        coords = self.actions["coord"]
+        coords.append((row, prompt_end, number, x_bin))
+        coords.append((row, begin, number, y_bin))
         self.actions["size"].append((row, begin + 1, number, w_bin, h_bin))
-        self._add_path_actions(rollout, row, begin + BOX_TOKENS - 1, number)
+        path_begin = begin + BOX_TOKENS - 1
+        self._add_path_actions(rollout, row, path_begin, number)
         self._add_tokens(rollout, owner)
 
     def _box_bins(self, rollout: Decoded) -> tuple[int, int, int, int]:
         cx, cy, w, h = rollout.box
-        n_coord, n_size = self._region.coord_out_dim, self._region.size_out_dim // 2
+        n_coord = self._region.coord_out_dim
+        n_size = self._region.size_out_dim // 2
         return (
             round(coord_bin(cx, n_coord)),
             round(coord_bin(cy, n_coord)),
@@ -156,19 +188,27 @@ class _PackedRow:
     def _add_path_actions(self, rollout: Decoded, row: int, begin: int, number: int) -> None:
         most = self._tokens.max_new_tokens
         # A path that fills the limit has no end token.
-        path = [*rollout.ids, self._tokens.eos_id][:most]
-        columns, states = self._grammar.columns(path), self._grammar.states(path)
+        whole_path = [*rollout.ids, self._tokens.eos_id]
+        path = whole_path[:most]
+        columns = self._grammar.columns(path)
+        states = self._grammar.states(path)
         for step, (column, state) in enumerate(zip(columns, states, strict=True)):
-            position, left = begin + step, most - step
-            self.actions["path"].append((row, position, number, column, state, left))
+            position = begin + step
+            left = most - step
+            action = (row, position, number, column, state, left)
+            self.actions["path"].append(action)
 
     def _add_tokens(self, rollout: Decoded, owner: int) -> None:
         cx, cy, w, h = rollout.box
-        tokens, path = self._tokens, rollout.ids
+        tokens = self._tokens
+        path = rollout.ids
         length = BOX_TOKENS + len(path)
-        self.ids += [tokens.coord_id, tokens.coord_id, tokens.size_id, *path]
-        self.coords += [cx, cy, *[0.0] * (length - 2)]
-        no_size = (0.0, 0.0)
-        self.sizes += [no_size, no_size, (w, h), *[no_size] * len(path)]
-        self.positions += range(self._prefix, self._prefix + length)
+        self.ids += [tokens.coord_id, tokens.coord_id, tokens.size_id]
+        self.ids += path
+        self.coords += [cx, cy]
+        self.coords += [0.0] * (length - 2)
+        self.sizes += [NO_SIZE, NO_SIZE, (w, h)]
+        self.sizes += [NO_SIZE] * len(path)
+        stop = self._prefix + length
+        self.positions += range(self._prefix, stop)
         self.owners += [owner] * length

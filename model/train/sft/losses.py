@@ -118,21 +118,22 @@ def _stream_losses(
     decoded: DecoderPass,
 ) -> dict[str, Tensor]:
     """Return the auxiliary losses of the decoder."""
+    prompt_end = {}
+    for layer in sorted({*POINTER_LAYERS, ANCHOR_LAYER}):
+        prompt_end[layer] = token_at(decoded.of_queries(layer), batch.pointer)
     losses = {}
     for layer in POINTER_LAYERS:
-        prompt_end = token_at(decoded.of_queries(layer), batch.pointer)
         prefix = decoded.of_prefix(layer)
-        losses[f"point{layer}"] = heads.pointer_loss(prompt_end, prefix, batch.target_share)
+        loss = heads.pointer_loss(prompt_end[layer], prefix, batch.target_share)
+        losses[f"point{layer}"] = loss
     words = decoded.of_queries(WORD_LAYER)
     losses["word"] = heads.word_loss(words, decoded.of_image(WORD_LAYER), batch)
-    anchor_image = decoded.of_image(ANCHOR_LAYER)
-    losses["place"] = heads.place_loss(anchor_image, batch, model.region, soft)
-    losses |= heads.seen_losses(anchor_image, batch)
+    losses["place"] = heads.place_loss(decoded.of_image(ANCHOR_LAYER), batch, model.region, soft)
+    losses |= heads.seen_losses(decoded.of_image(ANCHOR_LAYER), batch)
     losses["look"] = look_loss(decoded, batch)
     losses["phrase"] = phrase_loss(decoded, batch)
     phrases = decoded.of_queries(PHRASE_LAYER)
-    anchor_end = token_at(decoded.of_queries(ANCHOR_LAYER), batch.pointer)
-    losses |= heads.phrase_box_losses(phrases, anchor_end, batch)
+    losses |= heads.phrase_box_losses(phrases, prompt_end[ANCHOR_LAYER], batch)
     last = decoded.hidden.shape[2] - 1
     size_index = batch.pointer + BOX_TOKENS
     size_token = token_at(decoded.hidden, size_index.clamp(max=last))
