@@ -75,15 +75,17 @@ def small_model(tokenizer: PathTokenizer, seed: int) -> MoondreamSegmentation:
     """
     torch.manual_seed(seed)
     model = MoondreamSegmentation(small_config(tokenizer))
-    vision, text = model.model.vision, model.model.text
+    vision = model.model.vision
+    text = model.model.text
     numbers = [str(n) for n in range(PATH_SCALE + 1)]
     number_ids = torch.tensor(tokenizer.path_ids(numbers))
+    dim = text.config.dim
     with torch.no_grad():
         vision.pos_emb[0] = grid_code(vision.config.grid, vision.config.enc_dim)
         text.wte.mul_(0.5)
-        text.wte[number_ids] = _number_code(text.config.dim)
-        scale = text.config.dim**-0.5
-        text.lm_head.weight[number_ids] = _number_code(text.config.dim) * scale
+        text.wte[number_ids] = _number_code(dim)
+        scale = dim**-0.5
+        text.lm_head.weight[number_ids] = _number_code(dim) * scale
         _start_bins(model.model.region)
         for module in text.modules():
             if isinstance(module, Tau):
@@ -94,16 +96,20 @@ def small_model(tokenizer: PathTokenizer, seed: int) -> MoondreamSegmentation:
 
 def _number_code(dim: int) -> Tensor:
     """Return codes of the numbers of a path, (PATH_SCALE + 1, dim)."""
-    return fourier_code(torch.linspace(0, 1, PATH_SCALE + 1), dim)
+    values = torch.linspace(0, 1, PATH_SCALE + 1)
+    return fourier_code(values, dim)
 
 
 def _start_bins(region: Region) -> None:
     """Let the decoders of coordinates and sizes start from codes of their bins."""
-    dim = region.config.dim
-    coord_bins = torch.linspace(0, 1, region.config.coord_out_dim)
-    region.coord_decoder.weight.copy_(fourier_code(coord_bins, dim) * dim**-0.5)
-    size_bins = torch.linspace(0, 1, region.config.size_out_dim // 2).repeat(2)
-    region.size_decoder.weight.copy_(fourier_code(size_bins, dim) * dim**-0.5)
+    config = region.config
+    scale = config.dim**-0.5
+    coord_bins = torch.linspace(0, 1, config.coord_out_dim)
+    coord_code = fourier_code(coord_bins, config.dim)
+    region.coord_decoder.weight.copy_(coord_code * scale)
+    size_bins = torch.linspace(0, 1, config.size_out_dim // 2)
+    size_code = fourier_code(size_bins.repeat(2), config.dim)
+    region.size_decoder.weight.copy_(size_code * scale)
 
 
 @torch.no_grad()
@@ -125,7 +131,8 @@ def warm_start(model: MoondreamSegmentation, tokenizer: PathTokenizer, init: str
 
 def _shared_tokens(ours: PathTokenizer, theirs: PathTokenizer) -> tuple[Tensor, Tensor]:
     """Return the ids of tokens of the same text in two tokenizers, (N,) each."""
-    texts = {_token_text(theirs, index): index for index in reversed(range(len(theirs.fast)))}
+    their_indices = reversed(range(len(theirs.fast)))
+    texts = {_token_text(theirs, index): index for index in their_indices}
     pairs = []
     for index in range(len(ours.fast)):
         text = _token_text(ours, index)
@@ -166,7 +173,10 @@ def trained_model(run: Path) -> TrainedModel:
     load_trainable_state_dict(model, saved["model"])
     merge_lora(model)
     return TrainedModel(
-        model=model, tokenizer=tokenizer, stage=saved.get("stage", "sft"), step=saved["step"]
+        model=model,
+        tokenizer=tokenizer,
+        stage=saved.get("stage", "sft"),
+        step=saved["step"],
     )
 
 

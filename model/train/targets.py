@@ -49,13 +49,15 @@ def _simplified(mask_HW: np.ndarray, max_vertices: int) -> list[np.ndarray]:
     contours = _contours(mask_HW)
     area = max(int(mask_HW.sum()), 1)
     tolerance = 0.03 * np.sqrt(area)
+    least_area = LEAST_AREA * area
     while True:
         outlines = []
         for contour in contours:
             outline = cv2.approxPolyDP(contour, tolerance, closed=True)[:, 0]
-            if _is_drawn(outline, LEAST_AREA * area):
+            if _is_drawn(outline, least_area):
                 outlines.append(outline)
-        if sum(map(len, outlines)) <= max_vertices:
+        n_vertices = sum(map(len, outlines))
+        if n_vertices <= max_vertices:
             return outlines
         tolerance *= 1.25
 
@@ -63,12 +65,14 @@ def _simplified(mask_HW: np.ndarray, max_vertices: int) -> list[np.ndarray]:
 def _is_drawn(outline_N2: np.ndarray, least_area: float) -> bool:
     if len(outline_N2) < 3:
         return False
-    return bool(abs(cv2.contourArea(outline_N2)) >= least_area)
+    area = abs(cv2.contourArea(outline_N2))
+    return bool(area >= least_area)
 
 
 def _contours(mask_HW: np.ndarray) -> list[np.ndarray]:
     """Return outlines in pixels (pixel i covers [i, i + 1]), largest first."""
-    big = mask_HW.repeat(UPSAMPLE, axis=0).repeat(UPSAMPLE, axis=1)
+    tall = mask_HW.repeat(UPSAMPLE, axis=0)
+    big = tall.repeat(UPSAMPLE, axis=1)
     padded = np.pad(big, 1)
     found, _ = cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     contours = []
@@ -81,13 +85,15 @@ def _contours(mask_HW: np.ndarray) -> list[np.ndarray]:
 
 def _subpath(outline_N2: np.ndarray, box: Box) -> list[str]:
     x0, y0, x1, y1 = box
-    relative = (outline_N2 - (x0, y0)) / (x1 - x0, y1 - y0)
+    corner = (x0, y0)
+    sides = (x1 - x0, y1 - y0)
+    relative = (outline_N2 - corner) / sides
     scaled = np.rint(relative * PATH_SCALE)
     points = scaled.clip(0, PATH_SCALE).astype(int)
     x, y = points.T
     topmost = np.lexsort((x, y))[0]
-    points = np.roll(points, -topmost, axis=0)
-    numbers = [str(n) for n in points.ravel()]
+    ordered = np.roll(points, -topmost, axis=0)
+    numbers = [str(n) for n in ordered.ravel()]
     return ["M", *numbers[:2], "L", *numbers[2:], "z"]
 
 
@@ -108,14 +114,16 @@ def patch_owners(
 def patch_shares(instance_HW: np.ndarray, crop: int, grid: int) -> np.ndarray:
     """Return the share of each patch that each object covers, (objects, P) in 0..1."""
     count = int(instance_HW.max()) + 1
+    n_patches = grid * grid
     if count == 0:
-        return np.zeros((1, grid * grid), np.float32)
+        return np.zeros((1, n_patches), np.float32)
     indices = instance_HW.astype(np.int16)
     resized = cv2.resize(indices, (crop, crop), interpolation=cv2.INTER_NEAREST)
     patch = crop // grid
-    cells = resized.reshape(grid, patch, grid, patch).transpose(0, 2, 1, 3)
-    patches = cells.reshape(grid * grid, patch * patch)
-    shares = np.zeros((count, grid * grid), np.float32)
+    cells = resized.reshape(grid, patch, grid, patch)
+    patches = cells.transpose(0, 2, 1, 3).reshape(n_patches, patch * patch)
+    shares = np.zeros((count, n_patches), np.float32)
     for index in range(count):
-        shares[index] = (patches == index).mean(axis=1)
+        is_object = patches == index
+        shares[index] = is_object.mean(axis=1)
     return shares

@@ -89,13 +89,20 @@ class PerturbedTruth(Dataset[CoarseMasks]):
         rng = np.random.default_rng((self.settings.seed, step, 3, self.process))
         rows: list[Row] = []
         while len(rows) < self.count:
-            seed = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)
-            scene = self.scenes.scene(int(seed))
-            for target in rng.permutation(len(scene.objects))[:TARGETS_OF_SCENE]:
-                row = perturbed_row(scene, int(target), self.size, rng)
-                if row is not None:
-                    rows.append(row)
+            rows += self._scene_rows(rng)
         return stack_rows(rows[: self.count])
+
+    def _scene_rows(self, rng: np.random.Generator) -> list[Row]:
+        """Return rows of some objects of a random scene."""
+        seed = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop)
+        scene = self.scenes.scene(int(seed))
+        targets = rng.permutation(len(scene.objects))
+        rows = []
+        for target in targets[:TARGETS_OF_SCENE]:
+            row = perturbed_row(scene, int(target), self.size, rng)
+            if row is not None:
+                rows.append(row)
+        return rows
 
 
 def perturbed_stream(settings: RefinerSettings, steps: range, size: int) -> DataLoader[CoarseMasks]:
@@ -103,7 +110,8 @@ def perturbed_stream(settings: RefinerSettings, steps: range, size: int) -> Data
     options: dict[str, Any] = {}
     if settings.workers:
         # Spawned, not forked: OpenCV's threads, which drew the pool, do not survive a fork.
-        options = {"multiprocessing_context": "spawn", "prefetch_factor": PREFETCHED_BATCHES}
+        options["multiprocessing_context"] = "spawn"
+        options["prefetch_factor"] = PREFETCHED_BATCHES
     dataset = PerturbedTruth(settings, steps, size)
     return DataLoader(dataset, batch_size=None, num_workers=settings.workers, **options)
 
@@ -140,11 +148,12 @@ def jittered_path(tokens: list[str], amount: float, rng: np.random.Generator) ->
     """Return the path (unit of box) of path tokens with noise on every number."""
     words = []
     for token in tokens:
+        word = token
         if token.isdigit():
-            value = float(token) / PATH_SCALE + rng.normal(0, 0.3 * amount)
-            words.append(str(round(float(value), 3)))
-        else:
-            words.append(token)
+            noise = rng.normal(0, 0.3 * amount)
+            value = float(token) / PATH_SCALE + noise
+            word = str(round(float(value), 3))
+        words.append(word)
     return " ".join(words)
 
 
@@ -162,8 +171,9 @@ def refiner_row(
         return None
     x0, y0, x1, y1 = crop.xyxy
     window = truth_HW[y0:y1, x0:x1].astype(np.float32)
-    truth = cv2.resize(window, (size, size), interpolation=cv2.INTER_LINEAR)
-    return crop.image, crop.mask, (truth > 0.5).astype(np.float32)
+    resized = cv2.resize(window, (size, size), interpolation=cv2.INTER_LINEAR)
+    is_inside = resized > 0.5
+    return crop.image, crop.mask, is_inside.astype(np.float32)
 
 
 def rollout_pool(
@@ -183,14 +193,13 @@ def rollout_pool(
     rows: list[Row] = []
     tried = 0
     while len(rows) < settings.pool_rows:
-        if len(rows) < (tried - LEAST_TRIED) * LEAST_MET:
+        least = (tried - LEAST_TRIED) * LEAST_MET
+        if len(rows) < least:
             raise ValueError(
                 f"{len(rows)} of {tried} paths met their target at all: train the decoder in"
                 f" {settings.scenes} scenes longer first"
             )
-        seeds = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, PROMPTS_AT_ONCE).tolist()
-        prompts = make_prompts(policy, scenes, seeds)
-        present = [prompt for prompt in prompts if prompt.truth_HW.any()]
+        present = _present_prompts(policy, scenes, rng)
         seed = int(rng.integers(2**62))
         rollouts = generate_rollouts(policy, present, settings.rollouts, seed)
         for prompt, group in zip(present, rollouts, strict=True):
@@ -199,16 +208,27 @@ def rollout_pool(
     return stack_rows(rows[: settings.pool_rows])
 
 
+def _present_prompts(
+    policy: Policy, scenes: SceneDataset, rng: np.random.Generator
+) -> list[ScenePrompt]:
+    """Return the prompts of random scenes that name something there is."""
+    seeds = rng.integers(TRAIN_SEEDS.start, TRAIN_SEEDS.stop, PROMPTS_AT_ONCE)
+    prompts = make_prompts(policy, scenes, seeds.tolist())
+    return [prompt for prompt in prompts if prompt.truth_HW.any()]
+
+
 def _met_rows(
     prompt: ScenePrompt, rollouts: list[Decoded], tokenizer: PathTokenizer, size: int
 ) -> list[Row]:
     """Return a row of each rollout that covers some of its target."""
     rows = []
+    truth_HW = prompt.truth_HW
     for rollout in rollouts:
-        coarse_HW = fill_rollout(rollout, tokenizer, *prompt.truth_HW.shape)
-        if not (coarse_HW & prompt.truth_HW).any():
+        coarse_HW = fill_rollout(rollout, tokenizer, *truth_HW.shape)
+        common_HW = coarse_HW & truth_HW
+        if not common_HW.any():
             continue
-        row = refiner_row(prompt.image_HW3, coarse_HW, rollout.box, prompt.truth_HW, size)
+        row = refiner_row(prompt.image_HW3, coarse_HW, rollout.box, truth_HW, size)
         if row is not None:
             rows.append(row)
     return rows

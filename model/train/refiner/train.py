@@ -36,6 +36,7 @@ from wordmask.model.train.refiner.data import CoarseMasks, perturbed_stream, rol
 from wordmask.model.train.small_model import TrainedModel, trained_model
 
 LAST_FLOOR = 0.02  # of the learning rate, what is left at the end
+PIXEL_DIMS = (-2, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +72,10 @@ class RefinerStage(Stage[RefinerBatch]):
         for step, perturbed in zip(steps, stream, strict=True):
             rng = np.random.default_rng((settings.seed, step, 5, process_rank()))
             rows = rng.choice(settings.pool_rows, settings.drawn, replace=False)
-            masks = perturbed.joined(pool.select(torch.from_numpy(rows)))
-            warm_iterations = int(rng.integers(0, config.refiner.iterations))
-            yield RefinerBatch(masks=masks, warm_iterations=warm_iterations)
+            sampled = pool.select(torch.from_numpy(rows))
+            masks = perturbed.joined(sampled)
+            warm_iterations = rng.integers(0, config.refiner.iterations)
+            yield RefinerBatch(masks=masks, warm_iterations=int(warm_iterations))
 
     def learning_rate(self, step: int) -> float:
         settings = self.settings
@@ -87,24 +89,34 @@ class RefinerStage(Stage[RefinerBatch]):
 
     def train_step(self, batch: RefinerBatch) -> dict[str, float]:
         """Iterate without gradient, so that the head sees its own outputs, then learn one step."""
-        model, head = self.model.model, self.model.head
-        coarse = batch.masks.coarse_BSS.to(self.model.device)
-        truth = batch.masks.truth_BSS.to(self.model.device)
-        with torch.no_grad():
-            pixels = normalise(batch.masks.image_BSS3.numpy(), coarse.device, torch.float32)
-            features = model.vision(pixels)
-        fused = head.fuse(features.final, features.early)
+        head = self.model.head
+        device = self.model.device
+        coarse = batch.masks.coarse_BSS.to(device)
+        truth = batch.masks.truth_BSS.to(device)
+        fused = self._fused_features(batch.masks.image_BSS3)
         mask = coarse
         if batch.warm_iterations:
             with torch.no_grad():
                 mask = head.iterate(fused, coarse, batch.warm_iterations).probs
-        loss, metrics = refiner_loss(head(fused, mask), truth, self.settings.others)
+        candidates = head(fused, mask)
+        loss, metrics = refiner_loss(candidates, truth, self.settings.others)
         update_weights(self.optimizer, loss)
-        coarse_iou = _mask_iou(coarse > 0.5, truth > 0.5).mean()
-        return metrics | {"coarse_iou": coarse_iou.item()}
+        coarse_ious = _mask_iou(coarse > 0.5, truth > 0.5)
+        metrics["coarse_iou"] = coarse_ious.mean().item()
+        return metrics
+
+    def _fused_features(self, image_BSS3: Tensor) -> Tensor:
+        """Return the head's features of images; the encoder is frozen."""
+        with torch.no_grad():
+            pixels = normalise(image_BSS3.numpy(), self.model.device, torch.float32)
+            features = self.model.model.vision(pixels)
+        return self.model.head.fuse(features.final, features.early)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"head": self.model.head.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "head": self.model.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.model.head.load_state_dict(saved["head"])
@@ -126,30 +138,33 @@ def refiner_loss(
     iou_BM = _mask_iou(logits > 0, truth_BMSS > 0.5)
     iou_error = F.mse_loss(candidates.iou.float(), iou_BM)
     chosen_B1 = candidates.iou.argmax(dim=1, keepdim=True)
+    chosen_iou_B1 = iou_BM.gather(1, chosen_B1)
     metrics = {
         "mask": best_B.mean().item(),
         "iou_error": iou_error.item(),
-        "chosen_iou": iou_BM.gather(1, chosen_B1).mean().item(),
+        "chosen_iou": chosen_iou_B1.mean().item(),
     }
-    mask_loss = (1 - others) * best_B + others * mask_loss_BM.mean(dim=1)
-    return mask_loss.mean() + iou_error, metrics
+    mean_B = mask_loss_BM.mean(dim=1)
+    mask_loss = (1 - others) * best_B + others * mean_B
+    loss = mask_loss.mean() + iou_error
+    return loss, metrics
 
 
 def _mask_loss(logits_BMSS: Tensor, truth_BMSS: Tensor) -> Tensor:
     """Return twice the binary cross-entropy and the dice loss of each mask, summed: (B, M)."""
     bce = F.binary_cross_entropy_with_logits(logits_BMSS, truth_BMSS, reduction="none")
     probs = logits_BMSS.sigmoid()
-    common = (probs * truth_BMSS).sum((-2, -1))
-    drawn = probs.sum((-2, -1))
-    true = truth_BMSS.sum((-2, -1))
+    common = (probs * truth_BMSS).sum(PIXEL_DIMS)
+    drawn = probs.sum(PIXEL_DIMS)
+    true = truth_BMSS.sum(PIXEL_DIMS)
     dice = 1 - (2 * common + 1) / (drawn + true + 1)
-    return 2 * bce.mean((-2, -1)) + dice
+    return 2 * bce.mean(PIXEL_DIMS) + dice
 
 
 def _mask_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the IoU of bool masks (..., S, S)."""
-    intersection = (a & b).sum((-2, -1))
-    union = (a | b).sum((-2, -1))
+    intersection = (a & b).sum(PIXEL_DIMS)
+    union = (a | b).sum(PIXEL_DIMS)
     return intersection / union.clamp(min=1)
 
 

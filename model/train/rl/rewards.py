@@ -81,21 +81,29 @@ def box_iou(a: Box, b: Box) -> float:
     width = _common_side(a, b, axis=0)
     height = _common_side(a, b, axis=1)
     common = width * height
-    both = a[2] * a[3] + b[2] * b[3]
-    return common / (both - common)
+    union = _area(a) + _area(b) - common
+    return common / union
+
+
+def _area(box: Box) -> float:
+    _, _, width, height = box
+    return width * height
 
 
 def _common_side(a: Box, b: Box, axis: int) -> float:
     """Return how long the intersection of two boxes is along an axis."""
     a_start, a_stop = _side(a, axis)
     b_start, b_stop = _side(b, axis)
-    return max(0.0, min(a_stop, b_stop) - max(a_start, b_start))
+    start = max(a_start, b_start)
+    stop = min(a_stop, b_stop)
+    return max(0.0, stop - start)
 
 
 def _side(box: Box, axis: int) -> tuple[float, float]:
     """Return where a box (cx, cy, w, h) starts and stops along an axis."""
-    centre, length = box[axis], box[axis + 2]
-    return centre - length / 2, centre + length / 2
+    centre = box[axis]
+    half = box[axis + 2] / 2
+    return centre - half, centre + half
 
 
 def mean_pairwise_iou(masks: list[np.ndarray]) -> float:

@@ -104,6 +104,7 @@ class AuxiliaryHeads(nn.Module):
         """
         boxes, alone = lone_boxes(batch)
         phrase_boxes = self.phrase_box(words_IKTD)
+        anchor_boxes = self.anchor_box(prompt_end_IKD)
         phrase_loss = _box_loss(phrase_boxes, boxes, alone)
         last = _last_phrase(batch)
         last_boxes = token_at(boxes, last)
@@ -111,7 +112,6 @@ class AuxiliaryHeads(nn.Module):
         n_names = batch.is_phrase.sum(-1)
         has_relation = n_names > 1
         counts = last_is_alone & has_relation
-        anchor_boxes = self.anchor_box(prompt_end_IKD)
         anchor_loss = _box_loss(anchor_boxes, last_boxes, counts)
         return {"phrase_box": phrase_loss, "anchor_box": anchor_loss}
 

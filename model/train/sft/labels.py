@@ -21,7 +21,9 @@ NAMES = (*NOUNS, *SHAPES)
 SIZES = (*SIZE_NAMES, "large")
 MAX_RANK = 6  # ordinal labels: how many like objects lie before this one, 0..5
 N_RANKS = 3 * 4  # of like name, of like colour, of any kind; left, right, above, below
-NAME_COLUMN, COLOUR_COLUMN, SIZE_COLUMN = 0, 1, 2
+NAME_COLUMN = 0
+COLOUR_COLUMN = 1
+SIZE_COLUMN = 2
 # Classes of each label column, 0 being background; colours have one more: none.
 N_CLASSES = (
     len(NAMES) + 1,
@@ -47,17 +49,23 @@ def object_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     colour = np.array([_colour_index(o) for o in objects], int)
     size = np.array([SIZES.index(o.size_name) for o in objects], int)
     anything = np.zeros_like(name)
-    cx, cy = box_O4[:, 0], box_O4[:, 1]
-    before = (cx, -cx, cy, -cy)
+    ranks = _ranks((name, colour, anything), box_O4)
+    classes = np.stack([name, colour, size, *ranks], axis=1)
+    return classes + 1, box_O4
+
+
+def _ranks(kinds: tuple[np.ndarray, ...], box_O4: np.ndarray) -> list[np.ndarray]:
+    """Return how many objects of the same kind lie before each, by kind and direction."""
+    cx = box_O4[:, 0]
+    cy = box_O4[:, 1]
     ranks = []
-    for kind in (name, colour, anything):
+    for kind in kinds:
         is_like = kind[:, None] == kind
-        for offset in before:
+        for offset in (cx, -cx, cy, -cy):
             is_before = offset[None, :] < offset[:, None]
             rank = (is_like & is_before).sum(axis=1)
             ranks.append(np.minimum(rank, MAX_RANK - 1))
-    classes = np.stack([name, colour, size, *ranks], axis=1)
-    return classes + 1, box_O4
+    return ranks
 
 
 def _colour_index(thing: SceneObject) -> int:
@@ -90,13 +98,19 @@ def attributes_of(text: str, tokenizer: PathTokenizer) -> dict[int, list[Label]]
     colour_before: tuple[int, Label] | None = None  # where the colour ended, and its label
     for match in _ATTRIBUTE.finditer(text.lower()):
         label = _LABELS[match.group()]
+        column, _ = label
         labels = [label]
-        is_name = label[0] == NAME_COLUMN
-        if is_name and colour_before is not None and colour_before[0] == match.start() - 1:
-            labels.append(colour_before[1])
-        if match.end() in token_ending_at:
-            found[token_ending_at[match.end()]] = labels
-        colour_before = (match.end(), label) if label[0] == COLOUR_COLUMN else None
+        if column == NAME_COLUMN and colour_before is not None:
+            colour_stop, colour = colour_before
+            if colour_stop == match.start() - 1:
+                labels.append(colour)
+        stop = match.end()
+        if stop in token_ending_at:
+            token = token_ending_at[stop]
+            found[token] = labels
+        colour_before = None
+        if column == COLOUR_COLUMN:
+            colour_before = (stop, label)
     return found
 
 
@@ -111,6 +125,5 @@ def _labels() -> dict[str, Label]:
 
 
 _LABELS = _labels()
-_ATTRIBUTE = re.compile(
-    "|".join(rf"\b{re.escape(word)}\b" for word in sorted(_LABELS, key=len, reverse=True))
-)
+_LONGEST_FIRST = sorted(_LABELS, key=len, reverse=True)
+_ATTRIBUTE = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in _LONGEST_FIRST))

@@ -148,6 +148,8 @@ def answer_losses(
 
     `presence` counts the answers' first tokens once more: whether there is anything.
     """
+    coord = _coord_loss(model.region, soft, batch, hidden_IKTD)
+    size = _size_loss(model.region, soft, batch, hidden_IKTD)
     text = model.text
     has_id = batch.next_id != IGNORE
     id_logits = text.logits(hidden_IKTD[has_id])
@@ -157,8 +159,8 @@ def answer_losses(
     first_ids = batch.next_id.gather(2, batch.pointer[..., None])
     presence = F.cross_entropy(first_logits.flatten(0, 1), first_ids.flatten())
     return {
-        "coord": _coord_loss(model.region, soft, batch, hidden_IKTD),
-        "size": _size_loss(model.region, soft, batch, hidden_IKTD),
+        "coord": coord,
+        "size": size,
         "number": number,
         "token": token,
         "presence": presence,
