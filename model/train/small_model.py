@@ -123,10 +123,11 @@ def warm_start(model: MoondreamSegmentation, tokenizer: PathTokenizer, init: str
     ours, theirs = _shared_tokens(tokenizer, load_tokenizer(source))
     state = model.state_dict()
     for name, value in weights.items():
-        if state[name].shape == value.shape:
-            state[name].copy_(value)
+        own = state[name]
+        if own.shape == value.shape:
+            own.copy_(value)
         else:  # the tokens' embeddings, and the head's rows
-            state[name][ours] = value[theirs].to(state[name].dtype)
+            own[ours] = value[theirs].to(own.dtype)
 
 
 def _shared_tokens(ours: PathTokenizer, theirs: PathTokenizer) -> tuple[Tensor, Tensor]:
@@ -188,7 +189,7 @@ def fourier_code(values_N: Tensor, dim: int) -> Tensor:
     """
     frequency = torch.exp2(torch.linspace(-1, 5, dim // 2))
     phase = 2 * math.pi * torch.rand(dim // 2)
-    angle = 2 * math.pi * values_N[:, None] * frequency + phase
+    angle = _angles(values_N, frequency) + phase
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
@@ -196,9 +197,14 @@ def grid_code(grid: int, dim: int) -> Tensor:
     """Return sine-cosine codes (grid * grid, dim) of positions: half of it for y, half for x."""
     centre = (torch.arange(grid) + 0.5) / grid
     y, x = torch.meshgrid(centre, centre, indexing="ij")
-    frequency = torch.exp2(torch.linspace(-1, math.log2(grid / 2), dim // 4))
+    octaves = torch.linspace(-1, math.log2(grid / 2), dim // 4)
     parts = []
     for axis in (y, x):
-        angle = 2 * math.pi * axis.flatten()[:, None] * frequency
+        angle = _angles(axis.flatten(), octaves.exp2())
         parts += [angle.cos(), angle.sin()]
     return torch.cat(parts, dim=1)
+
+
+def _angles(values_N: Tensor, frequency_F: Tensor) -> Tensor:
+    """Return the angles (N, F) of values at frequencies."""
+    return 2 * math.pi * values_N[:, None] * frequency_F

@@ -35,9 +35,11 @@ def embed_answers(
         sizes: values of sizes (..., 2), unit of image; ignored for other tokens.
         is_answer: where values are looked at (...); None: everywhere.
     """
-    is_coord, is_size = ids == tokens.coord_id, ids == tokens.size_id
+    is_coord = ids == tokens.coord_id
+    is_size = ids == tokens.size_id
     if is_answer is not None:
-        is_coord, is_size = is_coord & is_answer, is_size & is_answer
+        is_coord = is_coord & is_answer
+        is_size = is_size & is_answer
     x = model.text.embed(ids)
     coord_codes = model.region.encode_coord(coords[..., None]).to(x.dtype)
     x = torch.where(is_coord[..., None], coord_codes, x)
@@ -51,8 +53,10 @@ def packed_mask(owner_IS: Tensor, position_IS: Tensor, image: int) -> Tensor:
     A position sees the prefix and its own answer up to itself; the first `image` positions see
     each other.
     """
-    query_owner, key_owner = owner_IS[:, :, None], owner_IS[:, None, :]
-    query_position, key_position = position_IS[:, :, None], position_IS[:, None, :]
+    query_owner = owner_IS[:, :, None]
+    key_owner = owner_IS[:, None, :]
+    query_position = position_IS[:, :, None]
+    key_position = position_IS[:, None, :]
     both_image = (key_position < image) & (query_position < image)
     is_ordered = (key_position <= query_position) | both_image
     is_visible = (key_owner == PREFIX) | (key_owner == query_owner)

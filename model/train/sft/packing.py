@@ -150,9 +150,7 @@ def _hooks(model: Moondream, streams: list[Tensor], heads: Heads) -> Generator[N
 
     def keep_head(layer: int, attention: TextAttention, args: tuple[Any, ...]) -> None:
         q, k, _ = attention.heads(*args)
-        query = q[:, SUPERVISED_HEAD]
-        key = k[:, SUPERVISED_HEAD]
-        heads[layer] = (query, key)
+        heads[layer] = (q[:, SUPERVISED_HEAD], k[:, SUPERVISED_HEAD])
 
     text = model.text
     handles = [block.register_forward_hook(keep_stream) for block in text.blocks]

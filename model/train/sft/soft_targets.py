@@ -26,11 +26,13 @@ class SoftTargets:
 
     def bin_loss(self, logits_NB: Tensor, target_N: Tensor, sigma: float) -> Tensor:
         """Return the mean loss of bins against their targets, in bins, whole or not."""
-        return gaussian_cross_entropy(logits_NB.float().log_softmax(-1), target_N, sigma)
+        log_probs = logits_NB.float().log_softmax(-1)
+        return gaussian_cross_entropy(log_probs, target_N, sigma)
 
     def token_losses(self, logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean losses of the path's numbers, and of all other tokens."""
-        first, stop = self.first_number, self.first_number + PATH_SCALE + 1
+        first = self.first_number
+        stop = first + PATH_SCALE + 1
         is_number = (target_N >= first) & (target_N < stop)
         is_other = ~is_number
         log_probs = logits_NV.float().log_softmax(-1)
@@ -49,4 +51,5 @@ def gaussian_cross_entropy(log_probs_NC: Tensor, target_N: Tensor, sigma: float)
     classes = torch.arange(n_classes, device=log_probs_NC.device)
     distance_NC = (classes - target_N[:, None]) / sigma
     weight_NC = (-0.5 * distance_NC**2).softmax(-1)
-    return -(weight_NC * log_probs_NC).sum(-1).mean()
+    losses_N = -(weight_NC * log_probs_NC).sum(-1)
+    return losses_N.mean()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wordmask.model.decoding.tokenizer import PathTokenizer
 from wordmask.model.hub.registry import TOKENIZER_FILE, resolve_model
@@ -157,14 +157,19 @@ def _small_stage(settings: SftSettings, device: torch.device) -> SftStage:
     vision_dim, text_dim = model.config.vision.enc_dim, model.config.text.dim
     heads = AuxiliaryHeads(vision_dim, text_dim).to(device)
     parameters = [*model.model.parameters(), *heads.parameters()]
-    matrices = [p for p in parameters if p.dim() >= 2]
-    vectors = [p for p in parameters if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = _decay_groups(parameters, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=ADAM_BETAS)
     return SftStage(settings, tokenizer, model, heads, optimizer)
+
+
+def _decay_groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Return an optimizer's groups: matrices decay, vectors do not."""
+    matrices = [p for p in parameters if p.dim() >= 2]
+    vectors = [p for p in parameters if p.dim() < 2]
+    return [
+        {"params": matrices, "weight_decay": decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
 
 
 def _adapted_stage(settings: SftSettings, name: str, device: torch.device) -> SftStage:
