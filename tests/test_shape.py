@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.shape import Figure, figures, measure_module
+from tests.shape import Figure, figures, measure_module, read_modules
+from tests.support.folders import ROOT
 
 SOURCE = '''"""A module."""
 
@@ -58,3 +59,8 @@ def test_wide_lines_are_shown_in_percent() -> None:
     wide = "x = " + "1" * 97
     found = figure_of("100 columns", f"{wide}\ndef f():\n    x = 1\ny = 2\n")
     assert (found.value, found.offenders) == (25, ("tasks/0.py: 25.0",))
+
+
+def test_the_project_keeps_within_every_limit() -> None:
+    beyond = [figure for figure in figures(read_modules(ROOT)) if not figure.holds]
+    assert beyond == [], "`make shape` names the places"
