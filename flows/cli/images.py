@@ -55,6 +55,25 @@ def segment(
     boxes = [_numbers("--box", text, 4) for text in box or ()]
     spatial_refs = (*points, *boxes)
     pixels = _read_image(image)
+    found = _answer(pixels, expression, spatial_refs, model, method)
+    if overlay is not None:
+        _write_overlay(overlay, pixels, expression, found)
+    if json:
+        _print_fields(found)
+        return
+    rows = _summary(found)
+    if overlay is not None:
+        rows.append(("overlay", str(overlay)))
+    out.print(two_columns(f"“{expression}” in {image.name}", rows))
+
+
+def _answer(
+    image_HW3: NDArray[np.uint8],
+    expression: str,
+    spatial_refs: tuple[tuple[float, ...], ...],
+    model: ModelSettings,
+    method: SegmentSettings,
+) -> Segmentation:
     # Importing PyTorch takes seconds: errors of the arguments come before.
     from wordmask.model.segmenter import Segmenter
     from wordmask.model.types import Query
@@ -62,17 +81,15 @@ def segment(
     segmenter = Segmenter.from_pretrained(**model.model_dump(), **method.method)
     segmenter.check_query(expression, spatial_refs)
     query = Query(image=0, object=expression, spatial_refs=spatial_refs)
-    (found,) = segmenter.segment_many([pixels], [query])
-    if overlay is not None:
-        _write_overlay(overlay, pixels, expression, found)
-    if json:
-        fields = {name: value for name, value in vars(found).items() if name != "mask"}
-        print_json(fields | {"mask": found.rle})
-        return
-    rows = _summary(found)
-    if overlay is not None:
-        rows.append(("overlay", str(overlay)))
-    out.print(two_columns(f"“{expression}” in {image.name}", rows))
+    (found,) = segmenter.segment_many([image_HW3], [query])
+    return found
+
+
+def _print_fields(found: Segmentation) -> None:
+    fields = dict(vars(found))
+    fields.pop("mask", None)  # decoded from the RLE, if anyone asked for it
+    fields["mask"] = found.rle
+    print_json(fields)
 
 
 def _summary(found: Segmentation) -> list[tuple[str, str]]:

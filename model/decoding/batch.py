@@ -78,32 +78,38 @@ class Batch:
         prompts = [request.prompt for request in requests]
         prefix = self._prefix_of(requests)
         cache, hidden_ND = prefill_prompts(self.model, prefix, prompts)
+        self._start_boxes(rows)
 
         device = self.settings.device
         rows_N = to_device(device, rows)
-        filler = whole_blocks(len(rows), device) - len(rows)
-        box_rows_N = to_device(device, rows + rows[:1] * filler)
-        self.boxes.append(BoxDecoding(box_rows_N))
-
-        state = self.state
-        state.hidden_BD[rows_N] = hidden_ND
         # What masked positions hold is multiplied by 0, which mends no NaN of an earlier request.
         self.cache.v.index_fill_(1, rows_N, 0.0)
         self.cache.copy_rows(rows_N, cache)
-        state.length_B[rows_N] = to_device(device, [request.length for request in requests])
-        state.reset(rows_N)
+        lengths = [request.length for request in requests]
+        self.state.hidden_BD[rows_N] = hidden_ND
+        self.state.length_B[rows_N] = to_device(device, lengths)
+        self.state.reset(rows_N)
+
+    def _start_boxes(self, rows: list[int]) -> None:
+        device = self.settings.device
+        n_repeated = whole_blocks(len(rows), device) - len(rows)
+        repeated = rows[:1] * n_repeated
+        rows_N = to_device(device, rows + repeated)
+        self.boxes.append(BoxDecoding(rows_N))
 
     def _prefix_of(self, requests: Sequence[Request]) -> SharedPrefix:
         """Return the prefixes of requests that are prefilled together, each image once."""
         indices = [request.prefix.index for request in requests]
         distinct = list(dict.fromkeys(indices))
+        image_of_each = [distinct.index(index) for index in indices]
         device = self.settings.device
         images = self.pool.cache.select(to_device(device, distinct))
-        return SharedPrefix.build(images, [distinct.index(index) for index in indices], device)
+        return SharedPrefix.build(images, image_of_each, device)
 
     def step(self) -> None:
         """Decode every row's next token and feed it to the model."""
-        text, state = self.model.text, self.state
+        text = self.model.text
+        state = self.state
         logits_BV = text.logits(state.hidden_BD)
         scores_BV = self.settings.perturb(logits_BV)
         ids_B = self._select_tokens(logits_BV, scores_BV)
@@ -131,14 +137,15 @@ class Batch:
             scores_BV, state.grammar_B, left_B, near_limit=near_limit
         )
         writing_B = (index_B >= 0) & ~state.done_B
-        ended_B = writing_B & (choice.ids == settings.tokens.eos_id)
-        score_B = logits_BV.gather(1, choice.ids[:, None])[:, 0]
-        log_p_B = score_B - logits_BV.logsumexp(-1)
+        is_eos_B = choice.ids == settings.tokens.eos_id
+        ended_B = writing_B & is_eos_B
+        cut_B = writing_B & (left_B <= 1)
+        log_p_B = _log_probs(logits_BV, choice.ids)
         state.grammar_B = torch.where(writing_B, choice.state, state.grammar_B)
         state.logprob_B += torch.where(writing_B, log_p_B, 0.0)
         state.forced_B |= choice.forced & writing_B
         state.ended_B |= ended_B
-        state.done_B |= ended_B | (writing_B & (left_B <= 1))
+        state.done_B |= ended_B | cut_B
         self._record_ids(choice.ids, index_B, writing_B)
         return choice.ids
 
@@ -148,15 +155,18 @@ class Batch:
         Rows that write no path store what they stored before, or what their first token replaces.
         """
         ids_BL = self.state.ids_BL
-        at_B1 = index_B.clamp(0, ids_BL.shape[1] - 1)[:, None]
-        stored_B1 = torch.where(writing_B[:, None], ids_B[:, None], ids_BL.gather(1, at_B1))
+        last = ids_BL.shape[1] - 1
+        at_B1 = index_B.clamp(0, last)[:, None]
+        before_B1 = ids_BL.gather(1, at_B1)
+        stored_B1 = torch.where(writing_B[:, None], ids_B[:, None], before_B1)
         ids_BL.scatter_(1, at_B1, stored_B1)
 
     def _any_near_limit(self) -> bool:
         """Return whether the token limit may forbid tokens of a row in this step."""
         settings = self.settings
-        most_steps = max((request.steps for request in self.running), default=0)
-        left = settings.max_new_tokens - (most_steps - BOX_TOKENS)
+        steps = (request.steps for request in self.running)
+        longest = max(steps, default=0) - BOX_TOKENS
+        left = settings.max_new_tokens - longest
         return left < settings.token_selector.reserve
 
     def _decode_box(self, box: BoxDecoding, scores_BV: Tensor) -> Tensor:
@@ -172,7 +182,8 @@ class Batch:
         if axis == 0:
             tokens = self.settings.tokens
             end_N = scores_BV[rows_N, tokens.eos_id]
-            self.state.absent_B[rows_N] = end_N > scores_BV[rows_N, tokens.coord_id]
+            object_N = scores_BV[rows_N, tokens.coord_id]
+            self.state.absent_B[rows_N] = end_N > object_N
         if box.n_steps < BOX_TOKENS:
             return self._decode_coord(rows_N, hidden_ND, axis)
         return self._decode_size(rows_N, hidden_ND)
@@ -180,17 +191,21 @@ class Batch:
     def _decode_coord(self, rows_N: Tensor, hidden_ND: Tensor, axis: int) -> Tensor:
         region = self.model.region
         box_B4 = self.state.box_B4
-        bins_N = self._likeliest(region.coord_logits(hidden_ND))
+        logits_NC = region.coord_logits(hidden_ND)
+        bins_N = self._likeliest(logits_NC)
         box_B4[rows_N, axis] = coord_value(bins_N, region.config.coord_out_dim)
         return region.encode_coord(box_B4[rows_N, axis, None])
 
     def _decode_size(self, rows_N: Tensor, hidden_ND: Tensor) -> Tensor:
         region = self.model.region
         state = self.state
-        bins_N2 = self._likeliest(region.size_logits(hidden_ND))
-        state.box_B4[rows_N, 2:] = size_value(bins_N2, region.config.size_out_dim // 2)
+        logits_N2S = region.size_logits(hidden_ND)
+        bins_N2 = self._likeliest(logits_N2S)
+        n_bins = region.config.size_out_dim // 2
+        state.box_B4[rows_N, 2:] = size_value(bins_N2, n_bins)
         # Not earlier: until its box is decoded, a row stays where its `BoxDecoding` has it.
-        state.done_B[rows_N] = state.absent_B[rows_N] | (self.settings.max_new_tokens == 0)
+        no_path = self.settings.max_new_tokens == 0
+        state.done_B[rows_N] = state.absent_B[rows_N] | no_path
         return region.encode_size(state.box_B4[rows_N, 2:])
 
     def _likeliest(self, logits: Tensor) -> Tensor:
@@ -198,28 +213,36 @@ class Batch:
 
     def _forward(self, x_BD: Tensor) -> None:
         """Feed the rows' embeddings to the decoder."""
+        prefix = self._prefix_of_rows()
+        own_B1 = self.state.length_B[:, None]
+        mask = causal_mask(own_B1, self._attended_length(), 0)
+        hidden_B1D = self.model.text(
+            x_BD[:, None],
+            prefix.length + own_B1,
+            mask,
+            self.cache,
+            prefix,
+            batch_invariant=self.settings.batch_invariant,
+        )
+        self.state.hidden_BD = hidden_B1D[:, 0]
+
+    def _prefix_of_rows(self) -> SharedPrefix:
+        """Return the prefixes of all rows."""
         if self._prefix is None:
             indices: list[int | None] = [None] * len(self.requests)
             for request in self.running:
                 indices[request.row] = request.prefix.index
             self._prefix = SharedPrefix.build(self.pool.cache, indices, self.settings.device)
-        own_B1 = self.state.length_B[:, None]
-        hidden_B1D = self.model.text(
-            x_BD[:, None],
-            self._prefix.length + own_B1,
-            causal_mask(own_B1, self._attended_length(), 0),
-            self.cache,
-            self._prefix,
-            batch_invariant=self.settings.batch_invariant,
-        )
-        self.state.hidden_BD = hidden_B1D[:, 0]
+        return self._prefix
 
     def _attended_length(self) -> int:
         """Return how many positions after the image a step attends to, at least the longest row."""
         if self.settings.batch_invariant:
             return self.cache.max_len
-        longest = max((request.length for request in self.running), default=0) + 1
-        return min(self.cache.max_len, round_up(longest, ATTENDED_STEP))
+        lengths = (request.length for request in self.running)
+        longest = max(lengths, default=0) + 1
+        attended = round_up(longest, ATTENDED_STEP)
+        return min(self.cache.max_len, attended)
 
     def snapshot_finished(self) -> FinishedSnapshot:
         """Start to read which rows are done; the snapshot can be read later."""
@@ -227,10 +250,12 @@ class Batch:
 
     def release(self, snapshot: FinishedSnapshot) -> FinishedRows | None:
         """Free the rows that were done in a snapshot, and start to read their results."""
-        finished = [request for request in snapshot.done_requests() if request.row >= 0]
+        done = snapshot.done_requests()
+        finished = [request for request in done if request.row >= 0]
         if not finished:  # an earlier snapshot had them
             return None
-        rows_N = to_device(self.settings.device, [request.row for request in finished])
+        rows = [request.row for request in finished]
+        rows_N = to_device(self.settings.device, rows)
         for request in finished:
             self.requests[request.row] = None
             request.row = -1
@@ -244,11 +269,18 @@ class Batch:
         if self.boxes or size > len(self.requests) // 2:
             return
         spare = self.free_rows[: size - len(running)]
-        rows = to_device(self.settings.device, [request.row for request in running] + spare)
-        self.state = self.state.select(rows)
-        self.cache = self.cache.select(rows)
+        rows = [request.row for request in running]
+        rows_N = to_device(self.settings.device, rows + spare)
+        self.state = self.state.select(rows_N)
+        self.cache = self.cache.select(rows_N)
         self._prefix = None
         self.pool.compact()
         self.requests = [*running, *[None] * len(spare)]
         for row, request in enumerate(running):
             request.row = row
+
+
+def _log_probs(logits_BV: Tensor, ids_B: Tensor) -> Tensor:
+    """Return the log-probabilities (B,) of tokens."""
+    logit_B = logits_BV.gather(1, ids_B[:, None])[:, 0]
+    return logit_B - logits_BV.logsumexp(-1)

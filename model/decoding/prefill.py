@@ -22,13 +22,17 @@ from wordmask.model.runtime.devices import to_device, whole_blocks
 def prefill_prefix(model: Moondream, tokens: TokenConfig, image_IPD: Tensor) -> KVCache:
     """Return keys and values of BOS and the image tokens, which attend to each other both ways."""
     text = model.text
+    device = image_IPD.device
     n_images, n_tokens, _ = image_IPD.shape
     length = 1 + n_tokens
-    bos_I1 = torch.full((n_images, 1), tokens.bos_id, device=image_IPD.device)
-    x_ITD = torch.cat([text.embed(bos_I1), image_IPD], dim=1)
-    positions_IT = torch.arange(length, device=image_IPD.device).expand(n_images, -1)
+    bos_I1 = torch.full((n_images, 1), tokens.bos_id, device=device)
+    bos_I1D = text.embed(bos_I1)
+    x_ITD = torch.cat([bos_I1D, image_IPD], dim=1)
+    positions_T = torch.arange(length, device=device)
+    positions_IT = positions_T.expand(n_images, -1)
+    mask = causal_mask(positions_IT, length, length)
     cache = text.new_cache(n_images, length)
-    text(x_ITD, positions_IT, causal_mask(positions_IT, length, length), cache)
+    text(x_ITD, positions_IT, mask, cache)
     return cache
 
 
@@ -45,12 +49,16 @@ def prefill_prompts(
     """
     x_NTD = embed_prompts(prompts, model.text, model.region)
     device = x_NTD.device
-    padding = whole_blocks(x_NTD.shape[1], device) - x_NTD.shape[1]
-    x_NTD = F.pad(x_NTD, (0, 0, 0, padding))
-    n_prompts, length, _ = x_NTD.shape
-    own_NT = torch.arange(length, device=device).expand(n_prompts, -1)
-    cache = model.text.new_cache(n_prompts, length)
+    n_prompts, longest, _ = x_NTD.shape
+    length = whole_blocks(longest, device)
+    x_NTD = F.pad(x_NTD, (0, 0, 0, length - longest))
+    own_T = torch.arange(length, device=device)
+    own_NT = own_T.expand(n_prompts, -1)
+    positions_NT = prefix.length + own_NT
     mask = causal_mask(own_NT, length, 0)
-    hidden_NTD = model.text(x_NTD, prefix.length + own_NT, mask, cache, prefix)
-    last_N = to_device(device, [len(prompt.ids) - 1 for prompt in prompts])
-    return cache, hidden_NTD[torch.arange(n_prompts, device=device), last_N]
+    cache = model.text.new_cache(n_prompts, length)
+    hidden_NTD = model.text(x_NTD, positions_NT, mask, cache, prefix)
+    last = [len(prompt.ids) - 1 for prompt in prompts]
+    last_N = to_device(device, last)
+    index_N = torch.arange(n_prompts, device=device)
+    return cache, hidden_NTD[index_N, last_N]

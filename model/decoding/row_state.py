@@ -79,7 +79,9 @@ class RowState:
 
     def select(self, rows: Tensor) -> Self:
         """Return the state of the given rows only, in their order."""
-        return type(self)(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
+        names = [each.name for each in fields(self)]
+        selected = {name: getattr(self, name)[rows] for name in names}
+        return type(self)(**selected)
 
 
 @dataclass
@@ -126,13 +128,21 @@ class FinishedRows:
     @classmethod
     def start_reading(cls, requests: list[Request], state: RowState, rows_N: Tensor) -> Self:
         """Start to read the results of requests from their rows."""
-        complete_N = state.ended_B[rows_N] | state.absent_B[rows_N]
-        truncated_N = state.forced_B[rows_N] | ~complete_N
-        logprob_N = state.logprob_B[rows_N]
         absent_N = state.absent_B[rows_N]
-        flags_N3 = torch.stack([logprob_N, absent_N.float(), truncated_N.float()], dim=1)
-        numbers_N7 = torch.cat([state.box_B4[rows_N], flags_N3], dim=1)
-        return cls(requests, AsyncHostCopy(numbers_N7), AsyncHostCopy(state.ids_BL[rows_N]))
+        complete_N = state.ended_B[rows_N] | absent_N
+        truncated_N = state.forced_B[rows_N] | ~complete_N
+        others = [
+            state.logprob_B[rows_N],
+            absent_N.float(),
+            truncated_N.float(),
+        ]
+        others_N3 = torch.stack(others, dim=1)
+        numbers_N7 = torch.cat([state.box_B4[rows_N], others_N3], dim=1)
+        return cls(
+            requests=requests,
+            numbers=AsyncHostCopy(numbers_N7),
+            ids=AsyncHostCopy(state.ids_BL[rows_N]),
+        )
 
     def read(self, eos_id: int) -> Iterator[tuple[Any, Decoded]]:
         """Yield each request's tag and result, waiting for the device."""

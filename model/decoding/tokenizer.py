@@ -78,8 +78,12 @@ class PathTokenizer:
         path_tokens = {*PATH_COMMANDS, MINUS, *PATH_INTEGERS}
         each_id = [[token] for token in range(len(self.fast))]
         texts = self.fast.batch_decode(each_id, clean_up_tokenization_spaces=False)
-        stripped = {token: text.strip() for token, text in enumerate(texts) if token >= N_RESERVED}
-        return {token: text for token, text in stripped.items() if text in path_tokens}
+        found = {}
+        for token, text in enumerate(texts):
+            stripped = text.strip()
+            if token >= N_RESERVED and stripped in path_tokens:
+                found[token] = stripped
+        return found
 
     @cached_property
     def _path_id(self) -> dict[str, int]:
@@ -101,21 +105,33 @@ def build_tokenizer(lines: Iterable[str], size: int = 2_048) -> PreTrainedTokeni
         ValueError: `size` leaves no room for learned pieces.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    reserved = [f"<|{number}|>" for number in range(N_RESERVED)]
-    fixed = [*reserved, *PATH_INTEGERS, *PATH_COMMANDS, MINUS, "segment", *alphabet]
-    fixed = list(dict.fromkeys(fixed))
+    fixed = _fixed_pieces(alphabet)
     if size <= len(fixed):
         raise ValueError(
             f"a tokenizer of {size} ids has no room for learned pieces: {len(fixed)} are taken by"
             " numbers, commands and bytes"
         )
     pieces, merges = _learn_pieces(lines, alphabet, len(alphabet) + size)
-    learned = [piece for piece in pieces if piece not in set(fixed)]
-    kept = learned[: size - len(fixed)]
-    vocabulary = {piece: token for token, piece in enumerate([*fixed, *kept])}
+    distinct = dict.fromkeys([*fixed, *pieces])
+    kept = list(distinct)[:size]
+    vocabulary = {piece: token for token, piece in enumerate(kept)}
     merges = [(a, b) for a, b in merges if {a, b, a + b} <= vocabulary.keys()]
     tokenizer = _byte_level(models.BPE(vocabulary, merges))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _fixed_pieces(alphabet: list[str]) -> list[str]:
+    """Return the pieces that every tokenizer has, each once, in the order of their ids."""
+    reserved = [f"<|{number}|>" for number in range(N_RESERVED)]
+    pieces = [
+        *reserved,
+        *PATH_INTEGERS,
+        *PATH_COMMANDS,
+        MINUS,
+        "segment",
+        *alphabet,
+    ]
+    return list(dict.fromkeys(pieces))
 
 
 def _learn_pieces(
@@ -125,10 +141,12 @@ def _learn_pieces(
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
+    document = json.loads(tokenizer.to_str())
+    model = document["model"]
     vocabulary: dict[str, int] = model["vocab"]
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
-    return pieces, [(first, second) for first, second in model["merges"]]
+    merges = [(first, second) for first, second in model["merges"]]
+    return pieces, merges
 
 
 def _byte_level(model: models.Model) -> Tokenizer:

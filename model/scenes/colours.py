@@ -67,17 +67,26 @@ def colours_of(pixels_N3: np.ndarray) -> tuple[str | None, frozenset[str]]:
     """
     right, possible = colour_table()
     index_N = _table_index(pixels_N3)
-    counts = np.bincount(right[index_N], minlength=len(BOXES) + 1)
+    name = _right_name(right[index_N])
+    return name, _possible_names(possible[index_N])
+
+
+def _right_name(right_N: np.ndarray) -> str | None:
+    counts = np.bincount(right_N, minlength=len(BOXES) + 1)
     counts = counts[1:]
     best = int(counts.argmax())
-    name = None
-    if counts[best] >= SHARE * len(index_N):
-        name = COLOUR_NAMES[best]
+    if counts[best] < SHARE * len(right_N):
+        return None
+    return COLOUR_NAMES[best]
+
+
+def _possible_names(possible_N: np.ndarray) -> frozenset[str]:
     bits_C = np.arange(len(BOXES), dtype=np.uint16)
-    possible_NC = possible[index_N, None] >> bits_C & 1
+    possible_NC = possible_N[:, None] >> bits_C & 1
     counts = possible_NC.sum(axis=0)
-    likely = np.flatnonzero(counts >= POSSIBLE_SHARE * len(index_N))
-    return name, frozenset(COLOUR_NAMES[colour] for colour in likely)
+    least = POSSIBLE_SHARE * len(possible_N)
+    likely = np.flatnonzero(counts >= least)
+    return frozenset(COLOUR_NAMES[colour] for colour in likely)
 
 
 def _table_index(pixels_N3: np.ndarray) -> np.ndarray:
@@ -115,13 +124,14 @@ def _every_colour() -> np.ndarray:
 
 def _inside(hsv_N3: np.ndarray, box: Box, wider: Margin) -> np.ndarray:
     hue_N, saturation_N, value_N = hsv_N3.T
+    degrees, saturation, value = wider
     low, high = box.hue
     span = (high - low) % 360 or 360
     middle = (low + span / 2) % 360
-    off_N = np.abs((hue_N - middle + 180) % 360 - 180)
-    near_N = off_N <= span / 2 + wider[0]
-    near_N &= _within(saturation_N, box.saturation, wider[1])
-    near_N &= _within(value_N, box.value, wider[2])
+    off_N = (hue_N - middle + 180) % 360 - 180
+    near_N = np.abs(off_N) <= span / 2 + degrees
+    near_N &= _within(saturation_N, box.saturation, saturation)
+    near_N &= _within(value_N, box.value, value)
     return near_N
 
 

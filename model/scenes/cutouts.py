@@ -66,9 +66,11 @@ class Shadows:
         height, width = dark.shape
         top = piece.y - pad
         left = piece.x - pad
+        bottom = top + height
+
         y0 = max(0, top)
         x0 = max(0, left)
-        window_3hw = image_3HW[:, y0 : top + height, x0 : left + width]
+        window_3hw = image_3HW[:, y0:bottom, x0 : left + width]
         _, h, w = window_3hw.shape
         inside_hw = dark[y0 - top :, x0 - left :]
         depth = np.float32(self.depth)
@@ -102,7 +104,8 @@ def cut_sprite(
         extent: longer side in pixels.
     """
     numbers = sprites.numbers_of[name]
-    number = numbers[rng.integers(len(numbers))]
+    chosen = rng.integers(len(numbers))
+    number = numbers[chosen]
     pixels = sprites.pixels_NSS4[number]
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
@@ -110,10 +113,12 @@ def cut_sprite(
     pixels = _change_colours(rng, pixels, any_hue)
     degrees = rng.uniform(-TURN, TURN)
     patch_hw4 = _turn(pixels, degrees, extent)
-    paint_3hw = patch_hw4[..., :3].transpose(2, 0, 1)
+    rgb_hw3 = patch_hw4[..., :3]
+    paint_3hw = rgb_hw3.transpose(2, 0, 1)
+    alpha_hw = patch_hw4[..., 3] / np.float32(255)
     return Cutout(
         name=name,
-        alpha_hw=patch_hw4[..., 3] / np.float32(255),
+        alpha_hw=alpha_hw,
         y=0,
         x=0,
         paint_3hw=np.ascontiguousarray(paint_3hw, dtype=np.float32),
@@ -128,14 +133,15 @@ def cut_plain(rng: Generator, name: str, extent: float) -> Cutout:
     alpha_hw = cut_shape(rng, name, radius, (side, side))
     foot = rng.uniform(0.88, 1.0)
     shade_h = np.linspace(1.0, foot, len(alpha_hw), dtype=np.float32)
-    colour = COLOURS[rng.integers(len(COLOURS))]
-    rgb_3 = shape_rgb(rng, colour)
+    chosen = rng.integers(len(COLOURS))
+    rgb_3 = shape_rgb(rng, COLOURS[chosen])
+    shaded_hw = alpha_hw * shade_h[:, None]
     return Cutout(
         name=name,
         alpha_hw=alpha_hw,
         y=0,
         x=0,
-        paint_3hw=rgb_3[:, None, None] * (alpha_hw * shade_h[:, None]),
+        paint_3hw=rgb_3[:, None, None] * shaded_hw,
         style=None,
     )
 
@@ -159,8 +165,10 @@ def _colour_change(rng: Generator, any_hue: bool) -> np.ndarray:
     level = np.arange(256, dtype=np.float32)
     shift = np.float32(rng.uniform(*turn))
     hue = (level + shift) % 180
-    saturation = level * np.float32(rng.uniform(0.85, 1.15))
-    value = level * np.float32(rng.uniform(0.85, 1.1))
+    more_colour = np.float32(rng.uniform(0.85, 1.15))
+    saturation = level * more_colour
+    more_light = np.float32(rng.uniform(0.85, 1.1))
+    value = level * more_light
     table = np.stack([hue, saturation, value], axis=-1)
     return np.minimum(table, 255).astype(np.uint8)
 

@@ -183,7 +183,9 @@ class SceneRelations:
         """Return the distance of two centres in pixels."""
         ax, ay = self.centres[a]
         bx, by = self.centres[b]
-        squared = (ax - bx) ** 2 + (ay - by) ** 2
+        dx = ax - bx
+        dy = ay - by
+        squared = dx**2 + dy**2
         return float(squared**0.5)
 
     def by_distance(self, members: int, anchor: int, *, nearest_first: bool) -> int | None:
@@ -196,7 +198,9 @@ class SceneRelations:
         order = sorted(others, key=distance, reverse=not nearest_first)
         if len(order) < 2:
             return None
-        near, far = sorted(map(distance, order[:2]))
+        distances = [distance(index) for index in order[:2]]
+        near = min(distances)
+        far = max(distances)
         gap = MIN_GAP * min(self.image_size)
         if far < NEAR_RATIO * near or far - near < gap:
             return None
@@ -230,14 +234,16 @@ class SceneRelations:
 
     def _judge(self, verdict: Verdict, *anchors: int) -> TriState:
         """Collect what a verdict says of all objects but the anchors."""
-        true = unsure = 0
+        true = 0
+        unsure = 0
         others = without(self.everything, *anchors)
         for index in indices(others):
+            member = 1 << index
             found = verdict(index)
             if found is UNSURE:
-                unsure |= 1 << index
+                unsure |= member
             elif found:
-                true |= 1 << index
+                true |= member
         return TriState(true, unsure)
 
     def sized_against(self, anchor: int, *, larger: bool) -> TriState:
@@ -259,7 +265,8 @@ class SceneRelations:
         dx = bx - ax
         dy = by - ay
         squared = dx * dx + dy * dy
-        least = 2 * MIN_GAP * min(self.image_size)
+        short_side = min(self.image_size)
+        least = 2 * MIN_GAP * short_side
         if squared < least**2:
             return TriState(unsure=self.everything)
 
@@ -267,14 +274,9 @@ class SceneRelations:
             x, y = self.centres[index]
             rx = x - ax
             ry = y - ay
-            along = (rx * dx + ry * dy) / squared
-            off = abs(rx * dy - ry * dx) / squared
-            start, end, widest = BETWEEN
-            if start <= along <= end and off <= widest:
-                return True
-            start, end, widest = NOT_BETWEEN
-            near = start < along < end and off < widest
-            return UNSURE if near else False
+            dot = rx * dx + ry * dy
+            cross = rx * dy - ry * dx
+            return _between(dot / squared, abs(cross) / squared)
 
         return self._judge(verdict, a, b)
 
@@ -304,6 +306,17 @@ class SceneRelations:
         length = max(along) - min(along)
         height = max(across) - min(across)
         return length >= SPREAD * height
+
+
+def _between(along: float, off: float) -> bool | None:
+    """Return whether a point along a line of length 1, and so far off it, is between its ends."""
+    start, end, widest = BETWEEN
+    if start <= along <= end and off <= widest:
+        return True
+    start, end, widest = NOT_BETWEEN
+    if start < along < end and off < widest:
+        return UNSURE
+    return False
 
 
 def _as_far_as_apart(order: list[int], apart: list[bool]) -> list[int] | None:

@@ -47,18 +47,28 @@ def overlay(
         note: last line of the caption.
         side: pixels.
     """
-    height, width = image_HW3.shape[:2]
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    image = cv2.resize(image_HW3, size, interpolation=interpolation).astype(np.uint8)
-    # Interpolated and thresholded, a small mask is enlarged without stairs.
-    soft_mask = cv2.resize(mask_HW.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-    mask = (soft_mask > 0.5).astype(np.uint8)
-    page = Image.new("RGB", (size[0], size[1] + CAPTION), PAPER)
-    page.paste(Image.fromarray(draw_mask(image, mask)), (0, 0))
-    _draw_caption(page, size[1], title, note)
+    image, mask = _resized(image_HW3, mask_HW, side)
+    picture = Image.fromarray(draw_mask(image, mask))
+    page = Image.new("RGB", (picture.width, picture.height + CAPTION), PAPER)
+    page.paste(picture, (0, 0))
+    _draw_caption(page, picture.height, title, note)
     return page
+
+
+def _resized(image_HW3: Pixels, mask_HW: Pixels, side: int) -> tuple[Pixels, Pixels]:
+    """Return an image and its mask, their longer side `side` pixels."""
+    height, width = mask_HW.shape
+    scale = side / max(height, width)
+    new_width = max(1, round(width * scale))
+    new_height = max(1, round(height * scale))
+    size = (new_width, new_height)
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    image = cv2.resize(image_HW3, size, interpolation=interpolation)
+    # Interpolated and thresholded, a small mask is enlarged without stairs.
+    soft = mask_HW.astype(np.float32)
+    soft = cv2.resize(soft, size, interpolation=cv2.INTER_LINEAR)
+    mask = soft > 0.5
+    return image.astype(np.uint8), mask.astype(np.uint8)
 
 
 def draw_mask(image_HW3: Pixels, mask_HW: Pixels) -> Pixels:
@@ -69,17 +79,25 @@ def draw_mask(image_HW3: Pixels, mask_HW: Pixels) -> Pixels:
     if not mask_HW.any():
         return image_HW3.copy()
     colour = standout(image_HW3, mask_HW)
-    inside = mask_HW.astype(bool)
-    light = image_HW3.astype(np.float32)
-    light[~inside] *= DIM
-    light[inside] += FILL * (np.array(colour, np.float32) - light[inside])
-    canvas: Pixels = np.ascontiguousarray(light.round().astype(np.uint8))
+    canvas = _highlight(image_HW3, mask_HW, colour)
     outlines, _ = cv2.findContours(mask_HW, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    width = max(1, round(max(mask_HW.shape) / PIXELS_PER_STROKE))
+    longer = max(mask_HW.shape)
+    width = max(1, round(longer / PIXELS_PER_STROKE))
     # Dark under light: the outline shows on any ground.
     cv2.drawContours(canvas, outlines, -1, PAPER, width + 2, cv2.LINE_AA)
     cv2.drawContours(canvas, outlines, -1, colour, width, cv2.LINE_AA)
     return canvas
+
+
+def _highlight(image_HW3: Pixels, mask_HW: Pixels, colour: Colour) -> Pixels:
+    """Return an image with all but the object dimmed, and the object a little coloured."""
+    inside = mask_HW.astype(bool)
+    light = image_HW3.astype(np.float32)
+    light[~inside] *= DIM
+    paint = np.array(colour, np.float32)
+    light[inside] += FILL * (paint - light[inside])
+    pixels: Pixels = light.round().astype(np.uint8)
+    return np.ascontiguousarray(pixels)
 
 
 def standout(image_HW3: Pixels, mask_HW: Pixels) -> Colour:
@@ -87,14 +105,22 @@ def standout(image_HW3: Pixels, mask_HW: Pixels) -> Colour:
 
     Colours are compared by their distance in Lab.
     """
-    ring = np.ones((2 * RING + 1, 2 * RING + 1), np.uint8)
-    around = (cv2.dilate(mask_HW, ring) > 0) & (mask_HW == 0)
-    image_lab = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2LAB).astype(np.float32)
-    regions = [region for region in (mask_HW > 0, around) if region.any()]
+    side = 2 * RING + 1
+    ring = np.ones((side, side), np.uint8)
+    inside = mask_HW > 0
+    around = (cv2.dilate(mask_HW, ring) > 0) & ~inside
+    image_lab = _lab(image_HW3)
+    regions = [region for region in (inside, around) if region.any()]
     grounds = [image_lab[region].mean(axis=0) for region in regions]
-    palette = cv2.cvtColor(np.array([COLOURS], np.uint8), cv2.COLOR_RGB2LAB)[0]
-    distances = [_least_distance(colour, grounds) for colour in palette.astype(np.float32)]
-    return COLOURS[int(np.argmax(distances))]
+    palette = _lab(np.array([COLOURS], np.uint8))[0]
+    distances = [_least_distance(colour, grounds) for colour in palette]
+    best = int(np.argmax(distances))
+    return COLOURS[best]
+
+
+def _lab(rgb: Pixels) -> NDArray[np.float32]:
+    lab: NDArray[np.float32] = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB).astype(np.float32)
+    return lab
 
 
 def _least_distance(colour: NDArray[np.float32], grounds: list[NDArray[np.float32]]) -> float:
@@ -130,7 +156,8 @@ def _draw_caption(page: Image.Image, top: int, title: str, note: str) -> None:
     for line in _wrap(draw, title, title_font, width):
         draw.text((MARGIN, y), line, fill=INK, font=title_font)
         y += TITLE + LEADING
-    draw.text((MARGIN, y + 2), _cut(draw, note, note_font, width), fill=FAINT, font=note_font)
+    last_line = _cut(draw, note, note_font, width)
+    draw.text((MARGIN, y + 2), last_line, fill=FAINT, font=note_font)
 
 
 def _wrap(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> list[str]:
@@ -142,11 +169,11 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> list[
     words = text.split()
     while words and len(lines) < TITLE_LINES - 1:
         taken = _words_that_fit(draw, words, font, width)
-        lines.append(_cut(draw, " ".join(words[:taken]), font, width))
+        lines.append(" ".join(words[:taken]))
         words = words[taken:]
     if words:
-        lines.append(_cut(draw, " ".join(words), font, width))
-    return lines
+        lines.append(" ".join(words))
+    return [_cut(draw, line, font, width) for line in lines]
 
 
 def _words_that_fit(draw: ImageDraw.ImageDraw, words: list[str], font: Font, width: int) -> int:

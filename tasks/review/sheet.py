@@ -33,13 +33,16 @@ def contact_sheet(tiles: Sequence[Image.Image]) -> Image.Image:
     columns = sheet_columns(len(tiles))
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) + GAP for row in rows]
-    page = Image.new("RGB", (columns * (TILE + GAP) + GAP, sum(heights) + GAP), PAPER)
+    width = columns * (TILE + GAP) + GAP
+    height = sum(heights) + GAP
+    page = Image.new("RGB", (width, height), PAPER)
     bottom = 0
-    for row, height in zip(rows, heights, strict=True):
-        bottom += height
+    for row, row_height in zip(rows, heights, strict=True):
+        bottom += row_height
         for column, tile in enumerate(row):
             left = GAP + column * (TILE + GAP)
-            page.paste(tile, (left, bottom - tile.height))
+            top = bottom - tile.height
+            page.paste(tile, (left, top))
     return page
 
 
@@ -79,11 +82,13 @@ def _spread(
     wanted = sorted({round(index) for index in evenly})
     first = 0
     for shard_id, part in zip(run.shard_ids, run.masks_parts, strict=True):
-        here = [index - first for index in wanted if first <= index < first + part.rows]
-        first += part.rows
+        end = first + part.rows
+        here = [index - first for index in wanted if first <= index < end]
+        first = end
         if here:
             rows = list(read_masks(output, part, SHEET_COLUMNS))
-            yield read_receipt(output, shard_id).shard, [rows[index] for index in here]
+            shard = read_receipt(output, shard_id).shard
+            yield shard, [rows[index] for index in here]
 
 
 def _tiles(
@@ -92,8 +97,12 @@ def _tiles(
     """Yield pictures of mask rows of a shard. Their images are read from the input again."""
     inputs = {row.position: row for row in _read(shard, settings)}
     for row in rows:
-        image = decode(image_bytes(inputs[row["row"]], shard, settings), settings)
-        yield overlay(image, rle.decode(row["mask"]), row["query"], note_of(row), side=TILE)
+        source = inputs[row["row"]]
+        data = image_bytes(source, shard, settings)
+        image = decode(data, settings)
+        mask = rle.decode(row["mask"])
+        note = note_of(row)
+        yield overlay(image, mask, row["query"], note, side=TILE)
 
 
 def _read(shard: Shard, settings: SegmentSettings) -> list[Row]:
