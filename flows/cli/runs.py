@@ -148,9 +148,10 @@ def within_budget(settings: RunSettings, budget: BudgetSettings) -> RunSettings:
     """Return the settings with the budget in seconds.
 
     Raises:
-        ValueError: the text is no budget, or names money where there is no price.
+        ValueError: the text is no budget, names money where there is no price, or buys no time.
     """
-    return settings.model_copy(update={"budget_seconds": budget.seconds})
+    fields = dict(settings) | {"budget_seconds": budget.seconds}
+    return type(settings).model_validate(fields)
 
 
 def _reject_codes(names: list[str]) -> tuple[RejectCode, ...]:

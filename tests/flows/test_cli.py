@@ -289,6 +289,7 @@ def test_costs_of_the_full_size_are_marked_as_an_estimate() -> None:
         ("scenes a.parquet --count 0", "--count"),
         ("retry masks --code nonsense", "--code nonsense: must be one of"),
         ("run nowhere.parquet out --budget 2", "--budget 2: must be a time such as 30m"),
+        ("schedule a b --budget $40 --price-per-hour inf", "budget_seconds = 0.0: Input should be"),
         ("verify nowhere", "no published run"),
         ("schedule scenes.parquet out --workers 0", "--workers"),
         ("import coco nowhere.json --images . a.parquet", "nowhere.json"),
