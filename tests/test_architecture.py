@@ -38,7 +38,7 @@ def test_a_package_imported_without_wordmask_before_its_name_is_an_error(package
     check = [str(BIN / "ruff"), "check", "--stdin-filename", "tests/example.py", "-"]
     for line in (f"from {package} import anything", f"import {package}.anything"):
         found = run(check, stdin=line).stdout
-        assert f"TID251 `{package}` is banned: import wordmask.{package}" in found
+        assert f"`{package}` is banned: import wordmask.{package}" in found
 
 
 def test_commits_are_checked_by_the_programs_that_make_installs() -> None:

@@ -81,7 +81,7 @@ def test_the_model_is_made_with_the_settings_values() -> None:
 def test_a_model_is_resident_from_setup_to_teardown() -> None:
     dask, segment = WorkerStub(), SegmentSettings()
     plugin = ResidentModel(ModelSettings(revision="main"), segment, revision="r1", factory=FACTORY)
-    with pytest.raises(NoModelError, match=r"register tasks\.worker\.ResidentModel"):
+    with pytest.raises(NoModelError, match=r"register wordmask\.tasks\.worker\.ResidentModel"):
         dask.context("r1", segment)
     dask.add(plugin)
     assert dask.context("r1", segment) is dask.context("r1", segment)
@@ -94,7 +94,7 @@ def test_a_model_is_resident_from_setup_to_teardown() -> None:
 
 
 def test_outside_of_a_dask_task_there_is_no_model() -> None:
-    with pytest.raises(NoModelError, match=r"register tasks\.worker\.ResidentModel"):
+    with pytest.raises(NoModelError, match=r"register wordmask\.tasks\.worker\.ResidentModel"):
         resident_context("r1", SegmentSettings())
 
 
