@@ -57,6 +57,7 @@ COLUMNS = (
     Column("model_revision", STRING, "of the model that answered"),
     Column("settings_hash", STRING, "of the settings that answers depend on"),
     Column("shard_id", STRING, "of the shard that the row belongs to"),
+    Column("method_version", INT, "`METHOD_VERSION` of the code that answered", True),
 )
 
 SCORES = tuple(column.name for column in SCORE_COLUMNS)

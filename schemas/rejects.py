@@ -85,6 +85,7 @@ _REMEDIES = {
 }
 
 STRING = pa.string()
+INT = pa.int32()
 LONG = pa.int64()
 
 COLUMNS = (
@@ -95,6 +96,7 @@ COLUMNS = (
     Column("code", STRING, "a `RejectCode`"),
     Column("detail", STRING, "what was found, without credentials"),
     Column("shard_id", STRING, "of the shard that the row belongs to"),
+    Column("method_version", INT, "`METHOD_VERSION` of the code that rejected", True),
 )
 
 REJECTS = schema_of(COLUMNS)

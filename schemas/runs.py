@@ -26,7 +26,7 @@ class Shard(Frozen):
     """A piece of one input file, and the unit of work.
 
     Equal ids mean equal output: the id hashes the file's name and fingerprint, the rows, the
-    duplicates among them, the model's revision and the settings.
+    duplicates among them, the version of the method, the model's revision and the settings.
     """
 
     shard_id: str = Field(description="32 hex digits")
@@ -40,6 +40,9 @@ class Shard(Frozen):
     )
     model_revision: str = Field(description="hash of the model's files")
     settings_hash: str = Field(description="hash of the settings that answers depend on")
+    method_version: int = Field(
+        0, description="`METHOD_VERSION` of the code; 0: of a code before there was one"
+    )
 
     @property
     def rows(self) -> int:
@@ -111,6 +114,13 @@ class Plan(Frozen):
         if not self.shards:
             return ""
         return self.shards[0].model_revision
+
+    @property
+    def method_version(self) -> int:
+        """The version of the method, or 0 where there is no shard."""
+        if not self.shards:
+            return 0
+        return self.shards[0].method_version
 
     @property
     def pending(self) -> tuple[Shard, ...]:
@@ -251,4 +261,7 @@ class RunSummary(Frozen):
     rejects_parts: tuple[Part, ...]
     files: dict[str, str] = Field(
         {}, description="fingerprints of the input files that have rows, by name"
+    )
+    method_version: int = Field(
+        0, description="`METHOD_VERSION` of its shards; 0: of a code before there was one"
     )

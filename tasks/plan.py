@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from wordmask.schemas import method
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan, RowRange, Shard, Unusable
 from wordmask.schemas.settings import RunSettings
@@ -200,6 +201,7 @@ def file_shards(
             own_duplicates,
             model_revision,
             settings_hash,
+            method.METHOD_VERSION,
         ]
         yield Shard(
             shard_id=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
@@ -211,6 +213,7 @@ def file_shards(
             duplicates=own_duplicates,
             model_revision=model_revision,
             settings_hash=settings_hash,
+            method_version=method.METHOD_VERSION,
         )
         first_row += rows
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from opentelemetry.trace import Span
 
+from wordmask.schemas import method
 from wordmask.schemas.runs import Part, Receipt, Shard, ShardHints, Timings
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import SegmenterLike, ShardContext
@@ -32,7 +33,7 @@ NO_HINTS = ShardHints()
 
 
 class ModelChangedError(RuntimeError):
-    """The worker's model is not the one that was planned with."""
+    """The worker's model or code is not the one that was planned with."""
 
 
 class RowsLostError(RuntimeError):
@@ -76,11 +77,13 @@ def process_shard(
 
     Raises:
         InputChangedError: the file was replaced since it was planned.
-        ModelChangedError: the model has another revision than the plan.
+        ModelChangedError: the model has another revision than the plan, or the code's method
+            another version.
         RowsLostError: rows were lost or doubled. Nothing is written then.
         OSError: the store failed for good.
     """
     timer = _StageTimer()
+    _require_planned_method(shard)
     _require_planned_model(shard, context.segmenter)
     output = Store.open(settings.output)
 
@@ -137,6 +140,15 @@ class _StageTimer:
         with traces.span(name) as span:
             yield span
         self.seconds[name] = time.perf_counter() - began
+
+
+def _require_planned_method(shard: Shard) -> None:
+    if shard.method_version != method.METHOD_VERSION:
+        raise ModelChangedError(
+            f"planned with method version {shard.method_version}, but this worker's code has"
+            f" {method.METHOD_VERSION}. Install the same version of wordmask on every worker, and"
+            " run again"
+        )
 
 
 def _require_planned_model(shard: Shard, segmenter: SegmenterLike) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from wordmask.model.types import Segmentation
+from wordmask.schemas import method
+from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Part, Plan, Receipt, RunSummary, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
@@ -38,15 +40,22 @@ class Earlier:
 
 
 def row_key(row: Row, image_id: str) -> str:
-    """Return 32 hex digits of what a row's answer depends on, besides model and settings."""
+    """Return 32 hex digits of what a row's answer depends on in the row itself.
+
+    The model, the settings and the version of the method are compared by themselves.
+    """
     parts = json.dumps([image_id, row.query, row.spatial_refs])
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
 def answers_of(output: Store, receipts: Iterable[Receipt]) -> list[Earlier]:
-    """Return the masks of shards that are done. A part that is gone by now has none."""
-    parts = [receipt.masks_part for receipt in receipts]
-    return [_earlier(row) for part in parts for row in _rows(output, part)]
+    """Return the masks of shards that are done, by this version of the method.
+
+    A part that is gone by now has none.
+    """
+    rows = [row for receipt in receipts for row in _rows(output, receipt.masks_part)]
+    # A part that was written before there was a version lacks the column.
+    return [_earlier(row) for row in rows if row.get("method_version") == method.METHOD_VERSION]
 
 
 def rejects_of(output: Store, receipt: Receipt) -> list[dict[str, Any]]:
@@ -118,9 +127,12 @@ def reuse_hints(
 
 
 def _same_answers(newest: RunSummary, settings: RunSettings, model_revision: str) -> bool:
-    """Return whether a run gave the answers that other settings and another model would give."""
-    same_method = newest.settings.segment.method == settings.segment.method
-    return same_method and newest.model_revision == model_revision
+    """Return whether a run gave the answers that this code, other settings and a model give."""
+    return (
+        newest.method_version == method.METHOD_VERSION
+        and newest.settings.segment.method == settings.segment.method
+        and newest.model_revision == model_revision
+    )
 
 
 def _is_near(old: Shard, shard: Shard) -> bool:
@@ -146,8 +158,11 @@ def retry_plan(output: Store, codes: Collection[RejectCode]) -> tuple[Plan, RunS
 
     Raises:
         FileNotFoundError: nothing was published.
+        InputError: another version of the method made that run. Rows of two versions would stand
+            side by side.
     """
     run = newest_run(output)
+    _require_same_version(run)
     done = set()
     hints = {}
     receipts = read_receipts(output, run.shard_ids)
@@ -166,3 +181,11 @@ def retry_plan(output: Store, codes: Collection[RejectCode]) -> tuple[Plan, RunS
         input_bytes=0,
     )
     return plan, run.settings
+
+
+def _require_same_version(run: RunSummary) -> None:
+    if run.method_version != method.METHOD_VERSION:
+        raise InputError(
+            f"run {run.run_id}: was made by method version {run.method_version}, and this code has"
+            f" {method.METHOD_VERSION}. `wordmask run` computes the table anew, rejected rows too"
+        )

@@ -35,6 +35,7 @@ def summarize(
         run_id=plan.run_id,
         settings=settings,
         model_revision=plan.model_revision,
+        method_version=plan.method_version,
         settings_hash=settings.segment.settings_hash,
         started_at=started_at.isoformat(timespec="seconds"),
         finished_at=finished_at.isoformat(timespec="seconds"),

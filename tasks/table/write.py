@@ -98,6 +98,7 @@ def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
         "model_revision": shard.model_revision,
         "settings_hash": shard.settings_hash,
         "shard_id": shard.shard_id,
+        "method_version": shard.method_version,
         **mask.row.carried,
     }
 
@@ -112,6 +113,7 @@ def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
         "code": reject.code.value,
         "detail": reject.detail,
         "shard_id": shard.shard_id,
+        "method_version": shard.method_version,
     }
 
 

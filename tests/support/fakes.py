@@ -60,6 +60,19 @@ class FakeSegmenter:
                 yield tag, future
 
 
+class Counting(FakeSegmenter):
+    """Keeps the words that it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def stream(self, asked: Any, rows: int) -> Any:
+        for image, queries in asked:
+            self.asked += [query.object for _, query in queries]
+            yield from super().stream([(image, queries)], rows)
+
+
 class Gossip(FakeSegmenter):
     """Its errors tell what they should not: the row's words, its image, a credential.
 

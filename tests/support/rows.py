@@ -11,6 +11,7 @@ import numpy as np
 from tests.support.fakes import REVISION, FakeSegmenter
 from tests.support.tables import png
 from wordmask.model.types import Query, Segmentation
+from wordmask.schemas.method import METHOD_VERSION
 from wordmask.schemas.runs import RowRange, Shard
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.context import ShardContext
@@ -51,6 +52,7 @@ def shard_of(rows: Sequence[Row], **values: Any) -> Shard:
         ranges=(RowRange(0, 0, len(rows)),),
         first_row=0,
         model_revision=REVISION,
+        method_version=METHOD_VERSION,
         settings_hash=SETTINGS.settings_hash,
         **values,
     )

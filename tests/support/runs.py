@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.support.fakes import REVISION, FakeSegmenter
+from tests.support.fakes import REVISION, Counting, FakeSegmenter
 from tests.support.tables import png, write_input
-from wordmask.schemas.runs import Plan, RunSummary
+from wordmask.schemas.runs import Plan, Receipt, RunSummary
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.catalog import publish, read_receipts
 from wordmask.tasks.output.summary import summarize
 from wordmask.tasks.output.verify import require, verify
 from wordmask.tasks.plan import make_plan
-from wordmask.tasks.shard import process_shard
+from wordmask.tasks.shard import NO_HINTS, process_shard
 from wordmask.tasks.storage import Store
 
 GOOD = {"image": png(1), "query": "a thing"}
@@ -35,6 +35,20 @@ def run_all(settings: RunSettings) -> Plan:
     for shard in plan.pending:
         process_shard(shard, settings, ShardContext(FakeSegmenter()))
     return plan
+
+
+def carry_out(plan: Plan, settings: RunSettings) -> tuple[list[str], list[Receipt]]:
+    """The words that the model was asked about in a run, and the receipts."""
+    model = Counting()
+    receipts = [
+        process_shard(
+            shard, settings, ShardContext(model), plan.hints.get(shard.shard_id, NO_HINTS)
+        )
+        for shard in plan.pending
+    ]
+    require_every_row_once(plan, settings)
+    publish_run(plan, settings)
+    return model.asked, receipts
 
 
 def plan_of(settings: RunSettings, revision: str, *, refuse: bool = True) -> Plan:

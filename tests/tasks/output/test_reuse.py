@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.fakes import REVISION, FakeSegmenter
-from tests.support.runs import plan_of, publish_run, require_every_row_once
+from tests.support.fakes import REVISION, Counting, FakeSegmenter
+from tests.support.runs import carry_out, plan_of, publish_run
 from tests.support.tables import part_of, png, read_rows, write_input
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan, Receipt, ShardHints
@@ -22,19 +22,6 @@ from wordmask.tasks.shard import NO_HINTS, process_shard
 from wordmask.tasks.storage import Store
 
 
-class Counting(FakeSegmenter):
-    """Keeps the words that it was asked about."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[str] = []
-
-    def stream(self, asked: Any, rows: int) -> Any:
-        for image, queries in asked:
-            self.asked += [query.object for _, query in queries]
-            yield from super().stream([(image, queries)], rows)
-
-
 def table(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> RunSettings:
     write_input(tmp_path / "in.parquet", [row | {"split": f"of {row['row_id']}"} for row in rows])
     segment = {"carry": ("split",)} | options.pop("segment", {})
@@ -45,20 +32,6 @@ def table(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> RunSett
         "segment": segment,
     }
     return RunSettings.model_validate(base | options)
-
-
-def carry_out(plan: Plan, settings: RunSettings) -> tuple[list[str], list[Receipt]]:
-    """The words that the model was asked about in a run, and the receipts."""
-    model = Counting()
-    receipts = [
-        process_shard(
-            shard, settings, ShardContext(model), plan.hints.get(shard.shard_id, NO_HINTS)
-        )
-        for shard in plan.pending
-    ]
-    require_every_row_once(plan, settings)
-    publish_run(plan, settings)
-    return model.asked, receipts
 
 
 def run(settings: RunSettings, revision: str = REVISION) -> tuple[list[str], list[Receipt]]:
