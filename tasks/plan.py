@@ -257,6 +257,8 @@ def _rows_that_fit(
 ) -> int:
     """Return how many rows of a row group, from `start` on, fit in the rest of a shard."""
     fit = rows_left
-    if group.bytes:
+    if bytes_left < 0:  # a single row may take more than a shard's bytes
+        fit = 0
+    elif group.bytes:
         fit = min(fit, bytes_left * group.rows // group.bytes)
     return min(group.rows - start, max(fit, at_least))
