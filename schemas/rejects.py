@@ -16,7 +16,7 @@ class RejectCode(StrEnum):
     MISSING_IMAGE = "missing_image"
     # The URI leads to no file, or to one that the store does not give.
     IMAGE_NOT_FOUND = "image_not_found"
-    # An https server did not answer, or not in time; it may another time.
+    # A server did not answer, or a store gives its neighbours alone; it may another time.
     IMAGE_UNREACHABLE = "image_unreachable"
     # The image has no bytes or no pixels.
     IMAGE_EMPTY = "image_empty"
@@ -59,7 +59,8 @@ _REMEDIES = {
         "check that the URI exists; relative ones start at the folder of the table"
     ),
     RejectCode.IMAGE_UNREACHABLE: (
-        "the https server did not answer; try later: wordmask retry OUTPUT --code image_unreachable"
+        "the server did not answer, or the store gives other images but not this one; try later:"
+        " wordmask retry OUTPUT --code image_unreachable"
     ),
     RejectCode.IMAGE_EMPTY: "the image has no bytes or no pixels; export it again",
     RejectCode.IMAGE_UNREADABLE: "convert the image to JPEG, PNG or WebP",

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from wordmask.tasks.images.decode import decode, pixel_count
 from wordmask.tasks.images.fetch import image_bytes
 from wordmask.tasks.infer.faults import reject_image
 from wordmask.tasks.infer.hints import copied_mask
+from wordmask.tasks.infer.neighbours import ImageReader
 from wordmask.tasks.output.reuse import Earlier, row_key
 from wordmask.tasks.rows import Row, RowResult
 from wordmask.tasks.telemetry import metrics
@@ -81,12 +83,20 @@ class ImageLoader:
             For each image the results of the rows that end without the model, copied masks and
             rejects, and the decoded image for the others. Raises the machine's faults.
         """
-        images = buffered_map(self._pool, self._read, group_by_image(rows), IMAGES_AHEAD)
+        groups = group_by_image(rows)
+        reader = ImageReader(
+            [group[0] for group in groups], self._shard, self._settings, self._fetch
+        )
+        read = partial(self._read, reader)
+        images = buffered_map(self._pool, read, groups, IMAGES_AHEAD)
         return buffered_map(self._pool, self._decode, images, PIXELS_AHEAD, weight=_weight)
 
-    def _read(self, rows: list[Row]) -> Read:
+    def _fetch(self, row: Row) -> bytes:
+        return image_bytes(row, self._shard, self._settings)
+
+    def _read(self, reader: ImageReader[bytes], rows: list[Row]) -> Read:
         try:
-            data = image_bytes(rows[0], self._shard, self._settings)
+            data = reader.read(rows[0])
         except Exception as error:
             return [*reject_image(error, rows)], None
         metrics.READ.inc(len(data))
