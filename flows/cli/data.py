@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 import typer
 
 from wordmask.flows.cli.console import counting, err, out, print_json
-from wordmask.flows.cli.options import Json
+from wordmask.flows.cli.options import Json, option_of
+from wordmask.schemas.settings import SegmentSettings
 from wordmask.schemas.training import SCENES_PER_SEED, Artwork
 
 Table = Annotated[
     str, typer.Argument(metavar="DEST.parquet", help="Table to write.", show_default=False)
 ]
+AllowRoot = Annotated[list[str] | None, option_of(SegmentSettings, "allow_root")]
 
 
 def scenes(
@@ -92,6 +94,7 @@ def import_coco(
             help="JSON lines: ref_id, image_id, annotation_id, expression.",
         ),
     ] = None,
+    allow_root: AllowRoot = None,
     json: Json = False,
 ) -> None:
     """Write COCO instances as an input table with ground truth.
@@ -104,7 +107,14 @@ def import_coco(
     from wordmask.tasks.convert import coco
 
     with counting(None) as on_rows:
-        done = coco.import_coco(instances, images, dest, expressions=expressions, on_rows=on_rows)
+        done = coco.import_coco(
+            instances,
+            images,
+            dest,
+            expressions=expressions,
+            allow_roots=allow_root or (),
+            on_rows=on_rows,
+        )
     if json:
         print_json(dataclasses.asdict(done))
         return

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +14,8 @@ from pycocotools import mask as coco
 
 from wordmask.model.masks import rle
 from wordmask.schemas.queries import InputError
+from wordmask.schemas.settings import SegmentSettings
+from wordmask.tasks.images.uris import ImageError, resolve
 from wordmask.tasks.table.truth import OnRows, ignore_rows, write_table
 
 Record = dict[str, Any]
@@ -60,6 +63,7 @@ def import_coco(
     dest: str,
     *,
     expressions: Path | None = None,
+    allow_roots: Sequence[str] = (),
     on_rows: OnRows = ignore_rows,
 ) -> Imported:
     """Write COCO instances as an input table, ordered by image.
@@ -74,19 +78,21 @@ def import_coco(
         images: folder of the image files.
         dest: path or URI of the table.
         expressions: JSON lines of referring expressions.
+        allow_roots: folders below which image files may lie, besides `images`.
         on_rows: as in `write_table`.
 
     Raises:
-        InputError: a file is not what it should be; the message names the record.
+        InputError: a file is not what it should be, or an image file's name leads out of the
+            roots; the message names the record.
     """
     data = _load(instances)
     queries = _category_queries(data)
     if expressions is not None:
         queries = _expression_queries(expressions, data)
     ordered = sorted(_distinct(queries), key=lambda query: _image_of(query, data)["id"])
-    missing = _missing_images(ordered, data, images)
-    rows = write_table(dest, _rows(ordered, data, images, missing), on_rows)
-    without_image = sum(query.annotation["image_id"] in missing for query in ordered)
+    files = _image_files(ordered, data, images, allow_roots)
+    rows = write_table(dest, _rows(ordered, data, files), on_rows)
+    without_image = sum(query.annotation["image_id"] not in files for query in ordered)
     return Imported(rows=rows, missing_images=without_image)
 
 
@@ -189,25 +195,45 @@ def _distinct(queries: Iterable[ReferringQuery]) -> Iterator[ReferringQuery]:
         yield query
 
 
-def _missing_images(
-    queries: Iterable[ReferringQuery], data: Instances, folder: Path
-) -> frozenset[Any]:
-    """Return the ids of the images whose file is not there."""
-    asked = {query.annotation["image_id"] for query in queries}
-    files = {image_id: folder / data.images[image_id]["file_name"] for image_id in asked}
-    return frozenset(image_id for image_id, file in files.items() if not file.is_file())
+def _image_files(
+    queries: Iterable[ReferringQuery], data: Instances, folder: Path, allow_roots: Sequence[str]
+) -> dict[Any, str]:
+    """Return the paths of the image files that are there, by the image's id."""
+    settings = SegmentSettings(allow_roots=tuple(allow_roots))
+    files: dict[Any, str] = {}
+    for image_id in {query.annotation["image_id"] for query in queries}:
+        path = _image_path(data, image_id, folder, settings)
+        if os.path.isfile(path):
+            files[image_id] = path
+    return files
+
+
+def _image_path(data: Instances, image_id: Any, folder: Path, settings: SegmentSettings) -> str:
+    """Return the real path of an image file. Instances come from strangers, as tables do."""
+    name = data.images[image_id]["file_name"]
+    where = f"{data.path}, image {image_id}"
+    if not isinstance(name, str):
+        raise InputError(f"{where}: file_name = {name!r}: must be a string")
+    try:
+        # Relative names start at the folder, as if a table of it named them.
+        return resolve(name, str(folder / data.path.name), settings)
+    except ImageError as error:
+        raise InputError(
+            f"{where}: file_name: {error.code}: {error.detail}. Put it below --images, or name its"
+            " folder with --allow-root if you trust the file"
+        ) from None
 
 
 def _rows(
-    queries: Iterable[ReferringQuery], data: Instances, folder: Path, missing: Collection[Any]
+    queries: Iterable[ReferringQuery], data: Instances, files: Mapping[Any, str]
 ) -> Iterator[Record]:
     """Yield the rows of queries that are ordered by image, each of which is read once."""
     by_image = groupby(queries, key=lambda query: _image_of(query, data)["id"])
     for image_id, group in by_image:
         image = data.images[image_id]
         content = None
-        if image_id not in missing:
-            content = (folder / image["file_name"]).read_bytes()
+        if image_id in files:
+            content = Path(files[image_id]).read_bytes()
         for query in group:
             yield {
                 "row_id": query.row_id,

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import SegmentSettings
+from wordmask.tasks.images.formats import DECODED_NAMES, decoded_format, looks_like
 from wordmask.tasks.images.uris import ImageError
 from wordmask.tasks.telemetry.logs import clean
 
@@ -33,14 +34,6 @@ UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
-# First bytes of files that are often sent in place of images.
-OTHER_FORMATS = {
-    b"%PDF": "PDF",
-    b"PK": "a ZIP archive",
-    b"\x1f\x8b": "gzip",
-    b"<": "markup, as of SVG or a web page",
-    b"{": "JSON",
 }
 TRUNCATION_WORDS = ("truncated", "unexpected end", "not enough data", "eof")
 TRANSPARENT_MODES = ("P", "PA", "LA", "La", "RGBa")
@@ -98,19 +91,31 @@ def _check_size(image: Image.Image, settings: SegmentSettings) -> None:
 
 
 def _open(data: bytes) -> Image.Image:
+    """Open an image of a format that is decoded, and read its header."""
+    name = decoded_format(data)
+    if name is None:
+        raise _unknown_format(data)
     try:
         with warnings.catch_warnings():
             # The pixel limit is ours, checked right after; Pillow's warning would only repeat it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=[name])
     except Image.DecompressionBombError as error:
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, str(error)) from None
     except UnidentifiedImageError:
-        detail = f"no known image format; {len(data)} bytes{_looks_like(data)}"
+        detail = f"begins as {name}, but cannot be read as such; {len(data)} bytes"
         raise ImageError(RejectCode.IMAGE_UNREADABLE, detail) from None
     except Exception as error:
         detail = f"{type(error).__name__}: {clean(str(error))}"
         raise ImageError(_code_of(error), detail) from None
+
+
+def _unknown_format(data: bytes) -> ImageError:
+    detail = f"not {DECODED_NAMES}; {len(data)} bytes"
+    other = looks_like(data)
+    if other is not None:
+        detail += f" that look like {other}"
+    return ImageError(RejectCode.IMAGE_UNREADABLE, detail)
 
 
 def _load(image: Image.Image) -> None:
@@ -141,20 +146,6 @@ def _fits_in_memory(width: int, height: int) -> bool:
 def _describe(image: Image.Image) -> str:
     width, height = image.size
     return f"{image.format}, {width} x {height}"
-
-
-def _looks_like(data: bytes) -> str:
-    """Return which other format the data begins like.
-
-    The bytes themselves are not shown: a detail is read by more people than the image.
-    """
-    if data[4:8] == b"ftyp":
-        return " that look like HEIC or a video"
-    beginning = data[:64].lstrip()
-    for start, name in OTHER_FORMATS.items():
-        if beginning.startswith(start):
-            return f" that look like {name}"
-    return ""
 
 
 def _code_of(error: Exception) -> RejectCode:

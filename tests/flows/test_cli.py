@@ -283,7 +283,7 @@ def test_costs_of_the_full_size_are_marked_as_an_estimate() -> None:
         ("segment nowhere.png x", "nowhere.png"),
         ("plan gs://bucket/in.parquet out", "gcsfs"),
         ("scenes masks --count 1", "masks: is a folder"),
-        ("segment broken.png x", "broken.png: no known image format"),
+        ("segment broken.png x", "broken.png: not JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"),
         ("evaluate nowhere truth.parquet", "no published run"),
         ("sheet nowhere sheet.png", "no published run"),
         ("scenes a.parquet --count 0", "--count"),

@@ -1,4 +1,4 @@
-"""Mutated images of twelve formats, and bombs of pixels among them."""
+"""Mutated images of the formats that are decoded and of five others, and bombs among them."""
 
 from __future__ import annotations
 

@@ -107,6 +107,43 @@ def test_a_missing_image_keeps_its_rows(tmp_path: Path) -> None:
     assert rows[1]["image"]["path"] == "7.png"
 
 
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "{folder}/secret.png", "file://{folder}/secret.png", "link.png"]
+)
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.png").write_bytes(png(height=HEIGHT, width=WIDTH))
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "link.png").symlink_to("../secret.png")
+    data = instances()
+    data["images"][0]["file_name"] = name.format(folder=tmp_path)
+    path, _ = write(images, data)
+    dest = tmp_path / "out.parquet"
+    with pytest.raises(InputError, match=r"image 7: file_name: uri_not_allowed: .* --allow-root"):
+        import_coco(path, images, str(dest))
+    assert not dest.exists()
+
+
+def test_a_file_below_an_allowed_root_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "more/7.png").write_bytes(png(7, height=HEIGHT, width=WIDTH))
+    data = instances()
+    data["images"][0]["file_name"] = f"{tmp_path}/more/7.png"
+    path, _ = write(tmp_path / "images", data)
+    dest = str(tmp_path / "out.parquet")
+    import_coco(path, tmp_path / "images", dest, allow_roots=[str(tmp_path / "more")])
+    last = pq.read_table(dest).to_pylist()[-1]
+    assert last["image"]["bytes"] == (tmp_path / "more/7.png").read_bytes()
+
+
+def test_a_file_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    data = instances()
+    data["images"][0]["file_name"] = 7
+    with pytest.raises(InputError, match="image 7: file_name = 7: must be a string"):
+        imported(tmp_path, data)
+
+
 def test_polygons_are_united() -> None:
     np.testing.assert_array_equal(rle.decode(true_rle([BOX], HEIGHT, WIDTH)), filled(1, 1, 4, 3))
     both = rle.decode(true_rle([BOX, [6, 0, 8, 0, 8, 2, 6, 2]], HEIGHT, WIDTH))

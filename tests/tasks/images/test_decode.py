@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, TiffTags
+from PIL import EpsImagePlugin, Image, ImageCms, ImageOps, TiffImagePlugin, TiffTags
 
 from tests.support.tables import png
 from wordmask.schemas.rejects import RejectCode
@@ -242,6 +244,51 @@ def test_half_a_jpeg_is_called_truncated() -> None:
 def test_files_of_other_formats_are_rejected() -> None:
     assert code_of(b"") == RejectCode.IMAGE_EMPTY
     assert code_of(b"%PDF-1.7 not an image at all") == RejectCode.IMAGE_UNREADABLE
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"])
+def test_every_format_of_the_closed_list_is_decoded(format: str) -> None:
+    image = Image.new("RGB", (8, 6), (200, 30, 30))
+    assert decode(encoded(image, format), SETTINGS).shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize("format", ["EPS", "PPM", "ICO", "PCX", "TGA", "JPEG2000", "DDS", "SGI"])
+def test_formats_beside_the_closed_list_are_unreadable(format: str) -> None:
+    image = Image.new("RGB", (8, 6), (200, 30, 30))
+    assert code_of(encoded(image, format)) == RejectCode.IMAGE_UNREADABLE
+
+
+def test_an_avif_whose_first_brand_is_a_container_is_decoded() -> None:
+    data = encoded(Image.new("RGB", (8, 6), (200, 30, 30)), "AVIF")
+    assert decode(data[:8] + b"mif1" + data[12:], SETTINGS).shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
+        (b"\xc5\xd0\xd3\xc6" + bytes(30), "PostScript"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        (b"<!DOCTYPE html>", "web page"),
+    ],
+)
+def test_a_reject_names_the_format_that_is_not_decoded(data: bytes, words: str) -> None:
+    with pytest.raises(ImageError, match=f"not JPEG, PNG, .* look like .*{words}"):
+        decode(data, SETTINGS)
+
+
+def test_no_image_of_a_row_starts_ghostscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = tmp_path / "called"
+    stand_in = tmp_path / "gs"
+    stand_in.write_text(f"#!/bin/sh\necho 10.0 | tee {called}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # found before, perhaps
+    assert code_of(encoded(Image.new("RGB", (8, 6)), "EPS")) == RejectCode.IMAGE_UNREADABLE
+    assert not called.exists()
 
 
 def test_bombs_are_rejected_before_they_are_decoded() -> None:
