@@ -25,8 +25,9 @@ class RowRange(NamedTuple):
 class Shard(Frozen):
     """A piece of one input file, and the unit of work.
 
-    Equal ids mean equal output: the id hashes the file's name and fingerprint, the rows, the
-    duplicates among them, the version of the method, the model's revision and the settings.
+    Equal ids mean equal output, as long as no image behind a URI changes: the id hashes the file's
+    name and fingerprint, the rows, the duplicates among them, the version of the method, the
+    model's revision, the settings, and the file's folder where image URIs may be relative.
     """
 
     shard_id: str = Field(description="32 hex digits")

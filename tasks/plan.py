@@ -202,6 +202,7 @@ def file_shards(
             model_revision,
             settings_hash,
             method.METHOD_VERSION,
+            file.image_folder,
         ]
         yield Shard(
             shard_id=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],

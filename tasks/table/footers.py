@@ -19,6 +19,7 @@ from wordmask.schemas.queries import InputError, check_columns, columns_read
 from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.output.catalog import is_part_path
 from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet, retry_reads
+from wordmask.tasks.table.relative_uris import may_have_relative_uris
 
 FOOTERS_AT_ONCE = 16
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -42,7 +43,8 @@ class InputFile:
     """A Parquet file of the input, and the content of its footer.
 
     `name` is relative to the input. `problem` says why a run cannot use the file. `readable`: at
-    least the footer can be read.
+    least the footer can be read. `image_folder`: where relative image URIs start, "" where the
+    footer proves that there are none.
     """
 
     uri: str
@@ -51,6 +53,7 @@ class InputFile:
     size: int
     row_groups: tuple[RowGroup, ...] = ()
     has_row_ids: bool = False
+    image_folder: str = ""
     readable: bool = True
     problem: str | None = None
 
@@ -171,8 +174,18 @@ def _input_file(
         check_columns(schema, settings, name)
     except InputError as error:
         return replace(unread, row_groups=groups, problem=str(error))
-    has_row_ids = settings.columns.row_id in schema.names
-    return replace(unread, row_groups=groups, has_row_ids=has_row_ids)
+    return replace(
+        unread,
+        row_groups=groups,
+        has_row_ids=settings.columns.row_id in schema.names,
+        image_folder=_image_folder(store, footer, schema, settings.columns.image),
+    )
+
+
+def _image_folder(store: Store, footer: pq.FileMetaData, schema: pa.Schema, image: str) -> str:
+    if may_have_relative_uris(footer, schema, image, is_local=store.is_local):
+        return store.uri.rsplit("/", 1)[0]
+    return ""
 
 
 def _read_footer(store: Store) -> tuple[pq.FileMetaData, pa.Schema]:

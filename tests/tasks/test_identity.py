@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,11 +17,12 @@ from tests.support.tables import png, read_rows
 from wordmask.schemas import method
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.settings import RunSettings
+from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.shard import ModelChangedError, process_shard
-from wordmask.tasks.storage import Store
+from wordmask.tasks.storage import Store, sha256
+from wordmask.tasks.table.footers import input_files
 
 
 def rows(count: int, **other: Any) -> list[dict[str, Any]]:
@@ -78,6 +82,63 @@ def test_rows_of_a_run_by_another_version_are_not_retried_among_its_others(
     upgrade(monkeypatch)
     with pytest.raises(InputError, match="made by method version 1, and this code has 2"):
         retry_plan(Store.open(settings.output), (RejectCode.IMAGE_NOT_FOUND,))
+
+
+def test_equal_tables_beside_other_images_are_computed_each(tmp_path: Path) -> None:
+    table = [{"row_id": "r", "image": "a.png", "query": "a thing"}]
+    shown = []
+    for day in (1, 2):
+        folder = tmp_path / f"day {day}"
+        settings = settings_for(folder, table).model_copy(update={"output": str(tmp_path / "out")})
+        if day == 2:
+            shutil.copy2(tmp_path / "day 1/in.parquet", folder / "in.parquet")
+        (folder / "a.png").write_bytes(png(day))
+        assert night(settings) == ["a thing"]
+        shown += [row["image_id"] for row in read_rows(settings.output, "masks")]
+    assert shown == [sha256(png(day))[:32] for day in (1, 2)]
+
+
+BOTH = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize(
+    ("images", "relative"),
+    [
+        (pa.array(["s3://lake/a.png", "s3://photos/b.png"]), False),
+        (pa.array(["/data/a.png", "/photos/b.png", None]), False),
+        (pa.array(["/data/a.png", "a.png"]), True),
+        (pa.array(["https://host/a.png", "s3://lake/a.png"]), True),
+        (pa.array(["s3://lake/a.png", ""]), True),
+        (pa.array([None, None], pa.string()), False),
+        (pa.array(["s3://lake/a.png"] * 3).dictionary_encode(), False),
+        (pa.array(["a.png"] * 3).dictionary_encode(), True),
+        (pa.array([b"a.png"]), False),
+        (pa.array([{"bytes": b"1", "path": "a.png"}] * 2, BOTH), False),
+        (pa.array([{"bytes": b"1", "path": None}, {"bytes": None, "path": "a.png"}], BOTH), True),
+        (pa.array([{"bytes": None, "path": "s3://lake/a.png"}, None], BOTH), False),
+    ],
+)
+def test_a_shards_folder_counts_only_where_a_uri_may_be_relative(
+    images: pa.Array, relative: bool, tmp_path: Path
+) -> None:
+    table = pa.table({"image": images, "query": ["a thing"] * len(images)})
+    ids = set()
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "in.parquet"
+        pq.write_table(table, path)
+        os.utime(path, (1, 1))
+        settings = RunSettings(input=str(path), output=str(tmp_path / "out"))
+        ids |= {shard.shard_id for shard in plan_of(settings, REVISION).shards}
+    assert len(ids) == 1 + relative
+
+
+def test_a_footer_without_statistics_excludes_no_relative_uri(tmp_path: Path) -> None:
+    table = pa.table({"image": ["s3://lake/a.png"], "query": ["a thing"]})
+    pq.write_table(table, tmp_path / "in.parquet", write_statistics=False)
+    settings = SegmentSettings()
+    (file,) = input_files(Store.open(str(tmp_path)), Store.open(f"{tmp_path}/out"), settings)
+    assert file.image_folder == f"file://{tmp_path}"
 
 
 def test_a_worker_with_code_of_another_version_does_no_shard(
