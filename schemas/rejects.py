@@ -14,8 +14,10 @@ class RejectCode(StrEnum):
 
     # The row has neither bytes nor a URI of an image.
     MISSING_IMAGE = "missing_image"
-    # The URI leads to no file, or to one that the store does not give.
+    # The URI leads to no file.
     IMAGE_NOT_FOUND = "image_not_found"
+    # The server or the store refuses to give the image to whoever runs.
+    IMAGE_FORBIDDEN = "image_forbidden"
     # A server did not answer, or a store gives its neighbours alone; it may another time.
     IMAGE_UNREACHABLE = "image_unreachable"
     # The image has no bytes or no pixels.
@@ -57,6 +59,10 @@ _REMEDIES = {
     RejectCode.MISSING_IMAGE: "give the row an image: bytes, or a path that can be read",
     RejectCode.IMAGE_NOT_FOUND: (
         "check that the URI exists; relative ones start at the folder of the table"
+    ),
+    RejectCode.IMAGE_FORBIDDEN: (
+        "let whoever runs read it; an https server may want --user-agent with a contact; then:"
+        " wordmask retry OUTPUT --code image_forbidden"
     ),
     RejectCode.IMAGE_UNREACHABLE: (
         "the server did not answer, or the store gives other images but not this one; try later:"

@@ -288,6 +288,23 @@ class RunSettings(Frozen):
         None, gt=0, description="Begin no shard after so many seconds; --budget in `wordmask run`."
     )
     wait: bool = Field(False, description="Wait for another run on this output to end.")
+    user_agent: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="What https servers are told of who asks; name a contact where they want one."
+        " Default: wordmask and its version.",
+    )
+    requests_per_host: int = Field(
+        4, ge=1, le=256, description="Most https requests of a worker to one host at a time."
+    )
+
+    @field_validator("user_agent")
+    @classmethod
+    def _user_agent_of_one_line(cls, text: str | None) -> str | None:
+        if text is not None and not (text.isascii() and text.isprintable()):
+            raise ValueError(f"{text!r}: must be one line of ASCII characters")
+        return text
 
     @field_validator("input", "output")
     @classmethod

@@ -1,4 +1,4 @@
-"""What the shards of a worker process share: the model, the lock on it, and open readers."""
+"""What the shards of a worker process share: the model, the lock on it, open readers, and hosts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wordmask.model.types import Query, Segmentation
+from wordmask.tasks.images.host_limits import HostLimits
 from wordmask.tasks.table.row_groups import ReaderCache
 
 
@@ -69,7 +70,7 @@ class ModelLock:
 
 @dataclass(frozen=True)
 class ShardContext:
-    """A model, the lock on it, and the readers that earlier shards left open.
+    """A model, the lock on it, readers that earlier shards left open, and requests to hosts.
 
     A context outlives the runs that use it. A run's id and its trace are not part of it.
     """
@@ -77,3 +78,4 @@ class ShardContext:
     segmenter: SegmenterLike
     model_lock: ModelLock = field(default_factory=ModelLock)
     readers: ReaderCache = field(default_factory=ReaderCache)
+    host_limits: HostLimits = field(default_factory=HostLimits)

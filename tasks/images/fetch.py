@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError, ParamValidationError  # type: ignor
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.images.https import fetch_https
+from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.images.uris import ImageError, resolve
 from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store
@@ -23,35 +23,40 @@ S3_SHUT = ("InvalidObjectState", "InvalidRequest")
 S3_NO_NAME = ("InvalidBucketName", "InvalidURI", "KeyTooLongError", "InvalidArgument")
 
 
-def image_bytes(row: Row, shard: Shard, settings: SegmentSettings) -> bytes:
+def image_bytes(row: Row, shard: Shard, settings: SegmentSettings, client: HttpsClient) -> bytes:
     """Return a row's encoded image: its own bytes, or those of its URI. Raises as `fetch` does."""
     if row.image_bytes is not None:
         return row.image_bytes
-    return fetch(str(row.image_uri), shard.file, settings, shard.input_folder)
+    return fetch(str(row.image_uri), shard.file, settings, client, input_folder=shard.input_folder)
 
 
 def fetch(
-    uri: str, table_uri: str, settings: SegmentSettings, input_folder: str | None = None
+    uri: str,
+    table_uri: str,
+    settings: SegmentSettings,
+    client: HttpsClient,
+    *,
+    input_folder: str | None = None,
 ) -> bytes:
     """Return the bytes of an image by its URI, see `resolve`.
 
     Raises:
-        ImageError: the URI is not allowed, or the image is not there or too large. A store that
-            cannot be reached is no fault of the row: its own exception goes on.
+        ImageError: the URI is not allowed, or the image is not there, not given, or too large. A
+            store that cannot be reached is no fault of the row: its own exception goes on.
     """
     full = resolve(uri, table_uri, settings, input_folder)
     if full.startswith("https://"):
-        return fetch_https(full, settings.max_image_bytes)
+        return client.fetch(full, settings.max_image_bytes)
     store = Store.open(full)
     try:
         return _read(store, uri, settings.max_image_bytes)
     except ImageError:
         raise
     except (OSError, ValueError, ParamValidationError) as error:
-        reason = _row_fault(error, uri)
-        if reason is None:
+        fault = _row_fault(error, uri)
+        if fault is None:
             raise
-        raise ImageError(RejectCode.IMAGE_NOT_FOUND, reason) from None
+        raise fault from None
 
 
 def _read(store: Store, uri: str, limit: int) -> bytes:
@@ -81,17 +86,19 @@ def _info(store: Store) -> dict[str, Any]:
     return info
 
 
-def _row_fault(error: Exception, uri: str) -> str | None:
-    """Return why the image is not there, or None where the store is at fault, not the row."""
+def _row_fault(error: Exception, uri: str) -> ImageError | None:
+    """Return why there is no image, or None where the store is at fault, not the row."""
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return f"{uri}: there is no such file"
+        return ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: there is no such file")
     code = _s3_code(error)
     if code in S3_SHUT:
-        return f"{uri}: the store does not give it: {code}: {error}"
+        detail = f"{uri}: the store does not give it: {code}: {error}"
+        return ImageError(RejectCode.IMAGE_FORBIDDEN, detail)
     if isinstance(error, PermissionError) and code in (None, *S3_DENIED):
-        return f"{uri}: access is denied, as some stores also say of what is not there"
+        detail = f"{uri}: access is denied, as some stores also say of what is not there"
+        return ImageError(RejectCode.IMAGE_FORBIDDEN, detail)
     if _is_impossible_name(error):
-        return f"{uri!r}: no file can have this name"
+        return ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri!r}: no file can have this name")
     return None
 
 

@@ -1,72 +1,183 @@
-"""Images from https servers, but from none that only this machine can reach.
+"""Images from https servers: tried again where that may help, and gently.
 
-A table may name a server inside a network, or a public name that leads there. The address is
-checked after the name was looked up, and it is that address which is connected to. Each redirect is
-a connection of its own. Proxies of the environment are not used, as they would look up names
-themselves.
+A server that is busy or breaks off is asked again, when it says so or after a growing pause; one
+deadline holds for all tries together.
 """
 
 from __future__ import annotations
 
 import http.client
-import ipaddress
+import random
 import socket
 import ssl
-import threading
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import IO, Any, TypeVar
-from urllib.error import HTTPError
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request
 
 from wordmask.schemas.rejects import RejectCode
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.images.connection import SILENCE_SECONDS, Deadline, https_opener
+from wordmask.tasks.images.host_limits import HostLimits, HostSlot
 from wordmask.tasks.images.uris import ImageError
 
-Sock = TypeVar("Sock", bound=socket.socket)
-
-SILENCE_SECONDS = 15  # without a byte
-WHOLE_SECONDS = 60  # for all of an image: connecting, redirects, headers, bytes
+WHOLE_SECONDS = 60  # for all of an image: tries and pauses, connecting, redirects, headers, bytes
+TRIES = 4
+PAUSE_SECONDS = 0.5  # before the second try; each further one is twice as long
 CHUNK = 1 << 16  # bytes
+REFUSALS = (401, 403, 407, 451)
 TRANSIENT = (408, 429)  # besides 5xx: the server may answer another time
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def fetch_https(url: str, limit: int) -> bytes:
-    """Return the bytes of an image, `limit` at most.
+def default_user_agent() -> str:
+    """Return the name under which servers know this program."""
+    return f"wordmask/{version('wordmask')} (+batch segmentation of the images of a table)"
 
-    It takes `WHOLE_SECONDS` at most, however slowly the server answers, and beyond that the time
-    the machine takes to look up a name.
 
-    Raises:
-        ImageError: the image is not there, not reachable, too large or too slow, or the URL leads
-            to http:// or to an address that is not public.
+@dataclass(frozen=True, kw_only=True)
+class HttpsClient:
+    """How https servers are asked.
+
+    Args:
+        limits: counts the requests under way; one for all clients of a process.
+        requests_per_host: most requests under way to one host.
+        user_agent: what this program calls itself.
+        sleep: waits for so many seconds.
+        jitter: a random number in 0..1 by which pauses differ, so that clients do not come back
+            together.
     """
-    deadline = _Deadline(WHOLE_SECONDS)
-    try:
-        with deadline, _opener(deadline).open(url, timeout=SILENCE_SECONDS) as reply:
+
+    limits: HostLimits = field(default_factory=HostLimits)
+    requests_per_host: int = 4
+    user_agent: str = field(default_factory=default_user_agent)
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[], float] = random.random
+
+    @classmethod
+    def of(cls, settings: RunSettings, limits: HostLimits) -> HttpsClient:
+        """Return the client of a run in a process that has these limits."""
+        return cls(
+            limits=limits,
+            requests_per_host=settings.requests_per_host,
+            user_agent=settings.user_agent or default_user_agent(),
+        )
+
+    def fetch(self, url: str, limit: int) -> bytes:
+        """Return the bytes of an image, `limit` at most.
+
+        It takes `WHOLE_SECONDS` at most, however slowly the server answers, and beyond that the
+        time the machine takes to look up a name, and to wait for other requests to the same host.
+
+        Raises:
+            ImageError: the image is not there, not given, not reachable, too large or too slow, or
+                the URL leads to http:// or to an address that is not public.
+        """
+        with self.limits.slot(self.requests_per_host) as slot:
+            slot.move_to(urlsplit(url).netloc)
+            data = self._try_until_deadline(url, limit, slot)
+        if len(data) > limit:
+            detail = f"{url}: more than the limit of {limit} bytes"
+            raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail)
+        return data
+
+    def _try_until_deadline(self, url: str, limit: int, slot: HostSlot) -> bytes:
+        deadline = Deadline(WHOLE_SECONDS)
+        try:
+            with deadline:
+                return self._try_again(url, limit, deadline, slot)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if deadline.passed:
+                detail = f"{url}: not done after {WHOLE_SECONDS} s"
+                raise ImageError(RejectCode.IMAGE_UNREACHABLE, detail) from None
+            _close(error)
+            if isinstance(error, ImageError):
+                raise
+            detail = f"{url}: {type(error).__name__}: {error}"
+            raise ImageError(_code_of(error), detail) from None
+
+    def _try_again(self, url: str, limit: int, deadline: Deadline, slot: HostSlot) -> bytes:
+        """Try until the image comes. Raises the last failure."""
+        for failures in range(1, TRIES):
+            try:
+                return self._try_once(url, limit, deadline, slot)
+            except (OSError, http.client.HTTPException) as error:
+                pause = self._pause(error, failures)
+                if not _may_pass(error) or pause >= deadline.seconds_left():
+                    raise
+                _close(error)
+            self.sleep(pause)
+        return self._try_once(url, limit, deadline, slot)
+
+    def _try_once(self, url: str, limit: int, deadline: Deadline, slot: HostSlot) -> bytes:
+        request = Request(url, headers={"User-Agent": self.user_agent})
+        opener = https_opener(deadline, slot)
+        with opener.open(request, timeout=SILENCE_SECONDS) as reply:
+            announced = reply.length
             data = b"".join(_chunks(reply, limit))
-            deadline.seconds_left()  # a reply that was cut off may look like a whole one
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if deadline.passed:
-            detail = f"{url}: not done after {WHOLE_SECONDS} s"
-            raise ImageError(RejectCode.IMAGE_UNREACHABLE, detail) from None
-        if isinstance(error, ImageError):
-            raise
-        detail = f"{url}: {type(error).__name__}: {error}"
-        raise ImageError(_code_of(error), detail) from None
-    if len(data) > limit:
-        raise ImageError(RejectCode.IMAGE_TOO_LARGE, f"{url}: more than the limit of {limit} bytes")
-    return data
+        # A reply that was cut off, by the deadline or the server, may look like a whole one.
+        deadline.seconds_left()
+        if len(data) <= limit and announced is not None and len(data) < announced:
+            raise http.client.IncompleteRead(data, announced - len(data))
+        return data
+
+    def _pause(self, error: Exception, failures: int) -> float:
+        """Return the seconds before the next try: what the server asks for, or ever more."""
+        asked = _retry_after(error)
+        backoff = PAUSE_SECONDS * 2.0 ** (failures - 1) * (0.5 + self.jitter())
+        return max(asked, backoff)
+
+
+def _close(error: Exception) -> None:
+    """Close the connection of a reply that came as an error."""
+    if isinstance(error, HTTPError):
+        error.close()
 
 
 def _code_of(error: Exception) -> RejectCode:
-    """Return whether the image is not there, or may be another time."""
+    """Return whether the image is not there, not given, or may be had another time."""
+    if isinstance(error, HTTPError) and error.code in REFUSALS:
+        return RejectCode.IMAGE_FORBIDDEN
+    if isinstance(error, HTTPError) and not _may_pass(error):
+        return RejectCode.IMAGE_NOT_FOUND
+    if isinstance(error, ValueError | http.client.InvalidURL):
+        return RejectCode.IMAGE_NOT_FOUND
+    return RejectCode.IMAGE_UNREACHABLE
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether the same request may be answered a little later."""
     if isinstance(error, HTTPError):
-        may_pass = error.code in TRANSIENT or error.code >= 500
-    else:
-        may_pass = not isinstance(error, ValueError)
-    return RejectCode.IMAGE_UNREACHABLE if may_pass else RejectCode.IMAGE_NOT_FOUND
+        return error.code in TRANSIENT or error.code >= 500
+    if isinstance(error, ValueError | http.client.InvalidURL):
+        return False
+    reason = error
+    if isinstance(error, URLError) and isinstance(error.reason, Exception):
+        reason = error.reason
+    if isinstance(reason, socket.gaierror):
+        return reason.errno == socket.EAI_AGAIN
+    return not isinstance(reason, ssl.SSLCertVerificationError)
+
+
+def _retry_after(error: Exception) -> float:
+    """Return the seconds that a server asks to wait, 0 where it says nothing or nothing clear."""
+    if not isinstance(error, HTTPError):
+        return 0.0
+    value = str(error.headers.get("Retry-After", "")).strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    with suppress(ValueError, OverflowError):
+        date = parsedate_to_datetime(value)
+        if date.tzinfo is None:  # "-0000", or none at all: HTTP's dates are in UTC
+            date = date.replace(tzinfo=UTC)
+        return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    return 0.0
 
 
 def _chunks(reply: Any, limit: int) -> Iterator[bytes]:
@@ -75,143 +186,3 @@ def _chunks(reply: Any, limit: int) -> Iterator[bytes]:
     while left > 0 and (chunk := reply.read1(min(CHUNK, left))):
         left -= len(chunk)
         yield chunk
-
-
-class _Deadline:
-    """A time limit for a connection, which is shut when it has passed.
-
-    A server that sends a byte now and then is never silent for long, and nothing else interrupts a
-    read that waits for the end of a line.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-        self._timer = threading.Timer(seconds, self._shut)
-        self._timer.daemon = True
-        self._connection: socket.socket | None = None
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    @property
-    def passed(self) -> bool:
-        return time.monotonic() >= self._end
-
-    def seconds_left(self) -> float:
-        """Return the seconds until the deadline. Raises TimeoutError if it has passed."""
-        seconds = self._end - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError
-        return seconds
-
-    def watch(self, sock: Sock) -> Sock:
-        """Make a socket the one that is shut at the deadline, and return it."""
-        self._connection = sock
-        self.seconds_left()  # the timer may have come before
-        return sock
-
-    def _shut(self) -> None:
-        if self._connection is None:
-            return
-        with suppress(OSError):  # it is closed already
-            # Not the method of a TLS socket, which would also forget that it is one.
-            socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
-
-
-class _Connection(http.client.HTTPSConnection):
-    """A connection to a public address only, and until a deadline."""
-
-    _context: ssl.SSLContext  # made by the base class, whose stubs leave it out
-
-    def __init__(self, *args: Any, deadline: _Deadline, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._deadline = deadline
-
-    def connect(self) -> None:
-        address = (public_address(self.host, self.port), self.port)
-        timeout = min(SILENCE_SECONDS, self._deadline.seconds_left())
-        plain = self._deadline.watch(socket.create_connection(address, timeout))
-        wrapped = self._context.wrap_socket(
-            plain, server_hostname=self.host, do_handshake_on_connect=False
-        )
-        self.sock = self._deadline.watch(wrapped)
-        wrapped.do_handshake()
-
-
-def public_address(host: str, port: int) -> str:
-    """Return the first address of a host.
-
-    Raises:
-        ImageError: any of its addresses is not public: which one is taken would be chance.
-    """
-    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [str(entry[4][0]) for entry in entries]
-    for address in addresses:
-        without_scope = address.split("%", 1)[0]
-        if not _is_public(ipaddress.ip_address(without_scope)):
-            detail = f"{host} is {address}, which is not a public address"
-            raise ImageError(RejectCode.URI_NOT_ALLOWED, detail)
-    return addresses[0]
-
-
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Return whether an address is public. An IPv4 address within one of IPv6 decides."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = _ipv4_within(address)
-        if inner is not None:
-            return _is_public(inner)
-    return address.is_global and not address.is_multicast
-
-
-def _ipv4_within(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if address in NAT64:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour
-
-
-class _Https(urllib.request.HTTPSHandler):
-    """Opens URLs through `_Connection`."""
-
-    def __init__(self, deadline: _Deadline) -> None:
-        super().__init__()
-        self._deadline = deadline
-
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Connection, request, deadline=self._deadline)  # type: ignore[arg-type]
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect without reading its body, which may have no end."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], *rest: Any
-    ) -> urllib.request.Request | None:
-        fp.close()
-        return super().redirect_request(req, fp, *rest)
-
-
-class _NoHttp(urllib.request.HTTPHandler):
-    """Refuses http://."""
-
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        detail = f"leads to {request.full_url}, which is not https://"
-        raise ImageError(RejectCode.URI_NOT_ALLOWED, detail)
-
-
-def _opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
-    """Return an opener of nothing but https: no files, no ftp, no proxies."""
-    handlers = (
-        _Https(deadline),
-        _NoHttp(),
-        _Redirects(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    )
-    opener = urllib.request.OpenerDirector()
-    for handler in handlers:
-        opener.add_handler(handler)
-    return opener

@@ -16,6 +16,7 @@ from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.images.decode import decode, pixel_count
 from wordmask.tasks.images.fetch import image_bytes
+from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.infer.faults import reject_image
 from wordmask.tasks.infer.hints import copied_mask
 from wordmask.tasks.infer.neighbours import ImageReader
@@ -67,11 +68,13 @@ class ImageLoader:
         settings: SegmentSettings,
         pool: ThreadPoolExecutor,
         reusable: Mapping[str, Earlier],
+        client: HttpsClient,
     ) -> None:
         self._shard = shard
         self._settings = settings
         self._pool = pool
         self._reusable = reusable
+        self._client = client
 
     def load(self, rows: Sequence[Row]) -> Iterator[Decoded]:
         """Start to load the distinct images of rows, in the order of their first rows.
@@ -92,7 +95,7 @@ class ImageLoader:
         return buffered_map(self._pool, self._decode, images, PIXELS_AHEAD, weight=_weight)
 
     def _fetch(self, row: Row) -> bytes:
-        return image_bytes(row, self._shard, self._settings)
+        return image_bytes(row, self._shard, self._settings, self._client)
 
     def _read(self, reader: ImageReader[bytes], rows: list[Row]) -> Read:
         try:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
+from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.infer.images import ImageLoader
 from wordmask.tasks.infer.stream import ModelStream
 from wordmask.tasks.output.reuse import Earlier
@@ -49,7 +50,8 @@ def infer_rows(
         wanted_since = time.perf_counter()
     pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
     try:
-        images = ImageLoader(shard, settings.segment, pool, reusable).load(rows)
+        client = HttpsClient.of(settings, context.host_limits)
+        images = ImageLoader(shard, settings.segment, pool, reusable, client).load(rows)
         stream = ModelStream(context.segmenter, settings.batch_rows, images)
         with context.model_lock.hold(wanted_since) as idle_seconds:
             started = time.perf_counter()

@@ -18,6 +18,7 @@ from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.images.decode import decode
 from wordmask.tasks.images.fetch import image_bytes
+from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.stage import infer_rows
 from wordmask.tasks.review.overlay import PAPER, note_of, overlay
@@ -75,7 +76,8 @@ def preview(
             note=note,
         )
         previewed.append(row)
-        tiles.append(_picture(result, shard, settings.segment, note))
+        client = HttpsClient.of(settings, context.host_limits)
+        tiles.append(_picture(result, shard, settings.segment, client, note))
     if not tiles:
         raise InputError(f"input {settings.input}: has no rows to preview. Check the path")
     return contact_sheet(tiles), previewed
@@ -123,11 +125,11 @@ def _row_of(shard: Shard, position: int) -> Shard:
 
 
 def _picture(
-    result: Mask | Reject, shard: Shard, settings: SegmentSettings, note: str
+    result: Mask | Reject, shard: Shard, settings: SegmentSettings, client: HttpsClient, note: str
 ) -> Image.Image:
     query = result.row.query or ""
     if isinstance(result, Reject):
         blank = np.full((*BLANK_SHAPE, 3), PAPER, np.uint8)
         return overlay(blank, np.zeros(BLANK_SHAPE, np.uint8), query, note, side=TILE)
-    image = decode(image_bytes(result.row, shard, settings), settings)
+    image = decode(image_bytes(result.row, shard, settings, client), settings)
     return overlay(image, result.segmentation.mask, query, note, side=TILE)

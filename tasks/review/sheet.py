@@ -15,6 +15,8 @@ from wordmask.schemas.runs import RunSummary, Shard
 from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.images.decode import decode
 from wordmask.tasks.images.fetch import image_bytes
+from wordmask.tasks.images.host_limits import HostLimits
+from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.output.catalog import newest_run, read_receipt
 from wordmask.tasks.output.results import read_masks
 from wordmask.tasks.review.overlay import PAPER, note_of, overlay
@@ -69,8 +71,9 @@ def sheet(output: Store, count: int) -> Image.Image:
             " rejects table for the reasons"
         )
     tiles: list[Image.Image] = []
+    client = HttpsClient.of(run.settings, HostLimits())
     for shard, rows in _spread(output, run, count):
-        tiles += _tiles(shard, rows, run.settings.segment)
+        tiles += _tiles(shard, rows, run.settings.segment, client)
     return contact_sheet(tiles)
 
 
@@ -92,13 +95,16 @@ def _spread(
 
 
 def _tiles(
-    shard: Shard, rows: Sequence[Mapping[str, Any]], settings: SegmentSettings
+    shard: Shard,
+    rows: Sequence[Mapping[str, Any]],
+    settings: SegmentSettings,
+    client: HttpsClient,
 ) -> Iterator[Image.Image]:
     """Yield pictures of mask rows of a shard. Their images are read from the input again."""
     inputs = {row.position: row for row in _read(shard, settings)}
     for row in rows:
         source = inputs[row["row"]]
-        data = image_bytes(source, shard, settings)
+        data = image_bytes(source, shard, settings, client)
         image = decode(data, settings)
         mask = rle.decode(row["mask"])
         note = note_of(row)

@@ -76,9 +76,10 @@ BAD_ROWS: list[tuple[dict[str, Any], RejectCode]] = [
 def test_every_code_is_tried() -> None:
     elsewhere = {
         RejectCode.INVALID_TEXT,
+        RejectCode.IMAGE_FORBIDDEN,
         RejectCode.IMAGE_UNREACHABLE,
         RejectCode.WORKER_KILLED,
-    }  # below, test_https.py, test_segment.py
+    }  # below, test_https.py (two), test_segment.py
     assert {code for _, code in BAD_ROWS} | elsewhere == set(RejectCode)
     assert all(code.remedy for code in RejectCode)
 

@@ -17,18 +17,20 @@ from tests.support.tables import png
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.images.fetch import fetch
+from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.images.uris import ImageError
 from wordmask.tasks.storage import Store
 
 SETTINGS = SegmentSettings()
+CLIENT = HttpsClient()
 
 
 def test_relative_and_absolute_paths_are_fetched(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(3))
     table = f"file://{tmp_path}/queries.parquet"
-    assert fetch("a.png", table, SETTINGS) == png(3)
-    assert fetch(str(tmp_path / "a.png"), table, SETTINGS) == png(3)
-    assert fetch(f"file://{tmp_path}/a.png", table, SETTINGS) == png(3)
+    assert fetch("a.png", table, SETTINGS, CLIENT) == png(3)
+    assert fetch(str(tmp_path / "a.png"), table, SETTINGS, CLIENT) == png(3)
+    assert fetch(f"file://{tmp_path}/a.png", table, SETTINGS, CLIENT) == png(3)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_uris_without_a_usable_file_are_rejected(
     tmp_path: Path, uri: str, code: RejectCode
 ) -> None:
     with pytest.raises(ImageError) as caught:
-        fetch(uri, f"file://{tmp_path}/queries.parquet", SETTINGS)
+        fetch(uri, f"file://{tmp_path}/queries.parquet", SETTINGS, CLIENT)
     assert caught.value.code == code
 
 
@@ -62,14 +64,14 @@ def test_uris_without_a_usable_file_are_rejected(
 )
 def test_names_that_no_store_can_hold_are_rejected(s3: str, uri: str) -> None:
     with pytest.raises(ImageError) as caught:
-        fetch(uri, f"{s3}/queries.parquet", SegmentSettings(allow_roots=("s3://",)))
+        fetch(uri, f"{s3}/queries.parquet", SegmentSettings(allow_roots=("s3://",)), CLIENT)
     assert caught.value.code == RejectCode.IMAGE_NOT_FOUND
 
 
 def test_a_file_that_is_too_large_is_rejected_before_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     with pytest.raises(ImageError) as caught:
-        fetch("a.png", f"file://{tmp_path}/t.parquet", SegmentSettings(max_image_bytes=10))
+        fetch("a.png", f"file://{tmp_path}/t.parquet", SegmentSettings(max_image_bytes=10), CLIENT)
     assert caught.value.code == RejectCode.IMAGE_TOO_LARGE
 
 
@@ -78,7 +80,7 @@ def test_pipes_devices_and_circular_links_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
     for name in ("pipe.png", "circle.png"):
         with pytest.raises(ImageError) as caught:
-            fetch(name, f"file://{tmp_path}/t.parquet", SETTINGS)
+            fetch(name, f"file://{tmp_path}/t.parquet", SETTINGS, CLIENT)
         assert caught.value.code == RejectCode.IMAGE_NOT_FOUND, name
 
 
@@ -91,8 +93,9 @@ def test_an_image_that_may_not_be_read_is_rejected(
         raise PermissionError("not yours")
 
     monkeypatch.setattr(Store, "read_bytes", denied)
-    with pytest.raises(ImageError, match=r"a\.png: access is denied"):
-        fetch("a.png", f"file://{tmp_path}/t.parquet", SETTINGS)
+    with pytest.raises(ImageError, match=r"a\.png: access is denied") as caught:
+        fetch("a.png", f"file://{tmp_path}/t.parquet", SETTINGS, CLIENT)
+    assert caught.value.code == RejectCode.IMAGE_FORBIDDEN
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_expired_credentials_are_no_fault_of_the_row(
     Store.open(f"{s3}/denied").write_bytes("a.png", png())
     monkeypatch.setattr(Store, "read_bytes", refuse)
     with pytest.raises(ImageError if rejected else OSError):
-        fetch(f"{s3}/denied/a.png", f"{s3}/t.parquet", SETTINGS)
+        fetch(f"{s3}/denied/a.png", f"{s3}/t.parquet", SETTINGS, CLIENT)
 
 
 @pytest.fixture
@@ -146,16 +149,16 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BaseHTTPRequestHa
 
 
 @pytest.mark.parametrize(
-    ("head", "status", "code", "rejected"),
+    ("head", "status", "code", "reject"),
     [
-        (403, 403, "AccessDenied", True),
-        (400, 400, "InvalidRequest", True),  # encrypted with a key of the customer's
-        (200, 403, "InvalidObjectState", True),  # archived
-        (403, 404, "NoSuchKey", True),  # it may be that nobody may list it
-        (403, 403, "ExpiredToken", False),
-        (400, 400, "ExpiredToken", False),
-        (403, 403, "InvalidAccessKeyId", False),
-        (403, 403, "RequestTimeTooSkewed", False),
+        (403, 403, "AccessDenied", RejectCode.IMAGE_FORBIDDEN),
+        (400, 400, "InvalidRequest", RejectCode.IMAGE_FORBIDDEN),  # needs the customer's key
+        (200, 403, "InvalidObjectState", RejectCode.IMAGE_FORBIDDEN),  # archived
+        (403, 404, "NoSuchKey", RejectCode.IMAGE_NOT_FOUND),  # it may be that nobody may list it
+        (403, 403, "ExpiredToken", None),
+        (400, 400, "ExpiredToken", None),
+        (403, 403, "InvalidAccessKeyId", None),
+        (403, 403, "RequestTimeTooSkewed", None),
     ],
 )
 def test_a_refusal_without_a_reason_is_followed_by_a_request_that_gives_one(
@@ -164,10 +167,10 @@ def test_a_refusal_without_a_reason_is_followed_by_a_request_that_gives_one(
     head: int,
     status: int,
     code: str,
-    rejected: bool,
+    reject: RejectCode | None,
 ) -> None:
     monkeypatch.setattr(refusing, "head", head)
     monkeypatch.setattr(refusing, "get", (status, code))
-    with pytest.raises(ImageError if rejected else OSError) as caught:
-        fetch("a.png", "s3://lake/t.parquet", SETTINGS)
-    assert not rejected or caught.value.code == RejectCode.IMAGE_NOT_FOUND
+    with pytest.raises(OSError if reject is None else ImageError) as caught:
+        fetch("a.png", "s3://lake/t.parquet", SETTINGS, CLIENT)
+    assert reject is None or caught.value.code == reject

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import ValidationError
 
 from tests.support.tables import png
 from wordmask.schemas.rejects import RejectCode
-from wordmask.tasks.images import https
-from wordmask.tasks.images.https import fetch_https, public_address
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.images import connection, https
+from wordmask.tasks.images.connection import public_addresses
+from wordmask.tasks.images.host_limits import HostLimits
+from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.images.uris import ImageError
 
-TLS = https._Connection
+TLS = connection._Connection
+URL = "https://public.example"
 
 PUBLIC = "93.184.216.34"
+DEAD = "93.184.216.35"
 NAMES = {
     "public.example": [PUBLIC],
+    "half-dead.example": [DEAD, PUBLIC],
+    "dead.example": [DEAD],
     "inside.example": ["10.0.0.7"],
     "both.example": [PUBLIC, "127.0.0.1"],
 }
@@ -36,7 +45,15 @@ REDIRECTS = {
     "/circle": "https://public.example/circle",
     "/file": "file:///etc/passwd",
 }
-STATUS = {"/gone.png": 404, "/slowly.png": 429, "/later.png": 503}
+STATUS = {
+    "/gone.png": 404,
+    "/login.png": 401,
+    "/forbidden.png": 403,
+    "/timeout.png": 408,
+    "/slowly.png": 429,
+    "/broken.png": 500,
+    "/later.png": 503,
+}
 
 DRIPS = {
     "/drip.png": b"HTTP/1.1 200 OK\r\n\r\n",
@@ -48,7 +65,19 @@ DRIPS = {
 
 
 class Server(BaseHTTPRequestHandler):
+    asked: ClassVar[list[tuple[str, str]]] = []  # path and user agent of each request
+    failures: ClassVar[list[tuple[int, dict[str, str]]]] = []  # to answer with before the image
+
     def do_GET(self) -> None:
+        self.asked.append((self.path, self.headers["User-Agent"]))
+        if self.failures:
+            status, headers = self.failures.pop(0)
+            if status:  # else the connection is shut without an answer
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+            return
         if self.path in REDIRECTS:
             self.send_response(302)
             self.send_header("Location", REDIRECTS[self.path])
@@ -83,23 +112,33 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             for entry in real(address, port, *rest, **options)
         ]
 
-    class Plain(http.client.HTTPConnection):
-        def __init__(self, *args: Any, deadline: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.deadline = deadline
+    class Plain(TLS):
+        def _connect_to(self, address: str) -> Any:
+            if address == DEAD:
+                raise ConnectionRefusedError(address)
+            plain = socket.create_connection(running.server_address[:2], self.timeout)  # type: ignore[arg-type]
+            return self._deadline.watch(plain)
 
-        def connect(self) -> None:
-            public_address(self.host, 443)
-            self.sock = self.deadline.watch(
-                socket.create_connection(running.server_address[:2], self.timeout)
-            )  # type: ignore[arg-type]
-
+    context = ssl.create_default_context()  # to make one takes long on a busy machine
+    monkeypatch.setattr(ssl, "_create_default_https_context", lambda: context)
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(https, "_Connection", Plain)
+    monkeypatch.setattr(connection, "_Connection", Plain)
+    monkeypatch.setattr(Server, "asked", [])
+    monkeypatch.setattr(Server, "failures", [])
     yield
     running.shutdown()
     running.server_close()
     thread.join()
+
+
+def client_of(pauses: list[float] | None = None, **options: Any) -> HttpsClient:
+    """Return a client that writes down its pauses instead of making them."""
+    written: list[float] = [] if pauses is None else pauses
+    return HttpsClient(sleep=written.append, jitter=lambda: 0.5, **options)
+
+
+def fetch_https(url: str, limit: int) -> bytes:
+    return client_of().fetch(url, limit)
 
 
 def refused(url: str, limit: int = 1_000_000) -> tuple[RejectCode, str]:
@@ -142,14 +181,129 @@ def test_redirects_out_of_https_are_refused() -> None:
     ("path", "code"),
     [
         ("/gone.png", RejectCode.IMAGE_NOT_FOUND),
+        ("/login.png", RejectCode.IMAGE_FORBIDDEN),
+        ("/forbidden.png", RejectCode.IMAGE_FORBIDDEN),
         ("/slowly.png", RejectCode.IMAGE_UNREACHABLE),
         ("/later.png", RejectCode.IMAGE_UNREACHABLE),
     ],
 )
-def test_a_server_that_is_down_is_another_code_than_a_missing_image(
+def test_a_missing_image_a_refusal_and_a_server_that_is_down_have_codes_of_their_own(
     path: str, code: RejectCode
 ) -> None:
-    assert refused(f"https://public.example{path}")[0] == code
+    assert refused(f"{URL}{path}")[0] == code
+
+
+@pytest.mark.parametrize("path", ["/timeout.png", "/slowly.png", "/broken.png", "/later.png"])
+def test_a_busy_server_is_asked_a_few_times_with_growing_pauses(path: str) -> None:
+    pauses: list[float] = []
+    with pytest.raises(ImageError) as caught:
+        client_of(pauses).fetch(f"{URL}{path}", 1_000_000)
+    assert caught.value.code == RejectCode.IMAGE_UNREACHABLE
+    assert len(Server.asked) == https.TRIES
+    assert pauses == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("path", ["/gone.png", "/login.png", "/forbidden.png", "/circle"])
+def test_an_answer_that_will_not_change_is_not_asked_for_again(path: str) -> None:
+    pauses: list[float] = []
+    with pytest.raises(ImageError):
+        client_of(pauses).fetch(f"{URL}{path}", 1_000_000)
+    assert pauses == []
+
+
+@pytest.mark.parametrize("status", [0, 429, 503])
+def test_an_image_that_comes_at_the_second_try_is_taken(status: int) -> None:
+    Server.failures.append((status, {}))
+    assert fetch_https(f"{URL}/a.png", 1_000_000) == png()
+    assert len(Server.asked) == 2
+
+
+def test_an_image_that_breaks_off_is_fetched_again() -> None:
+    Server.failures.append((200, {"Content-Length": "1000"}))
+    assert fetch_https(f"{URL}/a.png", 1_000_000) == png()
+    Server.failures += [(200, {"Content-Length": "1000"})] * https.TRIES
+    code, detail = refused(f"{URL}/a.png")
+    assert (code, "IncompleteRead" in detail) == (RejectCode.IMAGE_UNREACHABLE, True)
+
+
+def test_the_pause_that_a_server_asks_for_is_made() -> None:
+    pauses: list[float] = []
+    in_20_s = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    asked_for = ["7", in_20_s, "Thu, 01 Jan 1970 00:00:00 GMT", "soon"]
+    for value in asked_for:
+        Server.failures.append((429, {"Retry-After": value}))
+        assert client_of(pauses).fetch(f"{URL}/a.png", 1_000_000) == png()
+    seconds, date, past, unclear = pauses
+    assert (seconds, past, unclear) == (7.0, 0.5, 0.5)
+    assert 10 < date <= 20
+
+
+def test_a_pause_beyond_the_deadline_is_not_made() -> None:
+    pauses: list[float] = []
+    Server.failures.append((429, {"Retry-After": "3600"}))
+    with pytest.raises(ImageError, match="429"):
+        client_of(pauses).fetch(f"{URL}/a.png", 1_000_000)
+    assert (len(Server.asked), pauses) == (1, [])
+
+
+def test_all_public_addresses_of_a_host_are_tried() -> None:
+    assert fetch_https("https://half-dead.example/a.png", 1_000_000) == png()
+    assert refused("https://dead.example/a.png")[0] == RejectCode.IMAGE_UNREACHABLE
+    assert len(Server.asked) == 1
+
+
+def test_a_server_is_told_who_asks() -> None:
+    fetch_https(f"{URL}/moved", 1_000_000)
+    own = RunSettings(input="in", output="out", user_agent="lab/1 (+mailto:us@lab.example)")
+    HttpsClient.of(own, HostLimits()).fetch(f"{URL}/a.png", 1_000_000)
+    *defaults, set_by_user = [agent for _, agent in Server.asked]
+    assert [agent.split("/")[0] for agent in defaults] == ["wordmask", "wordmask"]
+    assert set_by_user == "lab/1 (+mailto:us@lab.example)"
+
+
+@pytest.mark.parametrize("text", ["", "two\nlines", "é"])
+def test_a_user_agent_that_no_header_can_hold_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="user_agent"):
+        RunSettings(input="in", output="out", user_agent=text)
+
+
+def test_a_host_gets_no_more_requests_at_a_time_than_its_limit() -> None:
+    limits = HostLimits()
+    with limits.slot(2) as first, limits.slot(2) as second, limits.slot(2) as third:
+        first.move_to("a.example")
+        second.move_to("A.example")
+        third.move_to("b.example", timeout=0)
+        with pytest.raises(TimeoutError):
+            third.move_to("a.example", timeout=0)
+        second.move_to("b.example", timeout=0)
+        third.move_to("a.example", timeout=0)
+
+
+def test_a_request_counts_at_its_host_until_it_ends_also_after_a_redirect() -> None:
+    class Counted(HostLimits):
+        steps: ClassVar[list[str]] = []
+
+        def take(self, host: str, *rest: Any) -> None:
+            super().take(host, *rest)
+            self.steps.append(f"+{host}")
+
+        def give_back(self, host: str) -> None:
+            super().give_back(host)
+            self.steps.append(f"-{host}")
+
+    def pause(_: float) -> None:
+        Counted.steps.append("pause")
+
+    client = HttpsClient(limits=Counted(), sleep=pause)
+    Server.failures.append((503, {}))
+    client.fetch("https://half-dead.example/moved", 1_000_000)
+    assert Counted.steps == [
+        "+half-dead.example",
+        "pause",
+        "-half-dead.example",
+        "+public.example",
+        "-public.example",
+    ]
 
 
 @pytest.mark.parametrize("path", ["/drip.png", "/drip-status", "/drip-headers", "/drip-chunks"])
@@ -172,12 +326,8 @@ def test_the_body_of_a_redirect_is_not_read() -> None:
 
 def test_a_tls_handshake_that_is_too_slow_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(https, "WHOLE_SECONDS", 0.3)
-    monkeypatch.setattr(https, "_Connection", TLS)
-    context = ssl.create_default_context()
-    monkeypatch.setattr(
-        ssl, "_create_default_https_context", lambda: context
-    )  # to make one takes long on a busy machine
-    monkeypatch.setattr(https, "public_address", lambda *_: "127.0.0.1")
+    monkeypatch.setattr(connection, "_Connection", TLS)
+    monkeypatch.setattr(connection, "public_addresses", lambda *_: ["127.0.0.1"])
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def drip() -> None:
@@ -221,9 +371,9 @@ def test_a_tls_handshake_that_is_too_slow_is_given_up(monkeypatch: pytest.Monkey
 )
 def test_addresses_that_are_not_public_are_refused(address: str) -> None:
     with pytest.raises(ImageError, match="is not a public address"):
-        public_address(address, 443)
+        public_addresses(address, 443)
 
 
 def test_public_addresses_are_accepted() -> None:
-    assert public_address("public.example", 443) == PUBLIC
-    assert public_address("2606:2800:220:1::1", 443) == "2606:2800:220:1::1"
+    assert public_addresses("half-dead.example", 443) == [DEAD, PUBLIC]
+    assert public_addresses("2606:2800:220:1::1", 443) == ["2606:2800:220:1::1"]
