@@ -19,6 +19,9 @@ from wordmask.schemas.redaction import redacted
 # Pillow refuses more than twice its MAX_IMAGE_PIXELS, whatever is set here.
 PILLOW_PIXELS = 178_956_970
 
+# Rows of a shard that may end as model_error whatever their share.
+FEW_MODEL_ERRORS = 4
+
 # Variables of the environment. Workers that a run starts inherit them.
 LOG_JSON = "WORDMASK_LOG_JSON"
 LOG_QUERIES = "WORDMASK_LOG_QUERIES"
@@ -283,6 +286,13 @@ class RunSettings(Frozen):
         le=100,
         description="How often a shard is tried again whose worker died. 0: rows that kill are not"
         " looked for.",
+    )
+    max_model_errors: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of a shard's rows that may end as model_error, above which the shard"
+        f" fails; up to {FEW_MODEL_ERRORS} rows always may.",
     )
     budget_seconds: Annotated[float | None, NO_FLAG] = Field(
         None, gt=0, description="Begin no shard after so many seconds; --budget in `wordmask run`."

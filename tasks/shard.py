@@ -13,8 +13,9 @@ from types import MappingProxyType
 from opentelemetry.trace import Span
 
 from wordmask.schemas import method
+from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Part, Receipt, Shard, ShardHints, Timings
-from wordmask.schemas.settings import RunSettings
+from wordmask.schemas.settings import FEW_MODEL_ERRORS, RunSettings
 from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.hints import apply_hints, reusable_answers
@@ -38,6 +39,10 @@ class ModelChangedError(RuntimeError):
 
 class RowsLostError(RuntimeError):
     """Rows of a shard that did not end as exactly one mask or reject: a fault of this program."""
+
+
+class TooManyModelErrorsError(RuntimeError):
+    """The model failed on so many rows of a shard that the rows are hardly to blame."""
 
 
 def run_shard(
@@ -80,6 +85,8 @@ def process_shard(
         ModelChangedError: the model has another revision than the plan, or the code's method
             another version.
         RowsLostError: rows were lost or doubled. Nothing is written then.
+        TooManyModelErrorsError: more than `settings.max_model_errors` allows. Nothing is written.
+        ModelFailsError: the model fails on a row that is known to work.
         OSError: the store failed for good.
     """
     timer = _StageTimer()
@@ -101,6 +108,7 @@ def process_shard(
             )
             result = inferred.including([*settled, *unsound])
             _require_each_row_once(result, rows, shard)
+            _require_few_model_errors(result, shard, settings)
             span.set_attributes(_span_attributes(result))
 
         with timer.stage("write"):
@@ -169,6 +177,20 @@ def _require_each_row_once(result: ShardResult, rows: Sequence[Row], shard: Shar
             f" lost or doubled: {wrong[:10]}. This is a fault of wordmask; nothing was written for"
             " this shard"
         )
+
+
+def _require_few_model_errors(result: ShardResult, shard: Shard, settings: RunSettings) -> None:
+    failed = [each for each in result.rejects if each.code is RejectCode.MODEL_ERROR]
+    share = len(failed) / max(1, shard.rows)
+    limit = settings.max_model_errors
+    if len(failed) <= FEW_MODEL_ERRORS or share <= limit:
+        return
+    raise TooManyModelErrorsError(
+        f"{shard.label}: {len(failed)} of {shard.rows} rows ended as model_error, a share of"
+        f" {share:.3g}, and max_model_errors = {limit:g} at most; nothing was written for this"
+        f" shard. The first: {failed[0].detail}. Mend what makes the model fail, or allow it with"
+        " --max-model-errors 1"
+    )
 
 
 def _make_receipt(

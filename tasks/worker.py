@@ -16,6 +16,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from wordmask.schemas.settings import ModelSettings, SegmentSettings
 from wordmask.tasks.context import SegmenterLike, ShardContext
+from wordmask.tasks.devices import ModelFailsError, is_broken_device
 from wordmask.tasks.telemetry import logs, traces
 
 SEGMENTER = "wordmask.model.segmenter:Segmenter.from_pretrained"
@@ -40,7 +41,7 @@ class UnhealthyWorkerError(RuntimeError):
 
 
 class BrokenDeviceError(UnhealthyWorkerError):
-    """The worker's device does not work until the process is started again.
+    """The worker's device or model does not work until the process is started again.
 
     The shard that it worked on may be to blame.
     """
@@ -53,7 +54,11 @@ def translate_device_errors() -> Generator[None]:
         yield
     except NoModelError as error:
         raise UnhealthyWorkerError(str(error), worker_address()) from error
-    except torch.AcceleratorError as error:
+    except ModelFailsError as error:
+        raise BrokenDeviceError(str(error), worker_address()) from error
+    except RuntimeError as error:
+        if not is_broken_device(error):
+            raise
         raise BrokenDeviceError(f"{type(error).__name__}: {error}", worker_address()) from error
 
 

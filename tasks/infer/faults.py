@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from wordmask.schemas.rejects import RejectCode
+from wordmask.tasks.devices import is_broken_device, lacks_device_memory
 from wordmask.tasks.images.uris import ImageError
 from wordmask.tasks.rows import Reject, Row
 from wordmask.tasks.storage import STORE_ERRORS
@@ -21,16 +20,23 @@ def is_machine_fault(error: Exception) -> bool:
 
     The row is not to blame then.
     """
-    if isinstance(error, (MemoryError, *STORE_ERRORS, torch.AcceleratorError)):
+    if isinstance(error, (MemoryError, *STORE_ERRORS)):
+        return True
+    if is_broken_device(error) or lacks_device_memory(error):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in EXHAUSTED)
 
 
 def can_retry(error: Exception, batch_rows: int) -> bool:
     """Return whether the model may do better with fewer than `batch_rows` rows at a time."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if lacks_device_memory(error):
         return batch_rows > 1
     return not is_machine_fault(error)
+
+
+def may_be_the_models(error: Exception) -> bool:
+    """Return whether only a row that is known to work can tell if the model is to blame."""
+    return not isinstance(error, STORE_ERRORS) and not is_broken_device(error)
 
 
 def reject_image(error: Exception, rows: Sequence[Row]) -> list[Reject]:

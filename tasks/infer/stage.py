@@ -44,6 +44,7 @@ def infer_rows(
             since then, it counts as idle.
 
     Raises:
+        ModelFailsError: the model fails on a row that is known to work.
         Exception: the machine is at fault, not a row.
     """
     if wanted_since is None:
@@ -58,6 +59,9 @@ def infer_rows(
             stream.run()
             ran_seconds = time.perf_counter() - started
         results = stream.finish()
+        if stream.canary.suspects:
+            with context.model_lock.hold(time.perf_counter()):
+                stream.canary.decide()
     finally:
         pool.shutdown(cancel_futures=True)
     return ShardResult.of(

@@ -9,11 +9,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from wordmask.model.types import Query, Segmentation
 from wordmask.tasks.context import SegmenterLike
+from wordmask.tasks.devices import lacks_device_memory
+from wordmask.tasks.infer.canary import Canary
 from wordmask.tasks.infer.checks import references
 from wordmask.tasks.infer.faults import can_retry, reject_answer
 from wordmask.tasks.infer.images import Decoded, DecodedImage
@@ -22,6 +23,7 @@ from wordmask.tasks.rows import Mask, Row, RowResult
 MAX_IN_FLIGHT = 32  # masks that may be in the making beside the model
 # Bytes of the images that the model has and of masks in the making. One row may take more.
 MAX_BYTES = 1 << 30
+SUSPICIOUS = 2  # rows that fail alone in the same way, before the model is suspected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ class ModelStream:
     """Gives images to the model and collects how their rows end.
 
     If the model fails, the rows that it had not answered are asked about one by one, so that only
-    the row at fault is lost. If the device has too little memory for so many rows, half as many are
+    the row at fault is lost. Where the model may be at fault itself, a row that is known to work
+    decides (`Canary`). If the device has too little memory for so many rows, half as many are
     decoded at a time. Where the images are so large that `MAX_BYTES` is reached, the model finishes
     those it has before it is given more.
 
@@ -60,6 +63,7 @@ class ModelStream:
         self, segmenter: SegmenterLike, batch_rows: int, images: Iterator[Decoded]
     ) -> None:
         self._segmenter = segmenter
+        self.canary = Canary(segmenter)
         self._batch_rows = batch_rows
         self._images = images
         self._waiting: deque[DecodedImage] = deque()  # go to the model before the next image
@@ -71,14 +75,26 @@ class ModelStream:
         self.starved_seconds = 0.0
 
     def run(self) -> None:
-        """Give every image to the model. Raises the machine's faults, and those of the images."""
+        """Give every image to the model.
+
+        Raises:
+            ModelFailsError: the model fails on a row that is known to work.
+            Exception: the machine or an image is at fault.
+        """
+        try:
+            self._stream_all()
+        except Exception as error:
+            self.canary.decide_about(error)
+            raise
+
+    def _stream_all(self) -> None:
         while True:
             try:
                 self._stream(self._next_images(), self._batch_rows)
             except Exception as error:
                 if self._ends_shard or not self._pending or not can_retry(error, self._batch_rows):
                     raise
-                too_many_rows = isinstance(error, torch.OutOfMemoryError)
+                too_many_rows = lacks_device_memory(error)
             else:
                 if not self._waiting:
                     return
@@ -100,13 +116,17 @@ class ModelStream:
             self._batch_rows //= 2
             self._waiting.extendleft(reversed(images))
             return
+        self._collect(leave=0)
         for image in images:
             for row in image.rows:
                 self._run_one(image, row)
+                self.canary.decide(alike=SUSPICIOUS)
 
     def _run_one(self, image: DecodedImage, row: Row) -> None:
+        """Ask about a row by itself, and wait for the answer: rows fail and succeed in turn."""
         try:
             self._stream([replace(image, rows=(row,))], 1)
+            self._collect(leave=0)
         except Exception as error:
             if self._ends_shard or self._pending.pop(row.position, None) is None:
                 raise  # the row was answered, so it is not at fault
@@ -183,6 +203,7 @@ class ModelStream:
             in_flight = self._in_flight.popleft()
             try:
                 self._results.append(in_flight.mask())
+                self.canary.row_answered()
             except Exception as error:
                 self._reject(in_flight.row, error)
 
@@ -191,6 +212,7 @@ class ModelStream:
             self._ends_shard = True
             raise error
         self._results.append(reject_answer(error, row))
+        self.canary.row_failed(row, error)
 
 
 def _regroup(pending: Iterable[tuple[DecodedImage, Row]]) -> list[DecodedImage]:

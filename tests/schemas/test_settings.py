@@ -46,6 +46,7 @@ def test_segment_settings_name_the_field_that_is_wrong(values: dict[str, Any], f
         ({"batch_rows": 0}, "batch_rows"),
         ({"workers": 0}, "workers"),
         ({"retries": -1}, "retries"),
+        ({"max_model_errors": 1.5}, "max_model_errors"),
         ({"gpus": 1}, "gpus"),
     ],
 )

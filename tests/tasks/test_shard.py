@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.support.fakes import REVISION, FakeSegmenter
 from tests.support.rows import row_of, shard_of
-from tests.support.runs import plan_of
+from tests.support.runs import plan_of, settings_for
 from tests.support.tables import png, write_input
 from wordmask.model.types import Query, Segmentation
 from wordmask.schemas.rejects import RejectCode
@@ -27,7 +28,7 @@ from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.hints import apply_hints
 from wordmask.tasks.infer.stage import infer_rows
 from wordmask.tasks.rows import Reject, ShardResult
-from wordmask.tasks.shard import RowsLostError, process_shard
+from wordmask.tasks.shard import RowsLostError, TooManyModelErrorsError, process_shard
 from wordmask.tasks.storage import Store
 
 IMAGES = [png(0), png(1), b"no image", None]
@@ -106,3 +107,36 @@ def test_a_shard_with_a_lost_row_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(RowsLostError, match=r"2 rows planned, 2 read, 1 ended.*\[0\]"):
         process_shard(shard, settings, ShardContext(Forgetful()))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("bad", "rows"), [(5, 16), (16, 16)])
+def test_a_shard_in_which_the_model_fails_on_a_large_share_of_the_rows_writes_nothing(
+    bad: int, rows: int, tmp_path: Path
+) -> None:
+    settings = settings_for(tmp_path, _explosive(bad, rows))
+    (shard,) = plan_of(settings, REVISION).shards
+    message = (
+        rf"rows 0-15: {bad} of 16 rows .* a share of {bad / rows:.3g}, and max_model_errors = 0.25"
+        r" .* RuntimeError: this row is explosive\. .* --max-model-errors 1"
+    )
+    with pytest.raises(TooManyModelErrorsError, match=message):
+        process_shard(shard, settings, ShardContext(FakeSegmenter()))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "rows", "limit"), [(1, 1, 0.25), (4, 4, 0.0), (5, 20, 0.25), (8, 8, 1.0)]
+)
+def test_few_rows_that_the_model_fails_on_are_rejected_alone(
+    bad: int, rows: int, limit: float, tmp_path: Path
+) -> None:
+    settings = settings_for(tmp_path, _explosive(bad, rows), max_model_errors=limit)
+    (shard,) = plan_of(settings, REVISION).shards
+    receipt = process_shard(shard, settings, ShardContext(FakeSegmenter()))
+    assert (receipt.rejects, receipt.masks) == ({"model_error": bad}, rows - bad)
+
+
+def _explosive(bad: int, rows: int) -> list[dict[str, Any]]:
+    """Return rows of which some make the model fail."""
+    words = ["explode"] * bad + ["a thing"] * (rows - bad)
+    return [{"image": png(1), "query": query} for query in words]

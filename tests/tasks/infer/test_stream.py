@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from tests.support.fakes import FakeSegmenter
 from tests.support.rows import PNGS, SETTINGS, Answered, Asked, infer, row_of
 from wordmask.schemas.rejects import RejectCode
+from wordmask.tasks.devices import ModelFailsError
 from wordmask.tasks.images.decode import decode
 from wordmask.tasks.infer import stream
 
@@ -99,22 +99,6 @@ def test_a_row_that_fails_beside_the_model_is_rejected_alone() -> None:
         infer(rows, Broken(MemoryError()), 4)
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError("no memory left"), torch.OutOfMemoryError("no memory left on the device")]
-)
-def test_the_machines_failures_end_the_shard(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def exhausted(*_: Any, **__: Any) -> Answered:
-        raise error
-
-    model = FakeSegmenter()
-    monkeypatch.setattr(model, "stream", exhausted)
-    rows = [row_of(0), row_of(1)]
-    with pytest.raises(type(error), match="no memory left"):
-        infer(rows, model, 4)
-
-
 class Failing(FakeSegmenter):
     """Raises the same error whatever it is asked."""
 
@@ -129,12 +113,8 @@ class Failing(FakeSegmenter):
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError(),
         OSError("disk"),
-        torch.OutOfMemoryError("CUDA out of memory"),
         torch.AcceleratorError("device lost"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-        RuntimeError("can't start new thread"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -142,6 +122,35 @@ def test_what_is_the_machines_fault_rejects_no_row(error: Exception) -> None:
     rows = [row_of(0), row_of(1)]
     with pytest.raises(type(error)):
         infer(rows, Failing(error), 8)
+
+
+class Short(FakeSegmenter):
+    """Has no memory for the rows of tests, but for the canary."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def stream(self, asked: Asked, rows: int) -> Answered:
+        for image, queries in asked:
+            if queries[0][1].object.startswith("thing"):
+                raise self.error
+            yield from super().stream([(image, queries)], rows)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("can't start new thread"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_for_a_shard_rejects_no_row(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        infer([row_of(0), row_of(1)], Short(error), 8)
 
 
 class Cramped(FakeSegmenter):
@@ -219,7 +228,7 @@ def test_a_device_that_fails_beside_the_model_ends_the_shard_with_its_row() -> N
 
 
 def test_a_model_that_fails_before_it_takes_an_image_ends_the_shard() -> None:
-    with pytest.raises(RuntimeError, match="at once"):
+    with pytest.raises(ModelFailsError, match="at once"):
         infer([row_of(0)], Failing(RuntimeError("at once")), 8)
 
 
