@@ -93,6 +93,26 @@ def test_a_link_is_where_it_leads_to(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("folder", "store"),
+    [
+        ("snapshots/5f2a/data", "blobs"),
+        ("data", ".dvc/cache/files/md5/ab"),
+        ("data/deep", ".git/annex/objects/ab/cd"),
+    ],
+)
+def test_a_link_may_lead_to_the_store_of_the_data_set(
+    tmp_path: Path, folder: str, store: str
+) -> None:
+    (tmp_path / store).mkdir(parents=True)
+    (tmp_path / store / "1f").touch()
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "a.png").symlink_to(tmp_path / store / "1f")
+    table = f"{tmp_path}/{folder}/queries.parquet"
+    assert resolve("a.png", table, SegmentSettings()) == f"{tmp_path}/{store}/1f"
+    refused(f"{tmp_path}/{store}/1f", table)  # the data itself may not name it
+
+
 def test_https_must_be_allowed_and_http_never_is() -> None:
     refused("https://example.com/a.png")
     url = "https://example.com/a.png"
