@@ -58,6 +58,7 @@ COLUMNS = (
     Column("settings_hash", STRING, "of the settings that answers depend on"),
     Column("shard_id", STRING, "of the shard that the row belongs to"),
     Column("method_version", INT, "`METHOD_VERSION` of the code that answered", True),
+    Column("image_fingerprint", STRING, "of the object behind the URI, by its store", True),
 )
 
 SCORES = tuple(column.name for column in SCORE_COLUMNS)

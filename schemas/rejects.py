@@ -104,6 +104,7 @@ COLUMNS = (
     Column("detail", STRING, "what was found, without credentials"),
     Column("shard_id", STRING, "of the shard that the row belongs to"),
     Column("method_version", INT, "`METHOD_VERSION` of the code that rejected", True),
+    Column("image_fingerprint", STRING, "of the object behind the URI, by its store", True),
 )
 
 REJECTS = schema_of(COLUMNS)

@@ -34,8 +34,8 @@ class Row:
 class Mask:
     """A row that ended as a mask of its image.
 
-    `image_id`, `height` and `width` (pixels) describe the image. `copied`: an earlier run computed
-    the mask.
+    `image_id`, `height` and `width` (pixels) describe the image, `image_fingerprint` the object
+    behind its URI. `copied`: an earlier run computed the mask.
     """
 
     row: Row
@@ -44,15 +44,20 @@ class Mask:
     width: int
     segmentation: Segmentation
     copied: bool = False
+    image_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """A row that ended without a mask, and why."""
+    """A row that ended without a mask, and why.
+
+    `image_fingerprint`: of the object behind its URI, where the image was read.
+    """
 
     row: Row
     code: RejectCode
     detail: str
+    image_fingerprint: str | None = None
 
 
 RowResult = Mask | Reject

@@ -167,7 +167,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], *rest: Any
     ) -> urllib.request.Request | None:
         fp.close()
-        return super().redirect_request(req, fp, *rest)
+        redirected = super().redirect_request(req, fp, *rest)
+        if redirected is not None:
+            redirected.method = req.get_method()  # a HEAD stays one
+        return redirected
 
 
 class _NoHttp(urllib.request.HTTPHandler):

@@ -61,12 +61,16 @@ def decode(data: bytes, settings: SegmentSettings) -> Pixels:
         raise ImageError(RejectCode.IMAGE_UNREADABLE, detail) from None
 
 
-def pixel_count(data: bytes) -> int:
-    """Return the pixels of an encoded image by its header, 0 where that cannot be read."""
-    try:
-        width, height = _open(data).size
-    except ImageError:
-        return 0
+def check_header(data: bytes, settings: SegmentSettings) -> int:
+    """Return the pixels of an encoded image by its header.
+
+    Raises:
+        ImageError: the header shows that it is empty, too large or unreadable.
+    """
+    _check_bytes(data, settings)
+    image = _open(data)
+    _check_size(image, settings)
+    width, height = image.size
     return int(width * height)
 
 

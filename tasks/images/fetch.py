@@ -10,10 +10,11 @@ from botocore.exceptions import ClientError, ParamValidationError  # type: ignor
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import SegmentSettings
+from wordmask.tasks.images.fetched import Fetched
 from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.images.uris import ImageError, resolve
 from wordmask.tasks.rows import Row
-from wordmask.tasks.storage import Store
+from wordmask.tasks.storage import Store, fingerprint
 
 # Error codes of S3. A HEAD is answered without a body, so that its code alone says little.
 S3_BARE = ("400", "403")
@@ -23,10 +24,10 @@ S3_SHUT = ("InvalidObjectState", "InvalidRequest")
 S3_NO_NAME = ("InvalidBucketName", "InvalidURI", "KeyTooLongError", "InvalidArgument")
 
 
-def image_bytes(row: Row, shard: Shard, settings: SegmentSettings, client: HttpsClient) -> bytes:
+def image_bytes(row: Row, shard: Shard, settings: SegmentSettings, client: HttpsClient) -> Fetched:
     """Return a row's encoded image: its own bytes, or those of its URI. Raises as `fetch` does."""
     if row.image_bytes is not None:
-        return row.image_bytes
+        return Fetched(row.image_bytes)
     return fetch(str(row.image_uri), shard.file, settings, client, input_folder=shard.input_folder)
 
 
@@ -37,8 +38,8 @@ def fetch(
     client: HttpsClient,
     *,
     input_folder: str | None = None,
-) -> bytes:
-    """Return the bytes of an image by its URI, see `resolve`.
+) -> Fetched:
+    """Return an image by its URI, see `resolve`.
 
     Raises:
         ImageError: the URI is not allowed, or the image is not there, not given, or too large. A
@@ -59,14 +60,16 @@ def fetch(
         raise fault from None
 
 
-def _read(store: Store, uri: str, limit: int) -> bytes:
+def _read(store: Store, uri: str, limit: int) -> Fetched:
     info = _info(store)
     if info["type"] != "file":  # a pipe would be waited for, a device read for ever
         raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: is a {info['type']}, not a file")
+    # Asked for before the bytes: an image that changes in between looks changed the next time, too.
+    found = fingerprint(info)
     if info["size"] > limit:
         detail = f"{uri}: {info['size']} bytes, more than the limit of {limit}"
-        raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail)
-    return store.read_bytes("")
+        raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail, found)
+    return Fetched(store.read_bytes(""), found)
 
 
 def _info(store: Store) -> dict[str, Any]:

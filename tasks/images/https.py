@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request
@@ -25,14 +26,18 @@ from urllib.request import Request
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.images.connection import SILENCE_SECONDS, Deadline, https_opener
+from wordmask.tasks.images.fetched import Fetched, fingerprint_of_reply
 from wordmask.tasks.images.host_limits import HostLimits, HostSlot
 from wordmask.tasks.images.uris import ImageError
+
+T = TypeVar("T")
 
 WHOLE_SECONDS = 60  # for all of an image: tries and pauses, connecting, redirects, headers, bytes
 TRIES = 4
 PAUSE_SECONDS = 0.5  # before the second try; each further one is twice as long
 CHUNK = 1 << 16  # bytes
 REFUSALS = (401, 403, 407, 451)
+NO_HEAD = (405, 501)  # the server knows no HEAD
 TRANSIENT = (408, 429)  # besides 5xx: the server may answer another time
 
 
@@ -69,8 +74,8 @@ class HttpsClient:
             user_agent=settings.user_agent or default_user_agent(),
         )
 
-    def fetch(self, url: str, limit: int) -> bytes:
-        """Return the bytes of an image, `limit` at most.
+    def fetch(self, url: str, limit: int) -> Fetched:
+        """Return an image of `limit` bytes at most.
 
         It takes `WHOLE_SECONDS` at most, however slowly the server answers, and beyond that the
         time the machine takes to look up a name, and to wait for other requests to the same host.
@@ -79,19 +84,27 @@ class HttpsClient:
             ImageError: the image is not there, not given, not reachable, too large or too slow, or
                 the URL leads to http:// or to an address that is not public.
         """
-        with self.limits.slot(self.requests_per_host) as slot:
-            slot.move_to(urlsplit(url).netloc)
-            data = self._try_until_deadline(url, limit, slot)
-        if len(data) > limit:
+        fetched = self._try_until_deadline(url, partial(self._get, url, limit))
+        if len(fetched.data) > limit:
             detail = f"{url}: more than the limit of {limit} bytes"
-            raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail)
-        return data
+            raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail, fetched.fingerprint)
+        return fetched
 
-    def _try_until_deadline(self, url: str, limit: int, slot: HostSlot) -> bytes:
+    def fingerprint(self, url: str) -> str | None:
+        """Return the fingerprint of an image, without its bytes; None if the server gives none.
+
+        Raises:
+            ImageError: as `fetch` does.
+        """
+        return self._try_until_deadline(url, partial(self._head, url))
+
+    def _try_until_deadline(self, url: str, ask: Callable[[Deadline, HostSlot], T]) -> T:
         deadline = Deadline(WHOLE_SECONDS)
         try:
-            with deadline:
-                return self._try_again(url, limit, deadline, slot)
+            with self.limits.slot(self.requests_per_host) as slot:
+                slot.move_to(urlsplit(url).netloc)
+                with deadline:
+                    return self._try_again(ask, deadline, slot)
         except (OSError, http.client.HTTPException, ValueError) as error:
             if deadline.passed:
                 detail = f"{url}: not done after {WHOLE_SECONDS} s"
@@ -102,30 +115,45 @@ class HttpsClient:
             detail = f"{url}: {type(error).__name__}: {error}"
             raise ImageError(_code_of(error), detail) from None
 
-    def _try_again(self, url: str, limit: int, deadline: Deadline, slot: HostSlot) -> bytes:
-        """Try until the image comes. Raises the last failure."""
+    def _try_again(
+        self, ask: Callable[[Deadline, HostSlot], T], deadline: Deadline, slot: HostSlot
+    ) -> T:
+        """Ask until an answer comes. Raises the last failure."""
         for failures in range(1, TRIES):
             try:
-                return self._try_once(url, limit, deadline, slot)
+                return ask(deadline, slot)
             except (OSError, http.client.HTTPException) as error:
                 pause = self._pause(error, failures)
                 if not _may_pass(error) or pause >= deadline.seconds_left():
                     raise
                 _close(error)
             self.sleep(pause)
-        return self._try_once(url, limit, deadline, slot)
+        return ask(deadline, slot)
 
-    def _try_once(self, url: str, limit: int, deadline: Deadline, slot: HostSlot) -> bytes:
+    def _get(self, url: str, limit: int, deadline: Deadline, slot: HostSlot) -> Fetched:
         request = Request(url, headers={"User-Agent": self.user_agent})
         opener = https_opener(deadline, slot)
         with opener.open(request, timeout=SILENCE_SECONDS) as reply:
             announced = reply.length
+            found = fingerprint_of_reply(reply.headers)
             data = b"".join(_chunks(reply, limit))
         # A reply that was cut off, by the deadline or the server, may look like a whole one.
         deadline.seconds_left()
         if len(data) <= limit and announced is not None and len(data) < announced:
             raise http.client.IncompleteRead(data, announced - len(data))
-        return data
+        return Fetched(data, found)
+
+    def _head(self, url: str, deadline: Deadline, slot: HostSlot) -> str | None:
+        request = Request(url, headers={"User-Agent": self.user_agent}, method="HEAD")
+        try:
+            with https_opener(deadline, slot).open(request, timeout=SILENCE_SECONDS) as reply:
+                return fingerprint_of_reply(reply.headers)
+        except HTTPError as error:
+            if error.code not in NO_HEAD:
+                raise
+            _close(error)
+            detail = f"{url}: the server does not say what it has without sending it"
+            raise ImageError(RejectCode.IMAGE_UNREACHABLE, detail) from None
 
     def _pause(self, error: Exception, failures: int) -> float:
         """Return the seconds before the next try: what the server asks for, or ever more."""

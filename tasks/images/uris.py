@@ -21,13 +21,17 @@ from wordmask.tasks.roots import (
 
 
 class ImageError(ValueError):
-    """An image that cannot be used: a reject code, and a detail without credentials."""
+    """An image that cannot be used: a reject code, and a detail without credentials.
 
-    def __init__(self, code: RejectCode, detail: str) -> None:
+    `fingerprint`: of the image, where its store gave that.
+    """
+
+    def __init__(self, code: RejectCode, detail: str, fingerprint: str | None = None) -> None:
         detail = redacted(detail)
         super().__init__(detail)
         self.code = code
         self.detail = detail
+        self.fingerprint = fingerprint
 
 
 def resolve(

@@ -47,6 +47,7 @@ def copied_mask(row: Row, answer: Earlier) -> Mask:
         width=answer.width,
         segmentation=answer.segmentation,
         copied=True,
+        image_fingerprint=answer.image_fingerprint,
     )
 
 
@@ -59,7 +60,12 @@ def _kept_results(
     (receipt,) = read_receipts(output, [shard.shard_id])  # once, so that both parts are of one pair
     masks = [copied_mask(rows[answer.row], answer) for answer in answers_of(output, [receipt])]
     rejects = [
-        Reject(row=rows[values["row"]], code=RejectCode(values["code"]), detail=values["detail"])
+        Reject(
+            row=rows[values["row"]],
+            code=RejectCode(values["code"]),
+            detail=values["detail"],
+            image_fingerprint=values.get("image_fingerprint"),
+        )
         for values in rejects_of(output, receipt)
         if values["code"] not in hints.retry_codes
     ]

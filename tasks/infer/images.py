@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from wordmask.model.runtime.prefetch import buffered_map
 from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.images.decode import decode, pixel_count
+from wordmask.tasks.images.decode import check_header, decode
 from wordmask.tasks.images.fetch import image_bytes
+from wordmask.tasks.images.fetched import Fetched
 from wordmask.tasks.images.https import HttpsClient
+from wordmask.tasks.images.uris import ImageError
 from wordmask.tasks.infer.faults import reject_image
 from wordmask.tasks.infer.hints import copied_mask
 from wordmask.tasks.infer.neighbours import ImageReader
@@ -75,6 +77,7 @@ class ImageLoader:
         self._pool = pool
         self._reusable = reusable
         self._client = client
+        self.fingerprints: dict[int, str | None] = {}  # by position, of the images that were read
 
     def load(self, rows: Sequence[Row]) -> Iterator[Decoded]:
         """Start to load the distinct images of rows, in the order of their first rows.
@@ -94,23 +97,32 @@ class ImageLoader:
         images = buffered_map(self._pool, read, groups, IMAGES_AHEAD)
         return buffered_map(self._pool, self._decode, images, PIXELS_AHEAD, weight=_weight)
 
-    def _fetch(self, row: Row) -> bytes:
+    def _fetch(self, row: Row) -> Fetched:
         return image_bytes(row, self._shard, self._settings, self._client)
 
-    def _read(self, reader: ImageReader[bytes], rows: list[Row]) -> Read:
+    def _read(self, reader: ImageReader[Fetched], rows: list[Row]) -> Read:
         try:
-            data = reader.read(rows[0])
+            data, fingerprint = reader.read(rows[0])
+            self._note_fingerprint(rows, fingerprint)
+            metrics.READ.inc(len(data))
+            # Limits may be lower than those of the run whose answers could be copied.
+            n_pixels = check_header(data, self._settings)
         except Exception as error:
+            if isinstance(error, ImageError) and error.fingerprint:
+                self._note_fingerprint(rows, error.fingerprint)
             return [*reject_image(error, rows)], None
-        metrics.READ.inc(len(data))
         image_id = hashlib.sha256(data).hexdigest()[:32]
         copied, unanswered = self._reuse(rows, image_id)
         if not unanswered:
             return copied, None
         image = EncodedImage(
-            image_id=image_id, data=data, n_pixels=pixel_count(data), rows=tuple(unanswered)
+            image_id=image_id, data=data, n_pixels=n_pixels, rows=tuple(unanswered)
         )
         return copied, image
+
+    def _note_fingerprint(self, rows: list[Row], fingerprint: str | None) -> None:
+        for row in rows:
+            self.fingerprints[row.position] = fingerprint
 
     def _reuse(self, rows: list[Row], image_id: str) -> tuple[list[RowResult], list[Row]]:
         """Copy the masks of the rows that an earlier run answered. The other rows are left."""

@@ -7,8 +7,9 @@ machine (a store that is down, a model that cannot run at all) ends the shard in
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import MappingProxyType
 
 from wordmask.schemas.runs import Shard
@@ -18,7 +19,7 @@ from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.infer.images import ImageLoader
 from wordmask.tasks.infer.stream import ModelStream
 from wordmask.tasks.output.reuse import Earlier
-from wordmask.tasks.rows import Row, ShardResult
+from wordmask.tasks.rows import Row, RowResult, ShardResult
 
 DECODE_THREADS = 2
 
@@ -52,8 +53,8 @@ def infer_rows(
     pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
     try:
         client = HttpsClient.of(settings, context.host_limits)
-        images = ImageLoader(shard, settings.segment, pool, reusable, client).load(rows)
-        stream = ModelStream(context.segmenter, settings.batch_rows, images)
+        loader = ImageLoader(shard, settings.segment, pool, reusable, client)
+        stream = ModelStream(context.segmenter, settings.batch_rows, loader.load(rows))
         with context.model_lock.hold(wanted_since) as idle_seconds:
             started = time.perf_counter()
             stream.run()
@@ -65,7 +66,14 @@ def infer_rows(
     finally:
         pool.shutdown(cancel_futures=True)
     return ShardResult.of(
-        results,
+        _with_fingerprints(results, loader.fingerprints),
         infer_seconds=ran_seconds - stream.starved_seconds,
         idle_seconds=idle_seconds + stream.starved_seconds,
     )
+
+
+def _with_fingerprints(
+    results: Iterable[RowResult], fingerprints: Mapping[int, str | None]
+) -> Iterator[RowResult]:
+    for result in results:
+        yield replace(result, image_fingerprint=fingerprints.get(result.row.position))

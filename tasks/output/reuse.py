@@ -29,7 +29,10 @@ UNCHANGED = tuple(field.name for field in fields(Segmentation) if field.name not
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """An answer of an earlier run, and the size of its image in pixels."""
+    """An answer of an earlier run, and the size of its image in pixels.
+
+    `image_fingerprint`: what the image's store said of it then.
+    """
 
     row: int
     row_key: str
@@ -37,6 +40,7 @@ class Earlier:
     height: int
     width: int
     segmentation: Segmentation
+    image_fingerprint: str | None
 
 
 def row_key(row: Row, image_id: str) -> str:
@@ -86,6 +90,7 @@ def _earlier(row: dict[str, Any]) -> Earlier:
         height=row["height"],
         width=row["width"],
         segmentation=segmentation,
+        image_fingerprint=row.get("image_fingerprint"),
     )
 
 

@@ -131,5 +131,5 @@ def _picture(
     if isinstance(result, Reject):
         blank = np.full((*BLANK_SHAPE, 3), PAPER, np.uint8)
         return overlay(blank, np.zeros(BLANK_SHAPE, np.uint8), query, note, side=TILE)
-    image = decode(image_bytes(result.row, shard, settings, client), settings)
+    image = decode(image_bytes(result.row, shard, settings, client).data, settings)
     return overlay(image, result.segmentation.mask, query, note, side=TILE)

@@ -104,7 +104,7 @@ def _tiles(
     inputs = {row.position: row for row in _read(shard, settings)}
     for row in rows:
         source = inputs[row["row"]]
-        data = image_bytes(source, shard, settings, client)
+        data = image_bytes(source, shard, settings, client).data
         image = decode(data, settings)
         mask = rle.decode(row["mask"])
         note = note_of(row)

@@ -99,6 +99,7 @@ def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
         "settings_hash": shard.settings_hash,
         "shard_id": shard.shard_id,
         "method_version": shard.method_version,
+        "image_fingerprint": mask.image_fingerprint,
         **mask.row.carried,
     }
 
@@ -114,6 +115,7 @@ def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
         "detail": reject.detail,
         "shard_id": shard.shard_id,
         "method_version": shard.method_version,
+        "image_fingerprint": reject.image_fingerprint,
     }
 
 

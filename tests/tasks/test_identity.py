@@ -150,3 +150,31 @@ def test_a_worker_with_code_of_another_version_does_no_shard(
     with pytest.raises(ModelChangedError, match=r"planned with method version 1.*has 2"):
         process_shard(shard, settings, ShardContext(FakeSegmenter()))
     assert not Path(settings.output).exists()
+
+
+@pytest.mark.parametrize("limit", [{"max_image_pixels": 767}, {"max_image_bytes": 100}])
+def test_no_answer_about_an_image_beyond_a_lowered_limit_is_copied(
+    limit: dict[str, int], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(5))
+    table = [*rows(2), {"row_id": "uri", "image": "a.png", "query": "a thing"}]
+    assert len(night(settings_for(tmp_path, table))) == 3
+    lowered = settings_for(tmp_path, table, segment=limit)
+    assert night(lowered) == []
+    codes = [row["code"] for row in read_rows(lowered.output, "rejects")]
+    assert codes == ["image_too_large"] * 3
+
+
+def test_the_fingerprint_of_the_image_behind_a_uri_is_kept_with_the_answer(tmp_path: Path) -> None:
+    for name, data in (("a.png", png(1)), ("broken.png", b"no image"), ("huge.png", b"0" * 9_000)):
+        (tmp_path / name).write_bytes(data)
+        os.utime(tmp_path / name, (7, 7))
+    names = ("a.png", "broken.png", "huge.png", "gone.png")
+    table = [*rows(1), *({"row_id": name, "image": name, "query": "a thing"} for name in names)]
+    settings = settings_for(tmp_path, table, segment={"max_image_bytes": 8_000})
+    night(settings)
+    ended = read_rows(settings.output, "masks") + read_rows(settings.output, "rejects")
+    sizes = {"a.png": len(png(1)), "broken.png": 8, "huge.png": 9_000}
+    expected = {name: f"{size}-7.0" for name, size in sizes.items()}
+    found = {row["row_id"]: row["image_fingerprint"] for row in ended}
+    assert found == expected | {"r0": None, "gone.png": None}

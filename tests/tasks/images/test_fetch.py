@@ -28,9 +28,9 @@ CLIENT = HttpsClient()
 def test_relative_and_absolute_paths_are_fetched(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(3))
     table = f"file://{tmp_path}/queries.parquet"
-    assert fetch("a.png", table, SETTINGS, CLIENT) == png(3)
-    assert fetch(str(tmp_path / "a.png"), table, SETTINGS, CLIENT) == png(3)
-    assert fetch(f"file://{tmp_path}/a.png", table, SETTINGS, CLIENT) == png(3)
+    assert fetch("a.png", table, SETTINGS, CLIENT).data == png(3)
+    assert fetch(str(tmp_path / "a.png"), table, SETTINGS, CLIENT).data == png(3)
+    assert fetch(f"file://{tmp_path}/a.png", table, SETTINGS, CLIENT).data == png(3)
 
 
 @pytest.mark.parametrize(

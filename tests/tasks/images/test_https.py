@@ -68,6 +68,20 @@ class Server(BaseHTTPRequestHandler):
     asked: ClassVar[list[tuple[str, str]]] = []  # path and user agent of each request
     failures: ClassVar[list[tuple[int, dict[str, str]]]] = []  # to answer with before the image
 
+    says: ClassVar[dict[str, str]] = {}  # headers of an image
+
+    def do_HEAD(self) -> None:
+        self.asked.append((f"HEAD {self.path}", self.headers["User-Agent"]))
+        self.send_response(302 if self.path in REDIRECTS else STATUS.get(self.path, 200))
+        if self.path in REDIRECTS:
+            self.send_header("Location", REDIRECTS[self.path])
+        self.send_image_headers()
+
+    def send_image_headers(self) -> None:
+        for name, value in self.says.items():
+            self.send_header(name, value)
+        self.end_headers()
+
     def do_GET(self) -> None:
         self.asked.append((self.path, self.headers["User-Agent"]))
         if self.failures:
@@ -91,7 +105,7 @@ class Server(BaseHTTPRequestHandler):
                     time.sleep(0.1)
             return
         self.send_response(STATUS.get(self.path, 200))
-        self.end_headers()
+        self.send_image_headers()
         if self.path not in STATUS:
             self.wfile.write(png())
 
@@ -138,7 +152,7 @@ def client_of(pauses: list[float] | None = None, **options: Any) -> HttpsClient:
 
 
 def fetch_https(url: str, limit: int) -> bytes:
-    return client_of().fetch(url, limit)
+    return client_of().fetch(url, limit).data
 
 
 def refused(url: str, limit: int = 1_000_000) -> tuple[RejectCode, str]:
@@ -232,7 +246,7 @@ def test_the_pause_that_a_server_asks_for_is_made() -> None:
     asked_for = ["7", in_20_s, "Thu, 01 Jan 1970 00:00:00 GMT", "soon"]
     for value in asked_for:
         Server.failures.append((429, {"Retry-After": value}))
-        assert client_of(pauses).fetch(f"{URL}/a.png", 1_000_000) == png()
+        assert client_of(pauses).fetch(f"{URL}/a.png", 1_000_000).data == png()
     seconds, date, past, unclear = pauses
     assert (seconds, past, unclear) == (7.0, 0.5, 0.5)
     assert 10 < date <= 20
@@ -377,3 +391,38 @@ def test_addresses_that_are_not_public_are_refused(address: str) -> None:
 def test_public_addresses_are_accepted() -> None:
     assert public_addresses("half-dead.example", 443) == [DEAD, PUBLIC]
     assert public_addresses("2606:2800:220:1::1", 443) == ["2606:2800:220:1::1"]
+
+
+CHANGED = {"Last-Modified": "Sun, 29 Nov 2026 08:00:00 GMT", "Content-Length": str(len(png()))}
+
+
+@pytest.mark.parametrize(
+    ("headers", "fingerprint"),
+    [
+        (CHANGED | {"ETag": '"3c"'}, '"3c"'),
+        (CHANGED, f"{len(png())}-Sun, 29 Nov 2026 08:00:00 GMT"),
+        ({"Last-Modified": "Sun, 29 Nov 2026 08:00:00 GMT"}, None),
+        ({}, None),
+    ],
+)
+def test_a_server_says_the_same_of_an_image_with_its_bytes_and_without(
+    headers: dict[str, str], fingerprint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "says", headers)
+    assert client_of().fetch(f"{URL}/moved", 1_000_000).fingerprint == fingerprint
+    Server.asked.clear()
+    assert client_of().fingerprint(f"{URL}/moved") == fingerprint
+    assert [path for path, _ in Server.asked] == ["HEAD /moved", "HEAD /a.png"]
+
+
+def test_a_server_that_knows_no_head_leaves_the_question_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(STATUS, "/no-head.png", 405)
+    for path, code in (
+        ("/no-head.png", RejectCode.IMAGE_UNREACHABLE),
+        ("/gone.png", RejectCode.IMAGE_NOT_FOUND),
+    ):
+        with pytest.raises(ImageError) as caught:
+            client_of().fingerprint(f"{URL}{path}")
+        assert caught.value.code == code
