@@ -154,7 +154,9 @@ class ModelStages:
         """Cut image and mask around the box; None where there is nothing to refine."""
         if not coarse_HW.any():
             return None
-        return cut_crop(image_HW3, coarse_HW, decoded.box, self.model.config.vision.crop_size)
+        return cut_crop(
+            image_HW3, coarse_HW, decoded.clipped_box, self.model.config.vision.crop_size
+        )
 
     def refine(self, crops: Sequence[RefinerCrop | None]) -> list[RefinedCrop | None]:
         """Refine the masks of crops, in their order.
@@ -189,7 +191,7 @@ def rasterize_coarse(decoded: Decoded, path: ParsedPath, image_HW3: np.ndarray) 
     height, width = image_HW3.shape[:2]
     if decoded.absent or not path.path:
         return np.zeros((height, width), np.uint8)
-    return rasterize(path.path, decoded.box, height, width)
+    return rasterize(path.path, decoded.clipped_box, height, width)
 
 
 def paste_refined(refined: RefinedCrop | None, coarse_HW: np.ndarray) -> np.ndarray | None:
@@ -260,7 +262,7 @@ def to_segmentation(
         area=int(np.count_nonzero(mask_HW)),
         path=outline,
         coarse_path=path.path,
-        coarse_bbox=decoded.box,
+        coarse_bbox=decoded.clipped_box,
         predicted_iou=scores.predicted_iou,
         path_logprob=scores.path_logprob,
         coarse_refined_iou=scores.coarse_refined_iou,

@@ -36,7 +36,7 @@ class Segmentation:
         area: of the mask in pixels.
         path: outline of the mask in pixels.
         coarse_path: the language model's path in unit of box.
-        coarse_bbox: the language model's box (cx, cy, w, h) in unit of image.
+        coarse_bbox: the language model's box (cx, cy, w, h) in the image, in unit of it.
         predicted_iou: the refiner's estimate of its IoU with the truth.
         path_logprob: mean log-probability of a path token.
         coarse_refined_iou: IoU of the coarse and the refined mask.

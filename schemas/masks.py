@@ -49,7 +49,7 @@ COLUMNS = (
     Column("area", LONG, "of the mask, in pixels"),
     Column("path", STRING, "SVG outline of the mask, in pixels"),
     Column("coarse_path", STRING, "path that the decoder drew, in unit of its box"),
-    Column("coarse_bbox", UNIT_BOX, "that box: cx, cy, w, h in unit of the image"),
+    Column("coarse_bbox", UNIT_BOX, "that box, clipped to the image: cx, cy, w, h in unit of it"),
     *SCORE_COLUMNS,
     *FLAG_COLUMNS,
     Column("path_problem", STRING, "the fault of a salvaged path", True),

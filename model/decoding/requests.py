@@ -14,6 +14,7 @@ from wordmask.model.decoding.prefill import prefill_prefix
 from wordmask.model.decoding.prefix_pool import PrefixEntry
 from wordmask.model.decoding.prompt import Prompt
 from wordmask.model.decoding.settings import DecodeSettings
+from wordmask.model.masks.boxes import Box, clip_box
 from wordmask.model.nn.kv_cache import KVCache
 from wordmask.model.nn.moondream import Moondream
 
@@ -25,7 +26,7 @@ class Decoded:
     """The decoder's answer to one request.
 
     Args:
-        box: (cx, cy, w, h) in unit of image.
+        box: (cx, cy, w, h) in unit of image, as the bins have it; it may leave the image.
         ids: the path tokens without the end token.
         absent: the decoder ended at once; box and ids have no meaning then.
         truncated: the token limit cut the path short.
@@ -33,11 +34,16 @@ class Decoded:
             them before the grammar; None without any.
     """
 
-    box: tuple[float, float, float, float]
+    box: Box
     ids: tuple[int, ...]
     absent: bool
     truncated: bool
     path_logprob: float | None
+
+    @property
+    def clipped_box(self) -> Box:
+        """Return the part of the box in the image. The path is in unit of it."""
+        return clip_box(self.box)
 
 
 @dataclass(eq=False)

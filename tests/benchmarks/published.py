@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from wordmask.model.decoding.path_tokens import parse_path
 from wordmask.model.decoding.prompt import build_prompt, embed_prompts
 from wordmask.model.masks import rle
+from wordmask.model.masks.boxes import clip_box
 from wordmask.model.masks.cleanup import clean
 from wordmask.model.masks.crops import cut_crop, paste_mask
 from wordmask.model.masks.rasterize import rasterize
@@ -50,6 +51,7 @@ class Published:
     def segment(self, image: np.ndarray, query: str) -> tuple[str, str]:
         """The coarse path, and the counts of the mask's RLE."""
         box, ids = self.draw(self.encode_image(image), query)
+        box = clip_box(box)
         path = parse_path(self.tokenizer.path_tokens(ids)).path
         height, width = image.shape[:2]
         mask = rasterize(path, box, height, width) if path else np.zeros((height, width), np.uint8)

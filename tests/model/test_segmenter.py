@@ -19,6 +19,7 @@ from wordmask.model.decoding.engine import Engine
 from wordmask.model.decoding.path_tokens import parse_path
 from wordmask.model.decoding.requests import Decoded
 from wordmask.model.masks import rle
+from wordmask.model.masks.cleanup import crop_xyxy
 from wordmask.model.masks.crops import cut_crop, paste_mask
 from wordmask.model.masks.rasterize import rasterize, rasterize_pixels
 from wordmask.model.nn.config import MAX_PROMPT_TOKENS, MoondreamSegmentationConfig
@@ -156,6 +157,21 @@ def test_a_malformed_path_is_salvaged_and_says_so(
     assert found.path_problem == "token 10: C takes 6 numbers, or a multiple of that, found 2"
     assert found.coarse_path == "M 0 0 L 1 0 1 1 0 1"
     assert not parse_path(segmenter.tokenizer.path_tokens(ids)).well_formed
+
+
+def test_crop_and_coarse_box_start_from_the_clipped_box(
+    segmenter: Segmenter, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = tuple(segmenter.tokenizer.path_ids(["M", "0", "0", "L", "960", "0", "960", "960", "z"]))
+    row = Decoded(
+        box=(0.0, 0.5, 0.5, 0.5), ids=ids, absent=False, truncated=False, path_logprob=-0.5
+    )
+    height, width = scene.shape[:2]
+    crop = segmenter.stages.crop_for_refiner(scene, np.ones((height, width), np.uint8), row)
+    assert crop is not None
+    assert crop.xyxy == crop_xyxy((0.0, 0.25, 0.25, 0.75), height, width)
+    monkeypatch.setattr(Engine, "generate", drawing(row))
+    assert segmenter.segment(scene, "x")["coarse_bbox"] == (0.125, 0.5, 0.25, 0.5)
 
 
 def test_absent_is_an_empty_mask(

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from wordmask.model.decoding.path_tokens import PATH_SCALE
 from wordmask.model.decoding.requests import Decoded
 from wordmask.model.decoding.tokenizer import PathTokenizer
+from wordmask.model.masks.boxes import clip_box
 from wordmask.model.masks.crops import cut_crop
 from wordmask.model.masks.rasterize import rasterize
 from wordmask.model.nn.moondream import MoondreamSegmentation
@@ -126,7 +127,7 @@ def perturbed_row(scene: Scene, target: int, size: int, rng: np.random.Generator
     amount = rng.beta(1.2, 2.5) * 0.35
     height, width = truth.mask_HW.shape
     true_box = unit_box(truth.box, height, width)
-    box = _jittered_box(true_box, amount, rng)
+    box = clip_box(_jittered_box(true_box, amount, rng))
     vertices = int(rng.integers(6, 17))
     tokens = path_target(truth.mask_HW, truth.box, max_vertices=vertices)
     path = jittered_path(tokens, amount, rng)
@@ -162,7 +163,8 @@ def refiner_row(
 ) -> Row | None:
     """Return what the refiner is given, and the truth in the same crop; None if nothing is drawn.
 
-    `box` is the decoder's (cx, cy, w, h) in unit of image; `size` the side of the crop in pixels.
+    `box` is the decoder's (cx, cy, w, h) in unit of image, clipped to it; `size` the side of the
+    crop in pixels.
     """
     if not coarse_HW.any():
         return None
@@ -228,7 +230,7 @@ def _met_rows(
         common_HW = coarse_HW & truth_HW
         if not common_HW.any():
             continue
-        row = refiner_row(prompt.image_HW3, coarse_HW, rollout.box, truth_HW, size)
+        row = refiner_row(prompt.image_HW3, coarse_HW, rollout.clipped_box, truth_HW, size)
         if row is not None:
             rows.append(row)
     return rows

@@ -45,7 +45,7 @@ def fill_rollout(rollout: Decoded, tokenizer: PathTokenizer, height: int, width:
     path = parse_path(tokenizer.path_tokens(rollout.ids))
     if rollout.absent or not path.well_formed:
         return np.zeros((height, width), np.uint8)
-    return rasterize(path.path, rollout.box, height, width)
+    return rasterize(path.path, rollout.clipped_box, height, width)
 
 
 def reward(rollout: Decoded, truth_HW: np.ndarray, tokenizer: PathTokenizer) -> Reward:
@@ -60,7 +60,7 @@ def reward(rollout: Decoded, truth_HW: np.ndarray, tokenizer: PathTokenizer) -> 
         return Reward(value=value, iou=value, box_iou=0.0, mask_HW=mask_HW)
     decoded_box_iou = 0.0
     if not rollout.absent:
-        decoded_box_iou = box_iou(rollout.box, box_around(truth_HW))
+        decoded_box_iou = box_iou(rollout.clipped_box, box_around(truth_HW))
     if not mask_HW.any():
         return Reward(value=0.0, iou=0.0, box_iou=decoded_box_iou, mask_HW=mask_HW)
     iou = overlap(mask_HW, truth_HW).iou
