@@ -72,7 +72,7 @@ import sys; sys.path[:0] = [{str(project)!r}, {str(site)!r}]
 import wordmask
 from wordmask import Query, Segmentation, Segmenter
 import wordmask.flows.segment
-from wordmask.model.hub.registry import list_models
+from wordmask.model.hub.cards import list_models
 print(wordmask.__file__, Segmenter.__module__, list_models()[0].name)
 """
     done = subprocess.run(

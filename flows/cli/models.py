@@ -25,7 +25,7 @@ def models(
 
     Example: [bold]wordmask models --json[/bold]
     """
-    from wordmask.model.hub.registry import list_models
+    from wordmask.model.hub.cards import list_models
 
     if costs:
         _show_costs(json)

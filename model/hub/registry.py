@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ PUBLISHED_MODEL = "moondream/moondream3-preview"
 PUBLISHED_REFINER = "moondream/SegHeadRefiner"
 PUBLISHED_TOKENIZER = "moondream/starmie-v1"
 CONFIG_FILE, TOKENIZER_FILE, CARD_FILE = "config.json", "tokenizer.json", "card.json"
+DESCRIPTION = (CONFIG_FILE, TOKENIZER_FILE)  # what is small, and read before any weights
 WEIGHT_SUFFIXES = (".safetensors", ".pt")
 # In the order of preference.
 WEIGHT_PATTERNS = (
@@ -63,15 +64,15 @@ class Location:
         return _folder_of(self.path)
 
     def config_folder(self) -> Path:
-        """Return the local folder with the configuration.
+        """Return the local folder with the configuration and the tokenizer, if there is one.
 
-        Of a repository, the configuration is all that is downloaded.
+        Of a repository, these are all that is downloaded.
 
         Raises:
             ModelError: the hub does not give it.
         """
         if self.path is None:
-            return _snapshot(self.name, CONFIG_FILE, revision=self.revision)
+            return _snapshot(self.name, *DESCRIPTION, revision=self.revision)
         return self.folder()
 
     def weights(self) -> tuple[Path, ...]:
@@ -89,13 +90,38 @@ class Location:
 class ModelSource:
     """A model that was found.
 
-    `revision` is its location's; with a refiner of its own, `<model's>+<refiner's>`.
+    `tokenizer_revision` is the one asked for, where the model takes the published tokenizer.
     """
 
     name: str
-    revision: str
     model: Location
     refiner: Location | None = None
+    tokenizer_revision: str | None = None
+
+    @cached_property
+    def tokenizer(self) -> Location | None:
+        """Where the published tokenizer is, None where the model has its own.
+
+        Raises:
+            ModelError: the hub does not give it.
+        """
+        if (self.model.config_folder() / TOKENIZER_FILE).is_file():
+            return None
+        folder = _snapshot(PUBLISHED_TOKENIZER, TOKENIZER_FILE, revision=self.tokenizer_revision)
+        return Location(name=PUBLISHED_TOKENIZER, path=None, revision=folder.name)
+
+    @property
+    def revision(self) -> str:
+        """What names the content of all that answers come from: `MODEL[+REFINER][~TOKENIZER]`.
+
+        A refiner and a tokenizer of their own have a part each. Raises as `tokenizer` does.
+        """
+        revision = self.model.revision
+        if self.refiner is not None:
+            revision += f"+{self.refiner.revision}"
+        if self.tokenizer is not None:
+            revision += f"~{self.tokenizer.revision}"
+        return revision
 
     def tokenizer_file(self) -> Path:
         """Return the model's own tokenizer.json, else the published one.
@@ -103,28 +129,11 @@ class ModelSource:
         Raises:
             ModelError: the published one cannot be downloaded.
         """
-        own = self.model.folder() / TOKENIZER_FILE
-        if own.is_file():
-            return own
-        return _snapshot(PUBLISHED_TOKENIZER, TOKENIZER_FILE) / TOKENIZER_FILE
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """What a model was trained on and how well it does, for people.
-
-    `results` maps a measure with its unit to its value, or a test to its measures.
-    """
-
-    name: str
-    description: str
-    trained_on: str
-    parameters: int
-    size_bytes: int
-    results: Mapping[str, Any] = field(default_factory=dict)
-    results_source: str = "measured by this repository; see the README for the command"
-    seed: int | None = None
-    steps: int | Mapping[str, int] | None = None
+        published = self.tokenizer
+        if published is None:
+            return self.model.config_folder() / TOKENIZER_FILE
+        folder = _snapshot(published.name, TOKENIZER_FILE, revision=published.revision)
+        return folder / TOKENIZER_FILE
 
 
 def resolve_model(
@@ -142,25 +151,15 @@ def resolve_model(
     Raises:
         ModelError: there is no such model, its content is another, or the hub refuses it.
     """
-    model_revision, _, refiner_revision = (revision or "").partition("+")
+    weights_revision, _, tokenizer_revision = (revision or "").partition("~")
+    model_revision, _, refiner_revision = weights_revision.partition("+")
     model = _locate(name, model_revision or None)
-    if refiner is None:
-        return ModelSource(name=name, revision=model.revision, model=model)
-    head = _locate(refiner, refiner_revision or None)
+    head = None
+    if refiner is not None:
+        head = _locate(refiner, refiner_revision or None)
     return ModelSource(
-        name=name, revision=f"{model.revision}+{head.revision}", model=model, refiner=head
+        name=name, model=model, refiner=head, tokenizer_revision=tokenizer_revision or None
     )
-
-
-def list_models() -> list[ModelCard]:
-    """Return the cards of the built-in model and of the published one.
-
-    The built-in one is left out where its weights are not in this installation.
-    """
-    cards = [_published_card()]
-    if (_demo_folder() / CARD_FILE).is_file():
-        cards.insert(0, _demo_card())
-    return cards
 
 
 def download_model(name: str, **hub: Any) -> Path:
@@ -225,7 +224,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 def _locate(name: str, revision: str | None) -> Location:
     if name == DEMO:
-        return _locate_local(name, _demo_folder().resolve(), revision)
+        return _locate_local(name, demo_folder().resolve(), revision)
     path = Path(os.path.expanduser(name))
     if name and path.exists():
         return _locate_local(name, path.resolve(), revision)
@@ -235,7 +234,7 @@ def _locate(name: str, revision: str | None) -> Location:
             f" `{DEMO}`, a path, or owner/name"
         )
     # The commit is the name of the snapshot's folder, online and from the cache alike.
-    commit = _snapshot(name, CONFIG_FILE, revision=revision).name
+    commit = _snapshot(name, *DESCRIPTION, revision=revision).name
     return Location(name=name, path=None, revision=commit)
 
 
@@ -303,43 +302,6 @@ def _snapshot(name: str, *patterns: str, **hub: Any) -> Path:
         ) from error
 
 
-def _demo_folder() -> Path:
+def demo_folder() -> Path:
+    """Return the folder of the model that ships with the package."""
     return Path(str(files("wordmask.model"))) / "assets" / DEMO
-
-
-def _demo_card() -> ModelCard:
-    """Return the card that training wrote.
-
-    Raises:
-        ModelError: it is damaged.
-    """
-    folder = _demo_folder()
-    try:
-        card = json.loads((folder / CARD_FILE).read_text())
-        size = sum(file.stat().st_size for file in weight_files(folder))
-        return ModelCard(name=DEMO, size_bytes=size, **card)
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{folder / CARD_FILE}: is no model card: {error}") from error
-
-
-def _published_card() -> ModelCard:
-    paper = {"RefCOCO val, cIoU %": 80.2}
-    vendor = {
-        "RefCOCO val": 83.2,
-        "RefCOCO+ val": 79.1,
-        "RefCOCOg val": 80.7,
-        "RefCOCO-M": 88.2,
-        "LVIS val": 62.6,
-    }
-    return ModelCard(
-        name=PUBLISHED_MODEL,
-        description=(
-            f"the full-size model, with --refiner {PUBLISHED_REFINER}; gated download of 18 GB,"
-            " wants a GPU"
-        ),
-        trained_on="not published",
-        parameters=9_274_774_388,
-        size_bytes=18_000_000_000,
-        results=paper | {f"{data}, mIoU %": value for data, value in vendor.items()},
-        results_source="arXiv 2604.02593 and the vendor's model card; not measured here",
-    )

@@ -129,7 +129,7 @@ def _of_one_worker(
     if speeds:
         where = "in the shards just timed, which are done now; workers that had just begun"
         return _from_receipts(speeds, rows, "calibration", where)
-    speeds = _speeds(_comparable_receipts(plan, settings, source.revision, output))
+    speeds = _speeds(_comparable_receipts(plan, settings, plan.model_revision, output))
     if speeds:
         where = "in shards of this output done before with the same model and settings"
         return _from_receipts(speeds, rows, "receipts", where)

@@ -22,8 +22,9 @@ from tests.support.tiny import (
     tiny_model,
 )
 from wordmask.model.decoding.tokenizer import build_tokenizer
+from wordmask.model.hub.cards import list_models
 from wordmask.model.hub.checkpoints import CheckpointError
-from wordmask.model.hub.registry import ModelError, list_models, resolve_model
+from wordmask.model.hub.registry import ModelError, resolve_model
 from wordmask.model.loading import load_model, load_tokenizer
 from wordmask.model.nn.config import MoondreamSegmentationConfig
 from wordmask.model.nn.moondream import MoondreamSegmentation, build_on_meta, parameter_count

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -17,15 +18,17 @@ from huggingface_hub.errors import GatedRepoError
 from tests.support.tiny import assert_same_outputs, tiny_model
 from wordmask.model.decoding.tokenizer import build_tokenizer
 from wordmask.model.hub import registry
-from wordmask.model.hub.registry import ModelError, list_models, resolve_model, weight_files
+from wordmask.model.hub.cards import list_models
+from wordmask.model.hub.registry import ModelError, resolve_model, weight_files
 from wordmask.model.loading import load_model, load_tokenizer
 
-COMMIT, REFINER_COMMIT = "1" * 40, "2" * 40
+COMMIT, REFINER_COMMIT, TOKENIZER_COMMIT = "1" * 40, "2" * 40, "3" * 40
 
 
 def make_folder(folder: Path, **files: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in {"config_json": "{}", "model_safetensors": "weights", **files}.items():
+    written = {"config_json": "{}", "tokenizer_json": "{}", "model_safetensors": "weights", **files}
+    for name, content in written.items():
         (folder / ".".join(name.rsplit("_", 1))).write_text(content)
     return folder
 
@@ -58,13 +61,8 @@ def test_a_local_folder_is_named_by_its_content(tmp_path):
 
 @pytest.mark.parametrize("changed", ["config_json", "model_safetensors", "tokenizer_json"])
 def test_each_file_that_decides_results_changes_the_revision(tmp_path, changed):
-    before = resolve_model(str(make_folder(tmp_path, tokenizer_json="{}"))).revision
-    assert (
-        resolve_model(
-            str(make_folder(tmp_path, **{"tokenizer_json": "{}", changed: "other"}))
-        ).revision
-        != before
-    )
+    before = resolve_model(str(make_folder(tmp_path))).revision
+    assert resolve_model(str(make_folder(tmp_path, **{changed: "other"}))).revision != before
 
 
 def test_files_that_decide_nothing_do_not_change_the_revision(tmp_path):
@@ -220,13 +218,40 @@ def test_model_refiner_and_tokenizer_of_the_hub_load(hub):
         cache(hub, "some/refiner", REFINER_COMMIT) / "model.pt",
     )
     tokenizer = build_tokenizer(["red"])
-    tokenizer.backend_tokenizer.save(
-        str(cache(hub, "moondream/starmie-v1", "3" * 40) / "tokenizer.json")
-    )
+    save_published_tokenizer(hub, tokenizer, TOKENIZER_COMMIT)
     source = resolve_model("some/model", refiner="some/refiner")
-    assert source.revision == f"{COMMIT}+{REFINER_COMMIT}"
+    assert source.revision == f"{COMMIT}+{REFINER_COMMIT}~{TOKENIZER_COMMIT}"
     assert_same_outputs(load_model(source), reference)
     assert load_tokenizer(source).encode("red") == tokenizer.encode("red", add_special_tokens=False)
+
+
+def save_published_tokenizer(hub: Path, tokenizer: Any, commit: str) -> None:
+    folder = cache(hub, "moondream/starmie-v1", commit)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("place", ["hub", "folder"])
+def test_the_planned_tokenizer_is_loaded_also_where_its_branch_moved_on(hub, tmp_path, place):
+    name = "some/model" if place == "hub" else str(tmp_path / "own")
+    folder = cache(hub, name, COMMIT) if place == "hub" else tmp_path / "own"
+    (make_folder(folder) / "tokenizer.json").unlink()
+    old, new = build_tokenizer(["red red red"]), build_tokenizer(["blue blue blue"])
+    save_published_tokenizer(hub, old, "3" * 40)
+    planned = resolve_model(name).revision
+    save_published_tokenizer(hub, new, "4" * 40)
+    assert resolve_model(name).revision != planned
+    on_worker = resolve_model(name, revision=planned)
+    assert on_worker.revision == planned
+    ids = load_tokenizer(on_worker).encode("red")
+    assert ids == old.encode("red", add_special_tokens=False)
+    assert ids != new.encode("red", add_special_tokens=False)
+
+
+def test_a_model_with_a_tokenizer_of_its_own_asks_for_no_other(hub):
+    make_folder(cache(hub, "some/model", COMMIT))
+    source = resolve_model("some/model")
+    assert (source.tokenizer, source.revision) == (None, COMMIT)
+    assert source.tokenizer_file().read_text() == "{}"
 
 
 def test_offline_without_a_cache_says_what_to_do(hub):
@@ -262,7 +287,7 @@ def test_only_what_is_needed_is_downloaded(hub, monkeypatch, tmp_path):
 
     monkeypatch.setattr(registry, "snapshot_download", download)
     source = resolve_model("some/model")
-    assert asked == [("config.json",)]
+    assert asked == [("config.json", "tokenizer.json")]
     make_folder(tmp_path)
     source.model.weights()
     assert asked[1:] == [("*.json", "*.safetensors")]
@@ -276,7 +301,7 @@ def no_assets(tmp_path, monkeypatch) -> Path:
     """A demo folder of the test's own in place of the package's."""
     folder = tmp_path / "demo"
     folder.mkdir()
-    monkeypatch.setattr(registry, "_demo_folder", lambda: folder)
+    monkeypatch.setattr(registry, "demo_folder", lambda: folder)
     return folder
 
 
@@ -333,7 +358,8 @@ def test_finding_a_model_needs_no_torch(tmp_path):
     """Planning runs where no model does, and starts fast."""
     make_folder(tmp_path)
     code = (
-        "import sys; from wordmask.model.hub.registry import resolve_model, list_models; "
+        "import sys; from wordmask.model.hub.cards import list_models; "
+        "from wordmask.model.hub.registry import resolve_model; "
         f"list_models(); resolve_model({str(tmp_path)!r}); "
         "sys.exit(bool({'torch', 'transformers', 'safetensors'} & set(sys.modules)))"
     )

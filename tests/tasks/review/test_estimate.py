@@ -94,9 +94,7 @@ def estimated(
 
 
 def model_at(name: str, path: Path | None) -> ModelSource:
-    return ModelSource(
-        name=name, revision=MODEL, model=Location(name=name, path=path, revision=MODEL)
-    )
+    return ModelSource(name=name, model=Location(name=name, path=path, revision=MODEL))
 
 
 def local_model(folder: Path, config: dict[str, Any]) -> ModelSource:
