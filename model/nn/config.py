@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from wordmask.model.hub.published_config import from_published
+
 # A prompt is read in one pass, whose scores take memory by the square of its length.
 MAX_PROMPT_TOKENS = 1024
 # What is decoded before the path: coordinate, coordinate, size.
@@ -205,8 +207,6 @@ _SECTIONS: dict[str, Any] = {
     "refiner": RefinerConfig,
     "tokens": TokenConfig,
 }
-_PUBLISHED_SECTIONS = ("vision", "text", "region", "refiner")
-_TOKEN_IDS = ("bos_id", "eos_id", "coord_id", "size_id")
 
 
 def _build_section(name: str, values: Any) -> Any:
@@ -231,30 +231,6 @@ def _from_fields(name: str, section_class: Any, values: dict[str, Any]) -> Any:
             f"{name}: unknown field(s) {', '.join(unknown)}; known are {', '.join(sorted(fields))}"
         )
     return section_class(**values)
-
-
-def _from_published(values: dict[str, Any], model_type: str) -> dict[str, Any]:
-    """Return a published config.json in the terms of this module; one of ours stays as it is.
-
-    Published ones hold the sections below `config`, and only where they differ from the full size.
-    What else they hold (auto_map, skills, prompts of other tasks) does not concern segmentation.
-    """
-    if values.get("model_type") == model_type:
-        return values
-    nested = values.get("config") or values
-    ours: dict[str, Any] = {}
-    for name in _PUBLISHED_SECTIONS:
-        if nested.get(name):
-            ours[name] = dict(nested[name])
-            # Quantisation of other checkpoints: here shapes and dtypes of the tensors decide.
-            ours[name].pop("group_size", None)
-    tokenizer = nested.get("tokenizer") or {}
-    if token_ids := {key: tokenizer[key] for key in _TOKEN_IDS if key in tokenizer}:
-        ours["tokens"] = token_ids
-    for key in ("dtype", "torch_dtype"):
-        if key in values:
-            ours[key] = values[key]
-    return ours
 
 
 class MoondreamSegmentationConfig(PreTrainedConfig):
@@ -327,7 +303,9 @@ class MoondreamSegmentationConfig(PreTrainedConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read a configuration file, published or our own; see the base class."""
         values, unused = super().get_config_dict(*args, **kwargs)
-        return _from_published(values, cls.model_type), unused
+        if values.get("model_type") == cls.model_type:
+            return values, unused
+        return from_published(values, TextConfig.vocab_size), unused
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, its sections as dicts."""

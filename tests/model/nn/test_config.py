@@ -121,3 +121,55 @@ def test_an_unknown_field_in_a_published_section_is_an_error(tmp_path):
     """A field we do not know may change what the model computes: better refused than guessed."""
     with pytest.raises(ValueError, match=r"text: unknown field\(s\) sliding_window"):
         read(tmp_path, {"config": {"text": {"sliding_window": 512}}})
+
+
+# Fields of the published engine's configuration at its newest, with the values of Moondream 3.
+NEWEST = {
+    "text": {"group_size": None, "tau_attn": True, "rope_theta": 1_500_000.0, "max_context": 32768},
+    "region": {"decoder_arch": "linear", "use_ln": True},
+    "tokenizer": {"templates": {"segment": {"prefix": [1, 17374, 2], "suffix": [3]}}},
+}
+
+
+def test_the_newest_published_fields_are_accepted_at_the_values_that_are_implemented(tmp_path):
+    found = read(tmp_path, {"config": NEWEST})
+    assert (found.text, found.tokens) == (TextConfig(), TokenConfig())
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("text", "tau_attn", False),
+        ("text", "moe", None),
+        ("region", "use_ln", False),
+        ("region", "decoder_arch", "mlp"),
+    ],
+)
+def test_a_published_architecture_that_is_not_implemented_is_refused(
+    tmp_path, section, field, value
+):
+    with pytest.raises(ValueError, match=rf"{section}\.{field} = {value!r}: .*implemented"):
+        read(tmp_path, {"config": NEWEST | {section: NEWEST[section] | {field: value}}})
+
+
+def test_a_published_segment_prompt_of_other_tokens_is_used(tmp_path):
+    template = {"prefix": [1, 9, 8, 2], "suffix": [3, 4]}
+    found = read(tmp_path, {"config": {"tokenizer": {"templates": {"segment": template}}}})
+    assert found.tokens == TokenConfig(prompt_prefix=(1, 9, 8, 2), prompt_suffix=(3, 4))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,  # Moondream 2, which cannot segment
+        [1, 17374, 2],
+        {"prefix": [1, 17374, 2]},
+        {"prefix": "segment:", "suffix": [3]},
+        {"prefix": [1, 51200, 2], "suffix": [3]},
+        {"prefix": [1, -1, 2], "suffix": [3]},
+        {"prefix": [1, 17374, 2], "suffix": [3], "answer_prefix": [4]},
+    ],
+)
+def test_a_published_segment_prompt_that_cannot_be_used_is_refused(tmp_path, template):
+    with pytest.raises(ValueError, match=r"tokenizer\.templates\.segment.* must "):
+        read(tmp_path, {"config": {"tokenizer": {"templates": {"segment": template}}}})
