@@ -27,6 +27,7 @@ from wordmask.schemas.runs import Plan, RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.output.catalog import newest_run, publish
 from wordmask.tasks.output.lease import acquire_lease
+from wordmask.tasks.output.manifests import write_manifests
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.output.summary import summarize
 from wordmask.tasks.output.verify import VerifyReport, require, verify
@@ -129,7 +130,7 @@ def _run(
     ):
         started_at = datetime.now(UTC)
         plan, settings = planner()
-        plan = plan.model_copy(update={"run_id": lease.run_id})
+        plan = plan.model_copy(update={"run_id": lease.run_id, "fence": getattr(lease, "fence", 0)})
         span.set_attributes({"rows": plan.rows})
         _log_planned(plan)
         reached = plan
@@ -141,12 +142,14 @@ def _run(
             summary = summarize(
                 reached,
                 settings,
-                report.receipts,
+                report.files,
                 rows_left=plan.rows - reached.rows,
                 started_at=started_at,
                 finished_at=datetime.now(UTC),
             )
             if not summary.rows_left:
+                index = write_manifests(output, report.files)
+                summary = summary.model_copy(update={"index": index})
                 lease.require()
                 publish(output, summary)
         _log_finished(summary)
@@ -217,7 +220,7 @@ def dispatch(
     reporter.open()
     with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
         reporter.start()
-        dispatcher = Dispatcher(client, settings, reporter.add, plan.hints, plan.run_id)
+        dispatcher = Dispatcher(client, settings, reporter.add, plan.hints, plan.run_id, plan.fence)
         outcome = dispatcher.run(plan.pending)
     if outcome.failures:
         raise ShardsFailedError(_failed_shards(outcome.failures, len(plan.pending)))

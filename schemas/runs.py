@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from wordmask.schemas.settings import Frozen, RunSettings
 
@@ -61,17 +61,55 @@ class Shard(Frozen):
         return self.file.removesuffix(self.name).rstrip("/")
 
 
+class Part(Frozen):
+    """A Parquet file of masks or rejects."""
+
+    path: str = Field(description="relative to the output")
+    rows: int
+    bytes: int
+    sha256: str = Field(description="of the file, in hex digits")
+
+
+class ShardRecord(Frozen):
+    """The durable facts of a shard that is done: how its rows ended, and where they are."""
+
+    shard: Shard
+    masks: int = Field(description="rows that were answered")
+    absent: int = Field(
+        description="how many of the masks are empty because the expression names nothing there"
+    )
+    rejects: dict[str, int] = Field(description="rows that were rejected, by code")
+    masks_part: Part
+    rejects_part: Part
+    copied: int = Field(0, description="how many of the masks were computed by an earlier run")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the shard."""
+        return self.masks + self.rejected
+
+    @property
+    def rejected(self) -> int:
+        """Rows that were rejected."""
+        return sum(self.rejects.values())
+
+    @property
+    def parts(self) -> tuple[Part, Part]:
+        """The part of the masks and that of the rejects."""
+        return self.masks_part, self.rejects_part
+
+
 class ShardHints(Frozen):
     """How rows of a shard end that need not go to the model."""
 
-    reuse_from: tuple[str, ...] = Field(
-        (), description="shards of the file as it was before; equal rows are copied from there"
+    reuse_from: tuple[Part, ...] = Field(
+        (), description="masks of the file as it was before; equal rows are copied from there"
     )
     retry_codes: tuple[str, ...] = Field(
-        (),
-        description=(
-            "codes of rejects to try again; all other rows are copied from the shard itself"
-        ),
+        (), description="codes of rejects to try again; all other rows are copied from `earlier`"
+    )
+    earlier: ShardRecord | None = Field(
+        None, description="how the shard ended before, where rejects are tried again"
     )
     poison_rows: tuple[int, ...] = Field(
         (), description="rows that end the process that works on them; they are rejected unseen"
@@ -87,11 +125,17 @@ class Unusable(Frozen):
 
 
 class Plan(Frozen):
-    """Every shard of a run, which of them have a receipt already, and hints for the others."""
+    """Every shard of a run, which of them are done already, and hints for the others."""
 
     run_id: str
+    fence: int = Field(0, description="number of the lease under which it is carried out")
     shards: tuple[Shard, ...] = Field(description="in the order of the input")
-    done: frozenset[str] = Field(description="ids of the shards that have a receipt")
+    done: frozenset[str] = Field(description="ids of the shards that need not be computed")
+    base_run: str = Field("", description="the newest published run, or empty if there is none")
+    published: frozenset[str] = Field(
+        frozenset(),
+        description="which of the done are taken from that run; the others have receipts",
+    )
     changed: frozenset[str] = Field(
         frozenset(),
         description="shards that are not done, of files that the newest published run had too",
@@ -162,15 +206,6 @@ class Plan(Frozen):
         return self.model_copy(update={"shards": kept})
 
 
-class Part(Frozen):
-    """A Parquet file of masks or rejects."""
-
-    path: str = Field(description="relative to the output")
-    rows: int
-    bytes: int
-    sha256: str = Field(description="of the file, in hex digits")
-
-
 class Timings(Frozen):
     """Seconds of wall time that a shard took."""
 
@@ -190,31 +225,16 @@ class Timings(Frozen):
         return self.infer / (self.infer + self.idle)
 
 
-class Receipt(Frozen):
-    """The record that a shard is done. It is written after both of its parts."""
+class Receipt(ShardRecord):
+    """The record of a shard, as its worker wrote it after both of its parts.
 
-    shard: Shard
-    masks: int = Field(description="rows that were answered")
-    absent: int = Field(
-        description="how many of the masks are empty because the expression names nothing there"
-    )
-    rejects: dict[str, int] = Field(description="rows that were rejected, by code")
-    masks_part: Part
-    rejects_part: Part
-    copied: int = Field(0, description="how many of the masks were computed by an earlier run")
+    It counts until a run that has the shard is published.
+    """
+
+    fence: int = Field(0, description="number of the lease under which it was written")
     timings: Timings
     worker: str = Field(description="name of the machine")
     started_at: str
-
-    @property
-    def rows(self) -> int:
-        """Rows of the shard."""
-        return self.masks + self.rejected
-
-    @property
-    def rejected(self) -> int:
-        """Rows that were rejected."""
-        return sum(self.rejects.values())
 
 
 class Lease(Frozen):
@@ -229,17 +249,20 @@ class Lease(Frozen):
 
 
 class RunSummary(Frozen):
-    """A published run. It is written last, once the output was verified.
+    """The head of a published run. It is written last, once the output was verified.
 
-    Readers look only at the parts that published runs name.
+    Readers find the run's parts by way of its index (`schemas/manifests.py`), and look at no other.
+    The head has no list that grows with the table.
     """
 
     run_id: str
+    fence: int = Field(0, description="number of the lease under which it was published")
     settings: RunSettings
     settings_hash: str = Field(description="of the settings that answers depend on")
     model_revision: str = Field(description="hash of the model's files")
     started_at: str
     finished_at: str
+    input_files: int = Field(0, description="files of the input that have rows")
     rows: int = Field(description="of all shards")
     rows_left: int = Field(
         0, description="rows of the input that the budget did not reach; the next run takes them up"
@@ -257,12 +280,24 @@ class RunSummary(Frozen):
             "share of the time in which the workers' models were busy, 0..1, of the shards computed"
         ),
     )
-    shard_ids: tuple[str, ...]
-    masks_parts: tuple[Part, ...] = Field(description="in the order of the shards, as are the next")
-    rejects_parts: tuple[Part, ...]
-    files: dict[str, str] = Field(
-        {}, description="fingerprints of the input files that have rows, by name"
+    index: str = Field(
+        "",
+        description=(
+            "path of the run's index, relative to the output; empty where the run is not published,"
+            " or by a version that had none"
+        ),
     )
     method_version: int = Field(
         0, description="`METHOD_VERSION` of its shards; 0: of a code before there was one"
     )
+
+
+class PartLists(Frozen):
+    """What older versions kept in a run's own file, in place of an index."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    shard_ids: tuple[str, ...]
+    masks_parts: tuple[Part, ...] = Field(description="in the order of the shards, as are the next")
+    rejects_parts: tuple[Part, ...]
+    files: dict[str, str] = Field({}, description="fingerprints of the input files, by name")

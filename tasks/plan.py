@@ -21,7 +21,9 @@ from wordmask.schemas import method
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan, RowRange, Shard, Unusable
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import done_shards, new_run_id, newest_run_if_any
+from wordmask.tasks.output.catalog import new_run_id
+from wordmask.tasks.output.done import find_done
+from wordmask.tasks.output.published import open_newest_run_if_any
 from wordmask.tasks.output.reuse import changed_shards, reuse_hints
 from wordmask.tasks.storage import Store, is_damaged_parquet
 from wordmask.tasks.table.footers import (
@@ -55,24 +57,27 @@ def make_plan(
     found = input_files(Store.open(settings.input), output, settings.segment, refuse=refuse)
     usable = [file for file in found if not file.problem]
     shards = _all_shards(usable, settings, model_revision)
-    all_done = done_shards(output)
+    newest = open_newest_run_if_any(output)
+    done = find_done(output, shards, newest)
     plan = Plan(
         run_id=new_run_id(),
         shards=shards,
-        done=all_done.intersection(shard.shard_id for shard in shards),
+        done=done.all,
+        published=done.published,
         files=len(found),
         input_bytes=sum(file.size for file in found),
         images=distinct_images(usable),
         unusable=tuple(_unusable(found)),
     )
-    if not plan.pending:
-        return plan
-    newest = newest_run_if_any(output)
     if newest is None:
         return plan
-    hints = reuse_hints(output, settings, shards, newest, all_done)
-    changed = changed_shards(newest, plan.pending)
-    return plan.model_copy(update={"hints": hints, "changed": changed})
+    return plan.model_copy(
+        update={
+            "base_run": newest.head.run_id,
+            "hints": reuse_hints(settings, shards, newest, plan.done),
+            "changed": changed_shards(newest, plan.pending),
+        }
+    )
 
 
 def _unusable(files: Sequence[InputFile]) -> Iterator[Unusable]:

@@ -51,6 +51,7 @@ def run_shard(
     hints: ShardHints = NO_HINTS,
     run_id: str = "",
     trace: Mapping[str, str] = MappingProxyType({}),
+    fence: int = 0,
 ) -> Receipt:
     """Process a shard as a Dask task, with the resident model of the task's worker.
 
@@ -62,6 +63,7 @@ def run_shard(
         hints: how rows end that need not go to the model.
         run_id: the run, for logs and traces.
         trace: the span of the run (`traces.trace_context`).
+        fence: the number of the lease under which the run works.
 
     Raises:
         UnhealthyWorkerError: the worker lacks a model of these settings, or its device is broken.
@@ -69,11 +71,15 @@ def run_shard(
     """
     with observed_shard(shard, run_id, trace, worker_name()), translate_device_errors():
         context = resident_context(shard.model_revision, settings.segment)
-        return process_shard(shard, settings, context, hints)
+        return process_shard(shard, settings, context, hints, fence)
 
 
 def process_shard(
-    shard: Shard, settings: RunSettings, context: ShardContext, hints: ShardHints = NO_HINTS
+    shard: Shard,
+    settings: RunSettings,
+    context: ShardContext,
+    hints: ShardHints = NO_HINTS,
+    fence: int = 0,
 ) -> Receipt:
     """Segment the rows of a shard and write masks, rejects and, last, the receipt.
 
@@ -100,7 +106,7 @@ def process_shard(
 
     with logs.redacted_errors(row.query for row in rows):
         with timer.stage("infer") as span:
-            open_rows, settled = apply_hints(rows, shard, hints, output)
+            open_rows, settled = apply_hints(rows, hints, output)
             sound, unsound = check_rows(open_rows, shard, context.segmenter)
             answers = reusable_answers(hints, output)
             inferred = infer_rows(
@@ -114,7 +120,7 @@ def process_shard(
         with timer.stage("write"):
             parts = write_parts(result, shard, settings.segment, schema, output)
 
-    receipt = _make_receipt(shard, result, parts, timer)
+    receipt = _make_receipt(shard, result, parts, timer, fence)
     # Last of all: where there is a receipt, both parts are whole.
     write_receipt(output, receipt)
     metrics.count(receipt)
@@ -194,7 +200,7 @@ def _require_few_model_errors(result: ShardResult, shard: Shard, settings: RunSe
 
 
 def _make_receipt(
-    shard: Shard, result: ShardResult, parts: tuple[Part, Part], timer: _StageTimer
+    shard: Shard, result: ShardResult, parts: tuple[Part, Part], timer: _StageTimer, fence: int
 ) -> Receipt:
     masks, rejects = parts
     codes = Counter(reject.code.value for reject in result.rejects)
@@ -206,6 +212,7 @@ def _make_receipt(
         masks_part=masks,
         rejects_part=rejects,
         copied=result.copied,
+        fence=fence,
         timings=Timings(
             read=timer.seconds["read"],
             infer=result.infer_seconds,

@@ -317,6 +317,20 @@ def is_damaged_parquet(error: Exception) -> bool:
     return type(error) is OSError and error.errno is None
 
 
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return a Parquet file with one row group. The same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        version="2.6",
+        data_page_version="1.0",
+        row_group_size=max(table.num_rows, 1),
+    )
+    return buffer.getvalue()
+
+
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of data in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

@@ -72,6 +72,7 @@ class Dispatcher:
         on_receipt: called for each shard that is done.
         hints: by shard id, what is known of a shard's rows beforehand.
         run_id: for logs and traces.
+        fence: number of the lease under which the run works.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class Dispatcher:
         on_receipt: Callable[[Receipt], object],
         hints: Mapping[str, ShardHints] = MappingProxyType({}),
         run_id: str = "",
+        fence: int = 0,
     ) -> None:
         self._workers = WorkerPool(client)
         self._settings = settings
         self._on_receipt = on_receipt
         self._hints = hints
         self._run_id = run_id
+        self._fence = fence
         self._budget = _Budget(settings.budget_seconds)
         self._nonce = uuid4().hex[:8]  # another run on the same cluster may have the same shard
         self._waiting: deque[_Job] = deque()
@@ -143,6 +146,7 @@ class Dispatcher:
             hints=hints.model_copy(update={"poison_rows": poison_rows}),
             run_id=self._run_id,
             trace=traces.trace_context(),
+            fence=self._fence,
         )
         return key
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Shard, ShardHints
-from wordmask.tasks.output.catalog import read_receipts
-from wordmask.tasks.output.reuse import Earlier, answers_of, rejects_of
+from wordmask.schemas.runs import ShardHints
+from wordmask.tasks.output.reuse import Earlier, answers_of, rows_of
 from wordmask.tasks.rows import Mask, Reject, Row, RowResult
 from wordmask.tasks.storage import Store
 
@@ -15,7 +14,7 @@ KILLED = "every process that worked on this row alone died; the rows beside it d
 
 
 def apply_hints(
-    rows: Sequence[Row], shard: Shard, hints: ShardHints, output: Store
+    rows: Sequence[Row], hints: ShardHints, output: Store
 ) -> tuple[list[Row], list[RowResult]]:
     """Split rows into those that are open and the results of those that hints settle.
 
@@ -26,16 +25,15 @@ def apply_hints(
         Reject(row=rows[position], code=RejectCode.WORKER_KILLED, detail=KILLED)
         for position in hints.poison_rows
     ]
-    kept = _kept_results(rows, shard, hints, output)
+    kept = _kept_results(rows, hints, output)
     settled = [*poisoned, *(result for result in kept if not _is_poison(result.row, hints))]
     positions = {result.row.position for result in settled}
     return [row for row in rows if row.position not in positions], settled
 
 
 def reusable_answers(hints: ShardHints, output: Store) -> dict[str, Earlier]:
-    """Return the answers of the shards that hints name, by `row_key`."""
-    receipts = read_receipts(output, hints.reuse_from)
-    return {answer.row_key: answer for answer in answers_of(output, receipts)}
+    """Return the answers of the parts that hints name, by `row_key`."""
+    return {answer.row_key: answer for answer in answers_of(output, hints.reuse_from)}
 
 
 def copied_mask(row: Row, answer: Earlier) -> Mask:
@@ -51,14 +49,12 @@ def copied_mask(row: Row, answer: Earlier) -> Mask:
     )
 
 
-def _kept_results(
-    rows: Sequence[Row], shard: Shard, hints: ShardHints, output: Store
-) -> list[RowResult]:
-    """Return what the shard wrote before, without the rejects that are tried again."""
-    if not hints.retry_codes:
+def _kept_results(rows: Sequence[Row], hints: ShardHints, output: Store) -> list[RowResult]:
+    """Return how rows of the shard ended before, without the rejects that are tried again."""
+    if hints.earlier is None:
         return []
-    (receipt,) = read_receipts(output, [shard.shard_id])  # once, so that both parts are of one pair
-    masks = [copied_mask(rows[answer.row], answer) for answer in answers_of(output, [receipt])]
+    masks_part, rejects_part = hints.earlier.parts
+    masks = [copied_mask(rows[answer.row], answer) for answer in answers_of(output, [masks_part])]
     rejects = [
         Reject(
             row=rows[values["row"]],
@@ -66,7 +62,7 @@ def _kept_results(
             detail=values["detail"],
             image_fingerprint=values.get("image_fingerprint"),
         )
-        for values in rejects_of(output, receipt)
+        for values in rows_of(output, rejects_part)
         if values["code"] not in hints.retry_codes
     ]
     return [*masks, *rejects]

@@ -2,29 +2,36 @@
 
 masks/part-SHARD-DIGEST.parquet     rows that were answered
 rejects/part-SHARD-DIGEST.parquet   rows that were rejected
-receipts/SHARD.json                 a shard is done: both of its parts are written
-runs/RUN.json                       a run is published: readers read the parts that it names
+receipts/SHARD-FENCE.json           a shard is done: both of its parts are written
+manifests/DIGEST.parquet            the shards of one input file, see `tasks/output/manifests.py`
+indexes/DIGEST.parquet              the manifests of a run
+runs/RUN.json                       a run is published: readers read the parts that it leads to
 lease.json                          the run at work, see `tasks/output/lease.py`
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import uuid4
 
-from wordmask.schemas.runs import Receipt, RunSummary
+from pydantic import ValidationError
+
+from wordmask.schemas.runs import PartLists, Receipt, RunSummary
 from wordmask.schemas.settings import Frozen
-from wordmask.tasks.storage import Store
+from wordmask.tasks.storage import FileInfo, Store
 
 RUNS, RECEIPTS = "runs", "receipts"
+MANIFESTS, INDEXES = "manifests", "indexes"
 PART_KINDS = ("masks", "rejects")
 LEASE_PATH = "lease.json"
 JSON, PARQUET = ".json", ".parquet"
 DIGEST_DIGITS = 16  # of a part's SHA-256, in its name
+RECORD_DIGITS = 32  # of a manifest's or an index's
 PART_PATH = re.compile(rf"({'|'.join(PART_KINDS)})/part-[0-9a-f]{{32}}-[0-9a-f]{{16}}\.parquet")
 RECEIPTS_AT_ONCE = 16
 
@@ -32,7 +39,8 @@ RECEIPTS_AT_ONCE = 16
 class OutputStatus(Frozen):
     """The content of an output: its published runs, newest first, and its shards.
 
-    `shards` counts all that are done, `unpublished` those that no published run names (yet).
+    `shards` counts all that have a receipt, `unpublished` those that were done since the newest run
+    was published.
     """
 
     runs: tuple[RunSummary, ...]
@@ -63,9 +71,16 @@ def run_path(run_id: str) -> str:
     return f"{RUNS}/{run_id}{JSON}"
 
 
-def receipt_path(shard_id: str) -> str:
-    """Return the path of a shard's receipt."""
-    return f"{RECEIPTS}/{shard_id}{JSON}"
+def receipt_path(shard_id: str, fence: int = 0) -> str:
+    """Return the path of a shard's receipt that was written under a lease of that number.
+
+    A worker that a run gave up writes under the number of that run, and so replaces no receipt of a
+    later one. Older versions had no numbers, and count as 0.
+    """
+    name = shard_id
+    if fence:
+        name = f"{shard_id}-{fence}"
+    return f"{RECEIPTS}/{name}{JSON}"
 
 
 def part_path(kind: str, shard_id: str, digest: str) -> str:
@@ -75,6 +90,22 @@ def part_path(kind: str, shard_id: str, digest: str) -> str:
     another file, and a published one stays as it is.
     """
     return f"{kind}/part-{shard_id}-{digest[:DIGEST_DIGITS]}{PARQUET}"
+
+
+def manifest_path(digest: str) -> str:
+    """Return the path of a manifest whose SHA-256 is `digest`."""
+    return f"{MANIFESTS}/{digest[:RECORD_DIGITS]}{PARQUET}"
+
+
+def index_path(digest: str) -> str:
+    """Return the path of an index whose SHA-256 is `digest`."""
+    return f"{INDEXES}/{digest[:RECORD_DIGITS]}{PARQUET}"
+
+
+def is_named_by_content(path: str, digest: str) -> bool:
+    """Return whether a part, manifest or index has the name of content with this SHA-256."""
+    in_name = path.removesuffix(PARQUET).rpartition("/")[2].rpartition("-")[2]
+    return bool(in_name) and digest.startswith(in_name)
 
 
 def is_part_path(path: str) -> bool:
@@ -94,7 +125,7 @@ def published_ids(output: Store) -> list[str]:
 
 def published_runs(output: Store) -> tuple[RunSummary, ...]:
     """Return the published runs, newest first."""
-    return tuple(_read_run(output, run_id) for run_id in reversed(published_ids(output)))
+    return tuple(read_run(output, run_id) for run_id in reversed(published_ids(output)))
 
 
 def newest_run(output: Store) -> RunSummary:
@@ -116,7 +147,7 @@ def newest_run_if_any(output: Store) -> RunSummary | None:
     run_ids = published_ids(output)
     if not run_ids:
         return None
-    return _read_run(output, run_ids[-1])
+    return read_run(output, run_ids[-1])
 
 
 def publication_time(output: Store, run_id: str) -> str:
@@ -124,46 +155,77 @@ def publication_time(output: Store, run_id: str) -> str:
     return output.files(RUNS, JSON)[run_id].changed
 
 
-def _read_run(output: Store, run_id: str) -> RunSummary:
-    return RunSummary.model_validate_json(output.read_bytes(run_path(run_id)))
+def read_run(output: Store, run_id: str) -> RunSummary:
+    """Return a published run. Of one of an older version, all but its lists."""
+    fields = json.loads(output.read_bytes(run_path(run_id)))
+    for name in PartLists.model_fields:
+        fields.pop(name, None)
+    return RunSummary.model_validate_json(json.dumps(fields))
+
+
+def read_part_lists(output: Store, run_id: str) -> PartLists:
+    """Return the lists of a run that an older version published."""
+    return PartLists.model_validate_json(output.read_bytes(run_path(run_id)))
 
 
 def write_receipt(output: Store, receipt: Receipt) -> None:
     """Write a shard's receipt, which makes the shard done. Both parts must be written before."""
-    path = receipt_path(receipt.shard.shard_id)
+    path = receipt_path(receipt.shard.shard_id, receipt.fence)
     output.write_bytes(path, receipt.model_dump_json(indent=1).encode())
 
 
-def read_receipt(output: Store, shard_id: str) -> Receipt:
-    """Return a shard's receipt.
+def read_receipt(output: Store, shard_id: str, fence: int) -> Receipt | None:
+    """Return a shard's receipt, or None if there is none that this version can read."""
+    try:
+        return Receipt.model_validate_json(output.read_bytes(receipt_path(shard_id, fence)))
+    except (FileNotFoundError, ValidationError):
+        return None
 
-    Raises:
-        FileNotFoundError: the shard is not done.
-        ValidationError: the receipt is that of another version.
+
+def read_receipts(output: Store, fences: Mapping[str, int]) -> list[Receipt]:
+    """Return the receipts of shards, in their order, without those that cannot be read.
+
+    Args:
+        output: the output.
+        fences: the number of the receipt to read, by shard.
     """
-    return Receipt.model_validate_json(output.read_bytes(receipt_path(shard_id)))
-
-
-def read_receipts(output: Store, shard_ids: Iterable[str]) -> list[Receipt]:
-    """Return the receipts of shards, in their order. Raises as `read_receipt` does."""
     with ThreadPoolExecutor(RECEIPTS_AT_ONCE) as pool:
-        return list(pool.map(lambda shard_id: read_receipt(output, shard_id), shard_ids))
+        found = pool.map(lambda item: read_receipt(output, *item), fences.items())
+        return [receipt for receipt in found if receipt is not None]
 
 
-def done_shards(output: Store) -> set[str]:
-    """Return the ids of the shards that have a receipt."""
-    return output.names(RECEIPTS, JSON)
+def latest_receipts(output: Store) -> dict[str, int]:
+    """Return, for each shard that has a receipt, the highest number of one. None is read."""
+    fences: dict[str, int] = {}
+    for name in output.names(RECEIPTS, JSON):
+        shard_id, fence = _shard_and_fence(name)
+        fences[shard_id] = max(fence, fences.get(shard_id, fence))
+    return fences
 
 
-def newest_shards(output: Store) -> list[str]:
-    """Return the ids of the shards that have a receipt, the one that was done last first."""
-    return output.newest(RECEIPTS, JSON)
+def newest_receipts(output: Store) -> dict[str, int]:
+    """Return the shards that have a receipt, the one that was done last first, with its number."""
+    fences: dict[str, int] = {}
+    for name in output.newest(RECEIPTS, JSON):
+        shard_id, fence = _shard_and_fence(name)
+        fences.setdefault(shard_id, fence)
+    return fences
 
 
 def receipt_files(output: Store) -> list[ShardFile]:
     """Return the receipts of an output as files, sorted by path."""
     found = sorted(output.files(RECEIPTS, JSON).items())
-    return [ShardFile(receipt_path(shard_id), shard_id, *info) for shard_id, info in found]
+    return [
+        ShardFile(f"{RECEIPTS}/{name}{JSON}", _shard_and_fence(name)[0], *info)
+        for name, info in found
+    ]
+
+
+def _shard_and_fence(name: str) -> tuple[str, int]:
+    shard_id, _, fence = name.partition("-")
+    if not fence.isdigit():
+        return shard_id, 0
+    return shard_id, int(fence)
 
 
 def part_files(output: Store) -> list[ShardFile]:
@@ -176,9 +238,20 @@ def part_files(output: Store) -> list[ShardFile]:
     return found
 
 
+def record_files(output: Store) -> dict[str, FileInfo]:
+    """Return size and time of change of an output's manifests and indexes, by path."""
+    return {
+        f"{folder}/{name}{PARQUET}": info
+        for folder in (MANIFESTS, INDEXES)
+        for name, info in output.files(folder, PARQUET).items()
+    }
+
+
 def status(output: Store) -> OutputStatus:
     """Return the content of an output. An empty or absent folder holds nothing."""
     runs = published_runs(output)
-    done = done_shards(output)
-    published = {shard_id for run in runs for shard_id in run.shard_ids}
-    return OutputStatus(runs=runs, shards=len(done), unpublished=len(done - published))
+    receipts = receipt_files(output)
+    published_at = publication_time(output, runs[0].run_id) if runs else ""
+    since = {file.shard_id for file in receipts if file.changed > published_at}
+    shards = {file.shard_id for file in receipts}
+    return OutputStatus(runs=runs, shards=len(shards), unpublished=len(since))

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from wordmask.schemas.runs import RunSummary
 from wordmask.schemas.settings import Frozen
 from wordmask.tasks.output.catalog import (
     part_files,
     publication_time,
     published_runs,
     receipt_files,
+    record_files,
     run_path,
 )
+from wordmask.tasks.output.published import kept_paths
 from wordmask.tasks.storage import Store
 
 
@@ -55,29 +56,26 @@ def find_garbage(output: Store, keep_runs: int | None = None) -> Garbage:
     kept = runs[:keep_runs]
     dropped = runs[len(kept) :]
     receipts = receipt_files(output)
+    parts = part_files(output)
     published_at = publication_time(output, runs[0].run_id)
     recent = {file.shard_id for file in receipts if file.changed >= published_at}
-    shards_kept = recent | {shard_id for run in kept for shard_id in run.shard_ids}
-    parts_kept = _parts_of(kept)
+    paths_kept = kept_paths(output, kept)
+    shards_kept = recent | {file.shard_id for file in parts if file.path in paths_kept}
     receipts_gone = [file for file in receipts if file.shard_id not in shards_kept]
-    parts = [file for file in part_files(output) if file.shard_id not in recent]
-    parts_gone = [file for file in parts if file.path not in parts_kept]
+    parts_gone = [
+        file for file in parts if file.shard_id not in recent and file.path not in paths_kept
+    ]
+    records_gone = {
+        path: info.bytes for path, info in record_files(output).items() if path not in paths_kept
+    }
     found = receipts_gone + parts_gone
-    run_paths = [run_path(run.run_id) for run in dropped]
+    heads_gone = [run_path(run.run_id) for run in dropped]
     return Garbage(
         runs_kept=len(kept),
         shards=len({file.shard_id for file in found}),
-        bytes=sum(file.bytes for file in found),
-        paths=(*run_paths, *(file.path for file in found)),
+        bytes=sum(file.bytes for file in found) + sum(records_gone.values()),
+        paths=(*heads_gone, *records_gone, *(file.path for file in found)),
     )
-
-
-def _parts_of(runs: tuple[RunSummary, ...]) -> set[str]:
-    paths: set[str] = set()
-    for run in runs:
-        paths.update(part.path for part in run.masks_parts)
-        paths.update(part.path for part in run.rejects_parts)
-    return paths
 
 
 def remove_garbage(output: Store, garbage: Garbage) -> None:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from wordmask.model.eval.referring import Answer, ReferringScores, score
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Part, RunSummary
-from wordmask.tasks.output.catalog import newest_run
+from wordmask.schemas.runs import Part
+from wordmask.tasks.output.published import PublishedRun, open_newest_run
 from wordmask.tasks.storage import Store
 
 TRUTH_COLUMNS = "row_id and mask struct<size, counts>"
@@ -44,13 +44,13 @@ def evaluate(output: Store, truth: Store) -> ReferringScores:
         InputError: the truth lacks a column, or repeats a row_id.
         FileNotFoundError: nothing was published, or there is no such table.
     """
-    answers = _answers(output, newest_run(output))
+    answers = _answers(output, open_newest_run(output))
     return score(_truth_masks(truth), answers)
 
 
-def _answers(output: Store, run: RunSummary) -> dict[str, Answer]:
+def _answers(output: Store, run: PublishedRun) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
-    for masks, rejects in zip(run.masks_parts, run.rejects_parts, strict=True):
+    for masks, rejects in run.parts():
         for row in _rows(output, rejects.path, ["row_id"]):
             # A duplicate's reject stands beside the mask of the first row with its id, which
             # counts.
@@ -113,9 +113,9 @@ def rejected(output: Store, examples: int) -> list[Rejected]:
     Raises:
         FileNotFoundError: nothing was published.
     """
-    run = newest_run(output)
+    run = open_newest_run(output)
     shown = _reject_examples(output, run, examples)
-    by_count = sorted(run.rejects.items(), key=lambda item: -item[1])
+    by_count = sorted(run.head.rejects.items(), key=lambda item: -item[1])
     return [
         Rejected(code=RejectCode(code), rows=rows, examples=tuple(shown[code]))
         for code, rows in by_count
@@ -123,12 +123,12 @@ def rejected(output: Store, examples: int) -> list[Rejected]:
 
 
 def _reject_examples(
-    output: Store, run: RunSummary, examples: int
+    output: Store, run: PublishedRun, examples: int
 ) -> dict[str, list[tuple[str, str]]]:
     """Return the first rows of each code. Parts are read until there are enough of all."""
-    shown: dict[str, list[tuple[str, str]]] = {code: [] for code in run.rejects}
-    missing = sum(min(examples, count) for count in run.rejects.values())
-    for part in run.rejects_parts:
+    shown: dict[str, list[tuple[str, str]]] = {code: [] for code in run.head.rejects}
+    missing = sum(min(examples, count) for count in run.head.rejects.values())
+    for _, part in run.parts():
         if missing == 0:
             break
         for row in _rows(output, part.path, ["row_id", "code", "detail"]):

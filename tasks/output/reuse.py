@@ -16,9 +16,11 @@ from wordmask.model.types import Segmentation
 from wordmask.schemas import method
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Part, Plan, Receipt, RunSummary, Shard, ShardHints
+from wordmask.schemas.runs import Part, Plan, RunSummary, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import new_run_id, newest_run, read_receipts
+from wordmask.tasks.output.catalog import new_run_id
+from wordmask.tasks.output.done import Listing, by_file, receipts_since
+from wordmask.tasks.output.published import PublishedRun, open_newest_run
 from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store
 
@@ -52,22 +54,18 @@ def row_key(row: Row, image_id: str) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
-def answers_of(output: Store, receipts: Iterable[Receipt]) -> list[Earlier]:
-    """Return the masks of shards that are done, by this version of the method.
+def answers_of(output: Store, parts: Iterable[Part]) -> list[Earlier]:
+    """Return the masks of parts that are by this version of the method.
 
     A part that is gone by now has none.
     """
-    rows = [row for receipt in receipts for row in _rows(output, receipt.masks_part)]
+    rows = [row for part in parts for row in rows_of(output, part)]
     # A part that was written before there was a version lacks the column.
     return [_earlier(row) for row in rows if row.get("method_version") == method.METHOD_VERSION]
 
 
-def rejects_of(output: Store, receipt: Receipt) -> list[dict[str, Any]]:
-    """Return the rejects of a shard that is done."""
-    return _rows(output, receipt.rejects_part)
-
-
-def _rows(output: Store, part: Part) -> list[dict[str, Any]]:
+def rows_of(output: Store, part: Part) -> list[dict[str, Any]]:
+    """Return the rows of a part, or none if it is gone by now."""
     try:
         with output.parquet(part.path) as parquet:
             rows: list[dict[str, Any]] = parquet.read().to_pylist()
@@ -95,39 +93,35 @@ def _earlier(row: dict[str, Any]) -> Earlier:
 
 
 def reuse_hints(
-    output: Store,
     settings: RunSettings,
     shards: Sequence[Shard],
-    newest: RunSummary,
+    newest: PublishedRun,
     done: Collection[str],
 ) -> dict[str, ShardHints]:
-    """Return, for shards that are not done, the earlier shards whose equal rows can be copied.
+    """Return, for shards that are not done, the earlier masks whose equal rows can be copied.
 
-    These are shards of the newest published run with rows of the same file and from about the same
+    They are those of the newest published run, of rows of the same file and from about the same
     place in it. The file has changed since then, or a setting that no answer depends on, but most
     rows have not. Rows that moved by more than a shard are not found there, and computed anew.
 
     Args:
-        output: the output.
         settings: the settings of the run that is planned.
         shards: its shards.
         newest: the newest published run.
-        done: the ids of all shards that have a receipt.
+        done: the ids of the shards that are done.
     """
     pending = [shard for shard in shards if shard.shard_id not in done]
-    if not pending or not _same_answers(newest, settings, pending[0].model_revision):
+    if not pending or not _same_answers(newest.head, settings, pending[0].model_revision):
         return {}
-    superseded = set(newest.shard_ids).intersection(done)
-    superseded.difference_update(shard.shard_id for shard in shards)
-    earlier: dict[str, list[Shard]] = {shard.name: [] for shard in pending}
-    for receipt in read_receipts(output, sorted(superseded)):
-        if receipt.shard.name in earlier:
-            earlier[receipt.shard.name].append(receipt.shard)
+    planned = {shard.shard_id for shard in shards}
     hints = {}
-    for shard in pending:
-        near = [old.shard_id for old in earlier[shard.name] if _is_near(old, shard)]
-        if near:
-            hints[shard.shard_id] = ShardHints(reuse_from=tuple(near))
+    for name, own in by_file(pending):
+        records = newest.records_of(name)
+        earlier = [record for record in records if record.shard.shard_id not in planned]
+        for shard in own:
+            near = [record.masks_part for record in earlier if _is_near(record.shard, shard)]
+            if near:
+                hints[shard.shard_id] = ShardHints(reuse_from=tuple(near))
     return hints
 
 
@@ -147,45 +141,55 @@ def _is_near(old: Shard, shard: Shard) -> bool:
     return old.first_row < stop and old.first_row + old.rows > start
 
 
-def changed_shards(newest: RunSummary, pending: Sequence[Shard]) -> frozenset[str]:
+def changed_shards(newest: PublishedRun, pending: Sequence[Shard]) -> frozenset[str]:
     """Return the pending shards of files that the newest published run had too.
 
     Since then the file has changed, or the model, the settings or the division into shards.
     """
-    return frozenset(shard.shard_id for shard in pending if shard.name in newest.files)
+    return frozenset(shard.shard_id for shard in pending if shard.name in newest.entries)
 
 
 def retry_plan(output: Store, codes: Collection[RejectCode]) -> tuple[Plan, RunSettings]:
     """Return the plan to retry rejected rows of the newest published run, and its settings.
 
     The plan has all shards of that run. Shards in which no row was rejected for one of `codes`
-    count as done. The settings name the output as it was called then: it may have moved since.
+    count as done. What a retry did that was stopped is taken up. The settings name the output as it
+    was called then: it may have moved since.
 
     Raises:
         FileNotFoundError: nothing was published.
         InputError: another version of the method made that run. Rows of two versions would stand
             side by side.
     """
-    run = newest_run(output)
-    _require_same_version(run)
-    done = set()
-    hints = {}
-    receipts = read_receipts(output, run.shard_ids)
-    for receipt in receipts:
-        shard_id = receipt.shard.shard_id
-        if any(receipt.rejects.get(code) for code in codes):
-            hints[shard_id] = ShardHints(retry_codes=tuple(codes))
-        else:
+    run = open_newest_run(output)
+    _require_same_version(run.head)
+    listing = Listing(output)
+    since = receipts_since(output, run.head, listing)
+    shards: list[Shard] = []
+    hints: dict[str, ShardHints] = {}
+    published: set[str] = set()
+    done: set[str] = set()
+    for record in run.records():
+        shard_id = record.shard.shard_id
+        latest = since.get(shard_id, record)
+        shards.append(record.shard)
+        if any(latest.rejects.get(code) for code in codes):
+            hints[shard_id] = ShardHints(retry_codes=tuple(codes), earlier=latest)
+        elif not listing.problem_of(latest):
             done.add(shard_id)
+            if shard_id not in since:
+                published.add(shard_id)
     plan = Plan(
         run_id=new_run_id(),
-        shards=tuple(receipt.shard for receipt in receipts),
+        shards=tuple(shards),
         done=frozenset(done),
+        base_run=run.head.run_id,
+        published=frozenset(published),
         hints=hints,
-        files=len({receipt.shard.file for receipt in receipts}),
+        files=len(run.entries),
         input_bytes=0,
     )
-    return plan, run.settings
+    return plan, run.head.settings
 
 
 def _require_same_version(run: RunSummary) -> None:

@@ -1,19 +1,19 @@
-"""The summary of a run: its receipts, added up."""
+"""The summary of a run: what was verified, added up."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from wordmask.schemas.runs import Plan, Receipt, RunSummary
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.output.manifests import FileRecords, add_counts
 
 
 def summarize(
     plan: Plan,
     settings: RunSettings,
-    receipts: Sequence[Receipt],
+    files: Sequence[FileRecords],
     *,
     rows_left: int = 0,
     started_at: datetime,
@@ -24,43 +24,42 @@ def summarize(
     Args:
         plan: the shards of the run.
         settings: the run's settings.
-        receipts: those of every shard of the plan, in its order; also of shards done earlier.
+        files: what was verified of every input file of the plan.
         rows_left: rows of the input that the budget did not reach.
         started_at: when the run began.
         finished_at: when its last shard was verified.
     """
     seconds = (finished_at - started_at).total_seconds()
-    computed = [receipt for receipt in receipts if receipt.shard.shard_id not in plan.done]
+    entries = [file.entry for file in files]
     return RunSummary(
         run_id=plan.run_id,
+        fence=plan.fence,
         settings=settings,
         model_revision=plan.model_revision,
         method_version=plan.method_version,
         settings_hash=settings.segment.settings_hash,
         started_at=started_at.isoformat(timespec="seconds"),
         finished_at=finished_at.isoformat(timespec="seconds"),
-        rows=sum(receipt.rows for receipt in receipts),
+        input_files=len(entries),
+        rows=sum(entry.rows for entry in entries),
         rows_left=rows_left,
-        masks=sum(receipt.masks for receipt in receipts),
-        absent=sum(receipt.absent for receipt in receipts),
-        rejects=_rejects_by_code(receipts),
+        masks=sum(entry.masks for entry in entries),
+        absent=sum(entry.absent for entry in entries),
+        rejects=add_counts(entry.rejects for entry in entries),
         shards=len(plan.shards),
         shards_computed=len(plan.pending),
         seconds=round(seconds, 3),
         rows_per_second=_rows_per_second(plan, seconds),
-        model_busy=_model_busy(computed),
-        shard_ids=tuple(shard.shard_id for shard in plan.shards),
-        masks_parts=tuple(receipt.masks_part for receipt in receipts),
-        rejects_parts=tuple(receipt.rejects_part for receipt in receipts),
-        files={shard.name: shard.fingerprint for shard in plan.shards},
+        model_busy=_model_busy(_computed(plan, files)),
     )
 
 
-def _rejects_by_code(receipts: Iterable[Receipt]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for receipt in receipts:
-        total.update(receipt.rejects)
-    return dict(sorted(total.items()))
+def _computed(plan: Plan, files: Iterable[FileRecords]) -> Iterator[Receipt]:
+    """Yield the receipts of the shards that the run computed itself."""
+    for file in files:
+        for record in file.records:
+            if isinstance(record, Receipt) and record.shard.shard_id not in plan.done:
+                yield record
 
 
 def _rows_per_second(plan: Plan, seconds: float) -> float:

@@ -6,7 +6,7 @@ It is done against a fresh listing, after every run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -14,15 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from wordmask.schemas.runs import Part, Plan, Receipt, Shard
+from wordmask.schemas.runs import Part, Plan, Shard, ShardRecord
 from wordmask.schemas.settings import Frozen
-from wordmask.tasks.output.catalog import newest_run, read_receipt
+from wordmask.tasks.output.catalog import latest_receipts, read_receipt, read_run
+from wordmask.tasks.output.done import Listing, by_file
+from wordmask.tasks.output.manifests import (
+    DamagedRecordError,
+    FileRecords,
+    add_counts,
+    entry_of,
+)
+from wordmask.tasks.output.published import PublishedRun, open_newest_run, open_run
 from wordmask.tasks.storage import Store, is_damaged_parquet, sha256
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 SHARDS_AT_ONCE = 8
+FILES_AT_ONCE = 64  # input files whose records are in memory, when a whole run is verified
 SHOWN = 20  # violations in an error
 
 
@@ -32,8 +41,8 @@ class VerifyReport(Frozen):
     shards: int
     rows: int
     violations: tuple[str, ...] = Field(())
-    receipts: tuple[Receipt, ...] = Field(
-        (), exclude=True, repr=False, description="of the plan's shards, those that there are"
+    files: tuple[FileRecords, ...] = Field(
+        (), exclude=True, repr=False, description="what was verified, as it is to be published"
     )
 
     @property
@@ -46,54 +55,171 @@ class AccountingError(RuntimeError):
     """A row was lost or doubled. The message names the rows."""
 
 
-class _NamedParts(NamedTuple):
-    """The parts of a shard that a published run names."""
+class _CheckedShard(NamedTuple):
+    """The record of a shard, if there is one, and what is wrong."""
 
-    shard_id: str
-    parts: tuple[Part, Part]
+    record: ShardRecord | None
+    violations: list[str]
+
+
+class _CheckedFile(NamedTuple):
+    """The records of an input file, if there are any, and what is wrong."""
+
+    records: FileRecords | None
+    violations: list[str]
 
 
 def verify(plan: Plan, output: Store) -> VerifyReport:
-    """Compare a plan with the parts in the output."""
+    """Compare a plan with the output.
 
-    def check(shard: Shard) -> tuple[Receipt | None, list[str]]:
-        try:
-            receipt = read_receipt(output, shard.shard_id)
-        except FileNotFoundError:
-            return None, [f"shard {shard.shard_id} ({shard.name}): has no receipt"]
-        parts = (receipt.masks_part, receipt.rejects_part)
-        return receipt, list(_row_violations(shard, parts, output))
+    Shards that were done since the newest published run are checked row by row, the others by the
+    listing. The report has the very records that were checked, whatever receipts say afterwards.
+    """
+    base = None
+    if plan.published:
+        base = open_run(output, read_run(output, plan.base_run))
+    listing = Listing(output)
+    unpublished = [shard for shard in plan.shards if shard.shard_id not in plan.published]
+    done_since = _check_receipts(unpublished, output)
 
-    checked = _in_threads(check, plan.shards)
+    def check(file: tuple[str, list[Shard]]) -> _CheckedFile:
+        return _check_file(file[1], done_since, base, listing)
+
+    checked = _in_threads(check, list(by_file(plan.shards)))
     return VerifyReport(
         shards=len(plan.shards),
         rows=plan.rows,
-        violations=_joined(violations for _, violations in checked),
-        receipts=tuple(receipt for receipt, _ in checked if receipt is not None),
+        violations=_joined(file.violations for file in checked),
+        files=tuple(file.records for file in checked if file.records is not None),
     )
 
 
+def _check_receipts(shards: Sequence[Shard], output: Store) -> dict[str, _CheckedShard]:
+    """Check shards that have receipts, row by row."""
+    fences = latest_receipts(output)
+
+    def check(shard: Shard) -> _CheckedShard:
+        receipt = None
+        if shard.shard_id in fences:
+            receipt = read_receipt(output, shard.shard_id, fences[shard.shard_id])
+        if receipt is None:
+            return _CheckedShard(None, [f"{_describe(shard)}: has no receipt"])
+        return _CheckedShard(receipt, list(_row_violations(shard, receipt.parts, output)))
+
+    checked = _in_threads(check, shards)
+    return {shard.shard_id: each for shard, each in zip(shards, checked, strict=True)}
+
+
+def _check_file(
+    shards: Sequence[Shard],
+    done_since: Mapping[str, _CheckedShard],
+    base: PublishedRun | None,
+    listing: Listing,
+) -> _CheckedFile:
+    """Return the records of a file's shards, and what is wrong with them.
+
+    Args:
+        shards: all shards of the file.
+        done_since: those that were done since the published run.
+        base: the published run that has the others.
+        listing: of the output.
+    """
+    ids = [shard.shard_id for shard in shards]
+    name = shards[0].name
+    whole = None  # the file's entry, if the published run has all of its shards and no other
+    if base is not None and done_since.keys().isdisjoint(ids):
+        entry = base.entries[name]
+        if listing.has_file(entry, ids):
+            return _CheckedFile(FileRecords(entry=entry), [])
+        if listing.has_manifest(entry) and entry.shards == len(ids):
+            whole = entry
+    earlier = {}
+    if base is not None and not done_since.keys() >= set(ids):
+        earlier = {record.shard.shard_id: record for record in base.records_of(name)}
+    checked = [
+        done_since.get(shard.shard_id) or _check_published(shard, earlier, listing)
+        for shard in shards
+    ]
+    violations = list(_joined(each.violations for each in checked))
+    records = tuple(each.record for each in checked if each.record is not None)
+    if not records:
+        return _CheckedFile(None, violations)
+    if whole is None:
+        return _CheckedFile(FileRecords(entry=entry_of(records), records=records), violations)
+    return _CheckedFile(FileRecords(entry=whole), violations)
+
+
+def _check_published(
+    shard: Shard, earlier: Mapping[str, ShardRecord], listing: Listing
+) -> _CheckedShard:
+    """Check a shard of the published run by the listing."""
+    record = earlier.get(shard.shard_id)
+    if record is None:
+        return _CheckedShard(None, [f"{_describe(shard)}: is not in the published run"])
+    problem = listing.problem_of(record)
+    if problem:
+        return _CheckedShard(record, [f"{_describe(shard)}: {problem}"])
+    return _CheckedShard(record, [])
+
+
 def verify_output(output: Store) -> VerifyReport:
-    """Compare the newest published run with the parts in the output, to the last byte.
+    """Compare the newest published run with its records and parts, to the last byte.
 
     Raises:
         FileNotFoundError: nothing was published.
     """
-    run = newest_run(output)
+    run = open_newest_run(output)
+    violations: list[str] = []
+    try:
+        names = list(run.entries)
+        violations += _head_violations(run)
+    except DamagedRecordError as error:
+        names = []
+        violations.append(str(error))
 
-    def check(named: _NamedParts) -> list[str]:
-        try:
-            receipt = read_receipt(output, named.shard_id)
-        except FileNotFoundError:
-            return [f"shard {named.shard_id}: has no receipt"]
-        violations = list(_row_violations(receipt.shard, named.parts, output))
-        return violations or list(_changed_parts(receipt.shard, named.parts, output))
+    def check(record: ShardRecord) -> list[str]:
+        found = list(_row_violations(record.shard, record.parts, output))
+        return found or list(_changed_parts(record.shard, record.parts, output))
 
-    shards = zip(run.shard_ids, run.masks_parts, run.rejects_parts, strict=True)
-    named = [_NamedParts(shard_id, (masks, rejects)) for shard_id, masks, rejects in shards]
-    return VerifyReport(
-        shards=len(named), rows=run.rows, violations=_joined(_in_threads(check, named))
-    )
+    for start in range(0, len(names), FILES_AT_ONCE):
+        files = _in_threads(
+            lambda name: _read_file(run, name), names[start : start + FILES_AT_ONCE]
+        )
+        records = [record for records, _ in files for record in records]
+        violations += _joined(problems for _, problems in files)
+        violations += _joined(_in_threads(check, records))
+    return VerifyReport(shards=run.head.shards, rows=run.head.rows, violations=tuple(violations))
+
+
+def _head_violations(run: PublishedRun) -> Iterator[str]:
+    """Yield the counts of a run that are not the sums of its input files."""
+    entries = run.entries.values()
+    sums = {
+        "shards": sum(entry.shards for entry in entries),
+        "rows": sum(entry.rows for entry in entries),
+        "masks": sum(entry.masks for entry in entries),
+        "absent": sum(entry.absent for entry in entries),
+        "rejects": add_counts(entry.rejects for entry in entries),
+    }
+    for shard_id in run.lost:
+        yield f"shard {shard_id}: has no receipt"
+    for name, found in sums.items():
+        told = getattr(run.head, name)
+        if told != found and not run.lost:
+            yield f"run {run.head.run_id}: {name} is {told}, but its files have {found}"
+
+
+def _read_file(run: PublishedRun, name: str) -> tuple[list[ShardRecord], list[str]]:
+    """Return the records of an input file, and what is wrong with them themselves."""
+    entry = run.entries[name]
+    try:
+        records = run.records_of(name)
+    except DamagedRecordError as error:
+        return [], [str(error)]
+    written = {"manifest": entry.manifest, "manifest_bytes": entry.manifest_bytes}
+    if entry_of(records).model_copy(update=written) != entry:
+        return records, [f"{name}: the sums in the index are not those of {entry.manifest}"]
+    return records, []
 
 
 def require(report: VerifyReport) -> None:
@@ -109,8 +235,8 @@ def require(report: VerifyReport) -> None:
     if hidden > 0:
         lines.append(f"... and {hidden} more")
     lines.append(
-        "Delete receipts/SHARD.json of these shards from the output, and the same command"
-        " computes them anew"
+        "Delete the receipts of these shards from the output (receipts/SHARD*.json), and the same"
+        " command computes them anew"
     )
     raise AccountingError("\n".join(lines))
 

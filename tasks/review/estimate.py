@@ -6,16 +6,14 @@ Only the newest receipts are read, so that planning stays cheap.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import ValidationError
 
 from wordmask.model.hub.registry import DEMO, ModelSource
 from wordmask.schemas.runs import Plan, Receipt
 from wordmask.schemas.settings import Frozen, RunSettings
-from wordmask.tasks.output.catalog import newest_shards, read_receipt
+from wordmask.tasks.output.catalog import newest_receipts, read_receipts
 from wordmask.tasks.storage import Store
 
 if TYPE_CHECKING:
@@ -155,24 +153,15 @@ def _comparable_receipts(
 
     Those of this input come before others, new ones before old ones.
     """
-    shard_ids = sorted(newest_shards(output), key=lambda shard_id: shard_id not in plan.done)
-    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        found = pool.map(lambda shard_id: _read(output, shard_id), shard_ids[:NEWEST])
-        receipts = [receipt for receipt in found if receipt is not None]
+    newest = newest_receipts(output).items()
+    first = sorted(newest, key=lambda item: item[0] not in plan.done)[:NEWEST]
+    receipts = read_receipts(output, dict(first))
     same = (model_revision, settings.segment.settings_hash)
     return [
         receipt
         for receipt in receipts
         if (receipt.shard.model_revision, receipt.shard.settings_hash) == same
     ]
-
-
-def _read(output: Store, shard_id: str) -> Receipt | None:
-    """Return a receipt, or None if it is another version's, whose times may mean something else."""
-    try:
-        return read_receipt(output, shard_id)
-    except ValidationError:
-        return None
 
 
 def _from_receipts(speeds: list[float], rows: int, basis: Basis, where: str) -> TimeEstimate:

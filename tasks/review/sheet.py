@@ -11,13 +11,13 @@ from PIL import Image
 
 from wordmask.model.masks import rle
 from wordmask.schemas.queries import InputError
-from wordmask.schemas.runs import RunSummary, Shard
+from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.images.decode import decode
 from wordmask.tasks.images.fetch import image_bytes
 from wordmask.tasks.images.host_limits import HostLimits
 from wordmask.tasks.images.https import HttpsClient
-from wordmask.tasks.output.catalog import newest_run, read_receipt
+from wordmask.tasks.output.published import PublishedRun, open_newest_run
 from wordmask.tasks.output.results import read_masks
 from wordmask.tasks.review.overlay import PAPER, note_of, overlay
 from wordmask.tasks.rows import Row
@@ -64,34 +64,35 @@ def sheet(output: Store, count: int) -> Image.Image:
         InputError: the run has no masks.
         InputChangedError: an input file was replaced since it was segmented.
     """
-    run = newest_run(output)
-    if run.masks == 0:
+    run = open_newest_run(output)
+    head = run.head
+    if head.masks == 0:
         raise InputError(
-            f"output {output.uri}: run {run.run_id} has no masks, only {run.rows} rejects; see the"
-            " rejects table for the reasons"
+            f"output {output.uri}: run {head.run_id} has no masks, only {head.rows} rejects; see"
+            " the rejects table for the reasons"
         )
     tiles: list[Image.Image] = []
-    client = HttpsClient.of(run.settings, HostLimits())
+    client = HttpsClient.of(head.settings, HostLimits())
     for shard, rows in _spread(output, run, count):
-        tiles += _tiles(shard, rows, run.settings.segment, client)
+        tiles += _tiles(shard, rows, head.settings.segment, client)
     return contact_sheet(tiles)
 
 
 def _spread(
-    output: Store, run: RunSummary, count: int
+    output: Store, run: PublishedRun, count: int
 ) -> Iterator[tuple[Shard, list[dict[str, Any]]]]:
     """Yield evenly spaced mask rows of a run by shard. Only parts that have one are read."""
-    evenly = np.linspace(0, run.masks - 1, min(count, run.masks))
+    masks = run.head.masks
+    evenly = np.linspace(0, masks - 1, min(count, masks))
     wanted = sorted({round(index) for index in evenly})
     first = 0
-    for shard_id, part in zip(run.shard_ids, run.masks_parts, strict=True):
-        end = first + part.rows
+    for record in run.records():
+        end = first + record.masks
         here = [index - first for index in wanted if first <= index < end]
         first = end
         if here:
-            rows = list(read_masks(output, part, SHEET_COLUMNS))
-            shard = read_receipt(output, shard_id).shard
-            yield shard, [rows[index] for index in here]
+            rows = list(read_masks(output, record.masks_part, SHEET_COLUMNS))
+            yield record.shard, [rows[index] for index in here]
 
 
 def _tiles(

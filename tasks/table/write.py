@@ -5,11 +5,9 @@ A file's name holds the shard's id and a hash of the file's content.
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from wordmask.schemas.masks import FLAGS, MASKS, SCORES
 from wordmask.schemas.redaction import redacted
@@ -19,7 +17,7 @@ from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.output.catalog import part_path
 from wordmask.tasks.output.reuse import row_key
 from wordmask.tasks.rows import Mask, Reject, ShardResult
-from wordmask.tasks.storage import Store, sha256
+from wordmask.tasks.storage import Store, parquet_bytes, sha256
 
 
 def write_parts(
@@ -56,20 +54,6 @@ def _write(output: Store, kind: str, shard: Shard, table: pa.Table) -> Part:
     path = part_path(kind, shard.shard_id, digest)
     output.write_bytes(path, data)
     return Part(path=path, rows=table.num_rows, bytes=len(data), sha256=digest)
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """Return a Parquet file with one row group. The same table gives the same bytes."""
-    buffer = io.BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        compression="zstd",
-        version="2.6",
-        data_page_version="1.0",
-        row_group_size=max(table.num_rows, 1),
-    )
-    return buffer.getvalue()
 
 
 def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from tests.support.tables import png, write_input
 from wordmask.schemas.runs import Plan, Receipt, RunSummary
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
-from wordmask.tasks.output.catalog import publish, read_receipts
+from wordmask.tasks.output.catalog import publish
+from wordmask.tasks.output.manifests import write_manifests
 from wordmask.tasks.output.summary import summarize
 from wordmask.tasks.output.verify import require, verify
 from wordmask.tasks.plan import make_plan
@@ -64,7 +65,8 @@ def require_every_row_once(plan: Plan, settings: RunSettings) -> None:
 def publish_run(plan: Plan, settings: RunSettings) -> RunSummary:
     """Publish a run whose shards are done, begun and finished now."""
     output, now = Store.open(settings.output), datetime.now(UTC)
-    receipts = read_receipts(output, (shard.shard_id for shard in plan.shards))
-    summary = summarize(plan, settings, receipts, started_at=now, finished_at=now)
+    files = verify(plan, output).files
+    summary = summarize(plan, settings, files, started_at=now, finished_at=now)
+    summary = summary.model_copy(update={"index": write_manifests(output, files)})
     publish(output, summary)
     return summary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from wordmask.tasks.output.catalog import latest_receipts, read_receipts
+from wordmask.tasks.output.published import open_newest_run_if_any
+from wordmask.tasks.storage import Store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -47,22 +50,22 @@ def read_rows(output: str | Path, kind: str) -> list[dict[str, Any]]:
 
     Without a run, they are those of its finished shards.
     """
-    runs = sorted(Path(output, "runs").glob("*.json"))
-    if runs:
-        parts = json.loads(runs[-1].read_text())[f"{kind}_parts"]
+    index = {"masks": 0, "rejects": 1}[kind]
+    store = Store.open(str(output))
+    run = open_newest_run_if_any(store)
+    if run is not None:
+        pairs = list(run.parts())
     else:
-        parts = [
-            json.loads(receipt.read_text())[f"{kind}_part"]
-            for receipt in sorted(Path(output, "receipts").glob("*.json"))
-        ]
+        pairs = [receipt.parts for receipt in read_receipts(store, latest_receipts(store))]
     return [
         row
-        for part in sorted(part["path"] for part in parts)
-        for row in pq.read_table(Path(output, part)).to_pylist()
+        for path in sorted(pair[index].path for pair in pairs)
+        for row in pq.read_table(Path(output, path)).to_pylist()
     ]
 
 
 def part_of(output: str | Path, kind: str, shard_id: str) -> Path:
     """The file of a shard's masks or rejects in a local output, by its receipt."""
-    receipt = json.loads(Path(output, "receipts", f"{shard_id}.json").read_text())
-    return Path(output, receipt[f"{kind}_part"]["path"])
+    store = Store.open(str(output))
+    (receipt,) = read_receipts(store, {shard_id: latest_receipts(store)[shard_id]})
+    return Path(output, getattr(receipt, f"{kind}_part").path)

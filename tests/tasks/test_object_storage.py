@@ -16,7 +16,13 @@ from tests.support.tables import png, write_input
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks import storage
 from wordmask.tasks.context import ShardContext
-from wordmask.tasks.output.catalog import newest_run, read_receipts, status
+from wordmask.tasks.output.catalog import (
+    latest_receipts,
+    newest_run,
+    read_receipt,
+    read_receipts,
+    status,
+)
 from wordmask.tasks.output.verify import verify
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.storage import READ_ATTEMPTS, STORE_ERRORS, Store
@@ -64,15 +70,12 @@ def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) 
     assert (newest_run(output).masks, newest_run(output).rejects) == (6, {"image_not_found": 1})
     assert status(Store.open(settings.output)).unpublished == 0
 
-    written = [
-        receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)
-    ]
+    written = read_receipts(output, latest_receipts(output))
     assert plan_of(settings, REVISION).pending == ()
     for shard in plan.shards:
         process_shard(shard, settings, ShardContext(FakeSegmenter()))
-    assert written == [
-        receipt.masks_part for receipt in read_receipts(output, newest_run(output).shard_ids)
-    ]
+    again = read_receipts(output, latest_receipts(output))
+    assert {receipt.parts for receipt in again} == {receipt.parts for receipt in written}
     assert len(output.names("masks", ".parquet")) == len(written)
 
 
@@ -150,7 +153,8 @@ def test_verify_sees_a_lost_row_in_the_bucket(lake: Store, tmp_path: Path) -> No
     for shard in plan.pending:
         process_shard(shard, settings, ShardContext(FakeSegmenter()))
     output = Store.open(settings.output)
-    (receipt,) = read_receipts(output, [plan.shards[1].shard_id])
+    receipt = read_receipt(output, plan.shards[1].shard_id, 0)
+    assert receipt is not None
     output.remove(receipt.masks_part.path)
     (violation,) = verify(plan, Store.open(settings.output)).violations
     assert plan.shards[1].shard_id in violation

@@ -59,7 +59,7 @@ def test_every_row_ends_once_in_order(
     context = ShardContext(FakeSegmenter())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "MAX_BYTES", images_at_once * 24 * 32 * 3)
-        open_rows, settled = apply_hints(rows, shard, hints, Store.open("memory://nothing"))
+        open_rows, settled = apply_hints(rows, hints, Store.open("memory://nothing"))
         sound, unsound = check_rows(open_rows, shard, context.segmenter)
         result = infer_rows(sound, shard, SETTINGS, context).including([*settled, *unsound])
     assert sorted(each.row.position for each in result.results) == [*positions]

@@ -54,16 +54,13 @@ def test_an_untouched_output_has_no_violations(tmp_path: Path) -> None:
 def test_lost_and_changed_parts_are_named(tmp_path: Path) -> None:
     output = Path(run(tmp_path).output)
     masks, rejects = sorted((output / "masks").iterdir()), sorted((output / "rejects").iterdir())
-    receipts = sorted((output / "receipts").iterdir())
     masks[0].unlink()
     rejects[1].write_bytes(rejects[1].read_bytes() + b"x")
-    receipts[2].unlink()
     report = verify_output(Store.open(str(output)))
     assert not report.holds
     words = "\n".join(report.violations)
     assert f"masks/{masks[0].name} is missing" in words
     assert f"{rejects[1].name} " in words
-    assert f"shard {receipts[2].stem}: has no receipt" in words
 
 
 def test_rejects_by_code_with_examples(tmp_path: Path) -> None:
@@ -117,7 +114,9 @@ def test_runs_beyond_the_newest_are_garbage_with_the_files_they_alone_name(tmp_p
     (left,) = status(Store.open(str(output))).runs
     assert left.model_revision == "another"
     assert verify_output(Store.open(str(output))).holds
-    assert len(files(output)) == 1 + 3 * 3
+    assert sorted(path.split("/")[0] for path in files(output)) == sorted(
+        ["runs", "indexes", "manifests", *["receipts", "masks", "rejects"] * 3]
+    )
 
 
 def test_an_output_without_published_run_is_refused(tmp_path: Path) -> None:

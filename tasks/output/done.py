@@ -1,0 +1,153 @@
+"""What need not be computed: shards of the newest published run, and those that have receipts.
+
+A shard of the published run is taken from that run's own record, whatever its receipts say. Both
+count only if their parts are there, by the output's listing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import NamedTuple
+
+from wordmask.schemas.manifests import IndexEntry
+from wordmask.schemas.runs import Part, Receipt, RunSummary, Shard, ShardRecord
+from wordmask.tasks.output.catalog import (
+    is_named_by_content,
+    latest_receipts,
+    part_files,
+    read_receipts,
+    record_files,
+)
+from wordmask.tasks.output.manifests import digest_of
+from wordmask.tasks.output.published import PublishedRun
+from wordmask.tasks.storage import Store
+
+FILES_AT_ONCE = 8
+
+
+class DoneShards(NamedTuple):
+    """Ids of shards that need not be computed, by where their records are."""
+
+    published: frozenset[str]
+    with_receipts: frozenset[str]
+
+    @property
+    def all(self) -> frozenset[str]:
+        return self.published | self.with_receipts
+
+
+class Listing:
+    """The parts and manifests of an output with their sizes, as they were listed."""
+
+    def __init__(self, output: Store) -> None:
+        self._parts: dict[str, dict[str, int]] = defaultdict(dict)  # by shard, then by path
+        for file in part_files(output):
+            self._parts[file.shard_id][file.path] = file.bytes
+        self._records = {path: info.bytes for path, info in record_files(output).items()}
+
+    def problem_of(self, record: ShardRecord) -> str:
+        """Return what is wrong with the parts of a shard, or "" if they are as recorded."""
+        listed = self._parts.get(record.shard.shard_id, {})
+        problems = (_problem_of_part(part, listed) for part in record.parts)
+        return next(filter(None, problems), "")
+
+    def has_file(self, entry: IndexEntry, shard_ids: Sequence[str]) -> bool:
+        """Return whether an input file has just these shards, and their parts are all there.
+
+        It may say no, wrongly, where parts of another time lie beside them.
+        """
+        if len(shard_ids) != entry.shards or not self.has_manifest(entry):
+            return False
+        listed = (item for shard_id in shard_ids for item in self._parts.get(shard_id, {}).items())
+        return digest_of(listed) == entry.parts_digest
+
+    def has_manifest(self, entry: IndexEntry) -> bool:
+        """Return whether the manifest is there; it is not where a run never had one."""
+        return self._records.get(entry.manifest) == entry.manifest_bytes
+
+
+def _problem_of_part(part: Part, listed: Mapping[str, int]) -> str:
+    found = listed.get(part.path)
+    if found is None:
+        return f"{part.path} is missing"
+    if found != part.bytes:
+        return f"{part.path} has {found} bytes instead of {part.bytes}"
+    if not is_named_by_content(part.path, part.sha256):
+        return f"{part.path} has not the name of its content, {part.sha256}"
+    return ""
+
+
+def by_file(shards: Iterable[Shard]) -> Iterator[tuple[str, list[Shard]]]:
+    """Yield the name of each input file with its shards, which follow each other."""
+    for name, group in groupby(shards, key=lambda shard: shard.name):
+        yield name, list(group)
+
+
+def find_done(output: Store, shards: Sequence[Shard], newest: PublishedRun | None) -> DoneShards:
+    """Return which shards need not be computed.
+
+    Args:
+        output: the output.
+        shards: those of the run that is planned.
+        newest: the newest published run, if there is one.
+    """
+    receipts = latest_receipts(output)
+    if newest is None and not receipts:
+        return DoneShards(frozenset(), frozenset())
+    listing = Listing(output)
+    published = frozenset[str]()
+    if newest is not None:
+        published = published_shards(newest, shards, listing)
+    fences = {
+        shard.shard_id: receipts[shard.shard_id]
+        for shard in shards
+        if shard.shard_id in receipts and shard.shard_id not in published
+    }
+    sound = sound_receipts(output, fences, listing)
+    return DoneShards(published, frozenset(receipt.shard.shard_id for receipt in sound))
+
+
+def published_shards(
+    run: PublishedRun, shards: Sequence[Shard], listing: Listing
+) -> frozenset[str]:
+    """Return the ids of those shards that a published run has, and whose parts are there."""
+
+    answers = (run.head.model_revision, run.head.settings_hash)
+    if not shards or answers != (shards[0].model_revision, shards[0].settings_hash):
+        return frozenset()
+    entries = run.entries  # read before there are threads
+
+    def of_file(item: tuple[str, list[Shard]]) -> set[str]:
+        name, own = item
+        entry = entries.get(name)
+        ids = {shard.shard_id for shard in own}
+        if entry is None:
+            return set()
+        if listing.has_file(entry, list(ids)):
+            return ids
+        if entry.manifest and not listing.has_manifest(entry):
+            return set()
+        records = [record for record in run.records_of(name) if record.shard.shard_id in ids]
+        return {record.shard.shard_id for record in records if not listing.problem_of(record)}
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        return frozenset[str]().union(*pool.map(of_file, by_file(shards)))
+
+
+def sound_receipts(output: Store, fences: Mapping[str, int], listing: Listing) -> list[Receipt]:
+    """Return the receipts of shards, by their numbers, whose parts are there."""
+    found = read_receipts(output, fences)
+    return [receipt for receipt in found if not listing.problem_of(receipt)]
+
+
+def receipts_since(output: Store, head: RunSummary, listing: Listing) -> dict[str, Receipt]:
+    """Return, by shard, the receipts of runs that came after a published one and have parts.
+
+    These are runs that were stopped before they were published.
+    """
+    fences = latest_receipts(output)
+    later = {shard_id: fence for shard_id, fence in fences.items() if fence > head.fence}
+    return {receipt.shard.shard_id: receipt for receipt in sound_receipts(output, later, listing)}
