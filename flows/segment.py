@@ -130,7 +130,7 @@ def _run(
     ):
         started_at = datetime.now(UTC)
         plan, settings = planner()
-        plan = plan.model_copy(update={"run_id": lease.run_id, "fence": getattr(lease, "fence", 0)})
+        plan = plan.model_copy(update={"run_id": lease.run_id, "fence": lease.fence})
         span.set_attributes({"rows": plan.rows})
         _log_planned(plan)
         reached = plan

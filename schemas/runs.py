@@ -7,7 +7,7 @@ Times are ISO 8601, UTC.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field
 
@@ -127,7 +127,7 @@ class Unusable(Frozen):
 class Plan(Frozen):
     """Every shard of a run, which of them are done already, and hints for the others."""
 
-    run_id: str
+    run_id: str = Field("", description="of the run's lease; a plan by itself has none")
     fence: int = Field(0, description="number of the lease under which it is carried out")
     shards: tuple[Shard, ...] = Field(description="in the order of the input")
     done: frozenset[str] = Field(description="ids of the shards that need not be computed")
@@ -238,14 +238,23 @@ class Receipt(ShardRecord):
 
 
 class Lease(Frozen):
-    """Which run works on an output."""
+    """Which run works on an output, wants to, or did last.
+
+    Records of older versions have no fence and none of what identifies the process.
+    """
 
     token: str = Field(description="of this lease alone")
     run_id: str
+    fence: int = Field(0, description="greater than that of every earlier lease of the output")
+    state: Literal["claimed", "held", "released"] = "held"
     host: str = Field(description="name of the machine that the run was started on")
+    boot_id: str = Field("", description="of that machine since it was started")
+    pid_namespace: str = Field("", description="that `pid` belongs to")
     pid: int = Field(description="process there")
+    process_start: str = Field("", description="of the process, in ticks since the machine's")
     since: str = Field(description="when the run began")
     renewed: str = Field(description="the last sign of life")
+    renewals: int = Field(0, description="how many there were")
 
 
 class RunSummary(Frozen):

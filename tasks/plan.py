@@ -21,7 +21,6 @@ from wordmask.schemas import method
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan, RowRange, Shard, Unusable
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import new_run_id
 from wordmask.tasks.output.done import find_done
 from wordmask.tasks.output.published import open_newest_run_if_any
 from wordmask.tasks.output.reuse import changed_shards, reuse_hints
@@ -60,7 +59,6 @@ def make_plan(
     newest = open_newest_run_if_any(output)
     done = find_done(output, shards, newest)
     plan = Plan(
-        run_id=new_run_id(),
         shards=shards,
         done=done.all,
         published=done.published,

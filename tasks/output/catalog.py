@@ -6,7 +6,8 @@ receipts/SHARD-FENCE.json           a shard is done: both of its parts are writt
 manifests/DIGEST.parquet            the shards of one input file, see `tasks/output/manifests.py`
 indexes/DIGEST.parquet              the manifests of a run
 runs/RUN.json                       a run is published: readers read the parts that it leads to
-lease.json                          the run at work, see `tasks/output/lease.py`
+leases/FENCE[-TOKEN].json           the run at work, or the last one, see `tasks/output/lease.py`
+lease.json                          the same, of older versions
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -24,15 +25,20 @@ from pydantic import ValidationError
 from wordmask.schemas.runs import PartLists, Receipt, RunSummary
 from wordmask.schemas.settings import Frozen
 from wordmask.tasks.storage import FileInfo, Store
+from wordmask.tasks.telemetry.logs import logger
 
 RUNS, RECEIPTS = "runs", "receipts"
 MANIFESTS, INDEXES = "manifests", "indexes"
 PART_KINDS = ("masks", "rejects")
-LEASE_PATH = "lease.json"
+LEASES = "leases"
+OLD_LEASE_PATH = "lease.json"
 JSON, PARQUET = ".json", ".parquet"
 DIGEST_DIGITS = 16  # of a part's SHA-256, in its name
 RECORD_DIGITS = 32  # of a manifest's or an index's
 PART_PATH = re.compile(rf"({'|'.join(PART_KINDS)})/part-[0-9a-f]{{32}}-[0-9a-f]{{16}}\.parquet")
+LEASE_NAME = re.compile(r"(\d{10})(-[0-9a-f]{32})?")
+RUN_TIME = "%Y%m%dT%H%M%S.%f"
+RUN_ID = re.compile(r"(\d{8}T\d{6}\.\d{6})-[0-9a-f]{6}")
 RECEIPTS_AT_ONCE = 16
 
 
@@ -57,13 +63,28 @@ class ShardFile(NamedTuple):
     changed: str
 
 
-def new_run_id() -> str:
-    """Return a new run's id: the time and six random digits.
+def next_run_id(output: Store) -> str:
+    """Return a new run's id: the time and six random digits. It is greater than all published ones.
 
-    The time has microseconds, so that the newest run has the last name also among runs of one
-    second.
+    Only the holder of the lease may ask: the newest run is the one with the greatest id, whatever
+    clocks say. The time has microseconds; where the clock is behind the newest run, the id has that
+    run's time and one microsecond.
     """
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid4().hex[:6]}"
+    published = published_ids(output)
+    now = datetime.now(UTC).strftime(RUN_TIME)
+    digits = uuid4().hex[:6]
+    if not published or published[-1] < now:
+        return f"{now}-{digits}"
+    newest = published[-1]
+    logger.warning(
+        "clock is behind the newest run: it is wrong here, or was where that run was made",
+        extra={"clock": now, "newest_run": newest},
+    )
+    found = RUN_ID.fullmatch(newest)
+    if found is None:
+        return f"{newest}_{digits}"  # "_" comes after the "." of a file's suffix
+    later = datetime.strptime(found[1], RUN_TIME) + timedelta(microseconds=1)
+    return f"{later.strftime(RUN_TIME)}-{digits}"
 
 
 def run_path(run_id: str) -> str:
@@ -111,6 +132,28 @@ def is_named_by_content(path: str, digest: str) -> bool:
 def is_part_path(path: str) -> bool:
     """Return whether a path, relative to an output, is that of a part."""
     return PART_PATH.fullmatch(path) is not None
+
+
+def lease_path(fence: int, token: str = "") -> str:
+    """Return the path of a lease. Those of stores that create no file exclusively have a token."""
+    if not token:
+        return f"{LEASES}/{fence:010}{JSON}"
+    return f"{LEASES}/{fence:010}-{token}{JSON}"
+
+
+def lease_fences(output: Store) -> dict[str, int]:
+    """Return the fencing numbers of the leases in an output, by path."""
+    found = (LEASE_NAME.fullmatch(name) for name in output.names(LEASES, JSON))
+    return {f"{LEASES}/{match[0]}{JSON}": int(match[1]) for match in found if match}
+
+
+def recorded_fence(output: Store) -> int:
+    """Return the highest fencing number in names of receipts and in the newest run; 0: none."""
+    fences = list(latest_receipts(output).values())
+    for run_id in published_ids(output)[-1:]:
+        run = json.loads(output.read_bytes(run_path(run_id)))
+        fences.append(run.get("fence", 0))
+    return max(fences, default=0)
 
 
 def publish(output: Store, summary: RunSummary) -> None:

@@ -1,33 +1,35 @@
 """The lease of an output: one run at a time works on it.
 
-A small object in the output names the run at work, and is renewed while it works. Two runs at once
-would do no harm, as equal shards write equal bytes, but they would do the work twice. Stores
-without conditional writes are served too: a run has the lease if it wrote the object and still
-finds its own there a moment later.
+A run writes a claim of its own, lists the claims, and has the lease if there is no other. As each
+writes before it looks, of two that begin at once at least one sees the other, however long a write
+takes. Where the store can create a file exclusively, the fencing number is the file's name, and a
+second claim of one number fails at once. The lease is renewed while the run works.
+
+A process that stood still for long may find that another has claimed the output. For a moment both
+believe to have it: fencing numbers in the names of receipts keep the older from doing harm, and
+`LeaseHandle.require` from publishing.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from uuid import uuid4
 
-from pydantic import ValidationError
-
 from wordmask.schemas.runs import Lease
-from wordmask.tasks.output.catalog import LEASE_PATH, new_run_id
+from wordmask.tasks.objects import create, creates_exclusively
+from wordmask.tasks.output import claims
+from wordmask.tasks.output.catalog import lease_path, next_run_id
+from wordmask.tasks.output.claims import Claim, Watch, describe
 from wordmask.tasks.storage import STORE_ERRORS, Store
 from wordmask.tasks.telemetry.logs import logger
 
 RENEW_SECONDS = 10.0  # between two renewals
-STALE_SECONDS = 60.0  # without a renewal, by the clocks of both
-SETTLE_SECONDS = 0.5  # until a write of another run is surely seen
-POLL_SECONDS = 2.0  # between two looks, while waiting
+POLL_SECONDS = 2.0  # between two looks, while waiting for another run
+CONTEND_SECONDS = 0.2  # between two looks, while claims of others may be withdrawn
+END_SECONDS = 5.0  # for a renewal under way, when the lease is released
 
 
 class OutputInUseError(RuntimeError):
@@ -39,42 +41,84 @@ class LeaseLostError(RuntimeError):
 
 
 class LeaseHandle:
-    """The lease of a running run. `lost`: another run took it over, if only for a while."""
+    """The lease of a running run."""
 
-    def __init__(self, output: Store, lease: Lease) -> None:
+    def __init__(self, output: Store, claim: Claim) -> None:
         self._output = output
-        self._lease = lease
-        self.lost = False
+        self._claim = claim
+        self._superseded = False
+        self._renewed_at = _clock()  # when the last renewal that was written began
 
     @property
     def run_id(self) -> str:
         """The run that has the lease."""
-        return self._lease.run_id
+        return self._claim.lease.run_id
+
+    @property
+    def fence(self) -> int:
+        """A number that is greater than that of every earlier lease of the output."""
+        return self._claim.lease.fence
+
+    @property
+    def lost(self) -> bool:
+        """Whether another run took the output over, or may have, as no renewal could be written."""
+        return self._superseded or _clock() - self._renewed_at > claims.STALE_SECONDS
+
+    def check(self) -> None:
+        """Check that the lease is not known to be lost. The store is not asked.
+
+        Raises:
+            LeaseLostError: it is, so that the work is another run's.
+        """
+        if self.lost:
+            raise LeaseLostError(
+                f"output {self._output.root}: run {self.run_id} lost it {self._taker()}, after it"
+                f" gave no sign of life for {claims.STALE_SECONDS:.0f} s or longer. Nothing was"
+                " published; what is done has its receipts, and the same command goes on from there"
+            )
 
     def require(self) -> None:
-        """Check that the lease was never lost.
+        """Check that the lease was not lost until now, by a look at the store.
 
         Raises:
             LeaseLostError: it was, so that the plan of this run may be out of date.
         """
-        found = read_lease(self._output)
-        if not self.lost and found is not None and found.token == self._lease.token:
-            return
-        if found is None:
-            taker = f"to one that has ended, or removed {LEASE_PATH}"
-        else:
-            taker = f"to {_describe(found)}, since {found.since}"
-        raise LeaseLostError(
-            f"output {self._output.root}: run {self.run_id} lost it {taker}, after it gave no sign"
-            f" of life for {STALE_SECONDS:.0f} s or longer. Nothing was published; what is done has"
-            " its receipts, and the same command goes on from there"
-        )
+        self._look()
+        self.check()
 
     def renew(self) -> None:
         """Write the lease again with the present time, unless another run took it over."""
-        self.lost = self.lost or not _is_ours(self._output, self._lease)
-        if not self.lost:
-            _write(self._output, self._lease)
+        began = _clock()
+        self._look()
+        if not self._superseded:
+            self._write("held", self._claim.lease.renewals + 1)
+            self._renewed_at = began
+
+    def release(self) -> None:
+        """Write that the run has ended, unless another took it over."""
+        self._look()
+        if not self._superseded:
+            self._write("released", self._claim.lease.renewals)
+
+    def _look(self) -> None:
+        taken = self._superseded or claims.is_superseded(self._output, self._claim)
+        self._superseded = taken
+
+    def _write(self, state: str, renewals: int) -> None:
+        changes = {"state": state, "renewals": renewals}
+        lease = self._claim.lease.model_copy(update=changes)
+        self._claim = self._claim._replace(lease=lease)
+        claims.write_claim(self._output, self._claim)
+
+    def _taker(self) -> str:
+        taker = None
+        with suppress(*STORE_ERRORS):
+            taker = claims.newest_lease(self._output)
+        if taker is not None and taker.fence > self.fence:
+            return f"to {describe(taker)}, since {taker.since}"
+        if self._superseded:
+            return f"to one that begins, or {self._claim.path} was removed"
+        return "as it could not renew it"
 
 
 @contextmanager
@@ -84,7 +128,8 @@ def acquire_lease(
     """Acquire the lease of an output, renew it in the background, and release it at the end.
 
     It can be lost all the same: a machine that stands still for long is taken for dead. The handle
-    says so.
+    says so. Where the holder is neither surely alive nor surely dead, this looks for a sign of life
+    for up to `STALE_SECONDS`.
 
     Args:
         output: the output.
@@ -95,8 +140,7 @@ def acquire_lease(
     Raises:
         OutputInUseError: another run has the lease, and `wait` is false.
     """
-    lease = _acquire(output, run_id, wait)
-    handle = LeaseHandle(output, lease)
+    handle = LeaseHandle(output, _acquire(output, run_id, wait))
     ended = threading.Event()
     renewer = threading.Thread(target=_renew_until, args=(ended, handle), name="lease", daemon=True)
     renewer.start()
@@ -104,81 +148,124 @@ def acquire_lease(
         yield handle
     finally:
         ended.set()
-        renewer.join()
-        _release(output, lease)
+        renewer.join(END_SECONDS)
+        if not renewer.is_alive():  # else the store hangs, and the lease grows stale
+            with suppress(*STORE_ERRORS):
+                handle.release()
 
 
 def read_lease(output: Store) -> Lease | None:
     """Return the lease of an output, or None where no run has it."""
-    try:
-        return Lease.model_validate_json(output.read_bytes(LEASE_PATH))
-    except (FileNotFoundError, ValidationError):
+    lease = claims.newest_lease(output)
+    if lease is None or lease.state == "released":
         return None
+    return lease
 
 
-def _acquire(output: Store, run_id: str | None, wait: bool) -> Lease:
+def _acquire(output: Store, run_id: str | None, wait: bool) -> Claim:
+    watch = Watch()
     while True:
-        other = read_lease(output)
-        if other is None or _is_over(output, other):
-            lease = _new_lease(run_id or new_run_id())
-            _write(output, lease)
-            time.sleep(SETTLE_SECONDS)
-            if _is_ours(output, lease):
-                return lease
-        elif wait:
+        rivals = watch.living(claims.read_claims(output))
+        if not rivals:
+            held = _try_to_acquire(output, run_id, watch)
+            if held is not None:
+                return held
+        elif wait or not watch.is_alive(rivals[-1]):
             time.sleep(POLL_SECONDS)
         else:
-            raise OutputInUseError(
-                f"output {output.root}: {_describe(other)} is at work on it since {other.since},"
-                f" and gave a sign of life at {other.renewed} ({LEASE_PATH} there says so, and"
-                f" counts for nothing {STALE_SECONDS:.0f} s after the last one). Give --wait to"
-                " start when it has ended, or another output"
-            )
+            raise _in_use(output, rivals[-1])
 
 
-def _new_lease(run_id: str) -> Lease:
-    now = _now()
-    return Lease(
-        token=uuid4().hex,
-        run_id=run_id,
-        host=platform.node(),
-        pid=os.getpid(),
-        since=now,
-        renewed=now,
+def _in_use(output: Store, other: Claim) -> OutputInUseError:
+    lease = other.lease
+    return OutputInUseError(
+        f"output {output.root}: {describe(lease)} is at work on it since {lease.since}, and gave a"
+        f" sign of life at {lease.renewed} ({other.path} there says so, and counts for nothing"
+        f" {claims.STALE_SECONDS:.0f} s after the last one). Give --wait to start when it has"
+        " ended, or another output"
     )
 
 
-def _release(output: Store, lease: Lease) -> None:
-    with suppress(*STORE_ERRORS):  # a lease that cannot be removed grows stale
-        if _is_ours(output, lease):
-            output.fs.rm_file(output.full(LEASE_PATH))
-
-
-def _is_over(output: Store, other: Lease) -> bool:
-    """Return whether the run that has the lease is gone.
-
-    It is if it was a process of this machine that has ended, or if it did not renew the lease for
-    long. A running process of the same number says little: after a restart it may be another one.
-    The clocks of two machines may disagree, so that a lease that looks old is watched for a while
-    before it is taken over.
-    """
-    if other.host == platform.node() and not _is_running(other.pid):
-        return True
-    age = datetime.now(UTC) - datetime.fromisoformat(other.renewed)
-    if age.total_seconds() < STALE_SECONDS:
-        return False
-    time.sleep(1.5 * RENEW_SECONDS)
-    return read_lease(output) == other
-
-
-def _is_running(pid: int) -> bool:
+def _try_to_acquire(output: Store, run_id: str | None, watch: Watch) -> Claim | None:
+    """Return the lease of this process, or None, without a trace, where another came first."""
+    claim = _claim(output, run_id)
+    if claim is None:
+        return None
+    held = None
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        if _prevails(output, claim, watch):
+            held = _hold(output, claim, run_id)
+    finally:
+        if held is None:
+            with suppress(*STORE_ERRORS):
+                output.remove(claim.path)
+    return held
+
+
+def _claim(output: Store, run_id: str | None) -> Claim | None:
+    """Write a claim with the next number, or return None where another process was faster."""
+    fence, token = claims.next_fence(output), uuid4().hex
+    lease = claims.new_lease(token, run_id or "", fence)
+    if not creates_exclusively(output):
+        claim = Claim(lease_path(fence, token), lease)
+        claims.write_claim(output, claim)
+        return claim
+    claim = Claim(lease_path(fence), lease)
+    if create(output, claim.path, lease.model_dump_json(indent=1).encode()):
+        return claim
+    return None
+
+
+def _prevails(output: Store, own: Claim, watch: Watch) -> bool:
+    """Wait until no living claim is left but this one; return False where it must be withdrawn."""
+    while True:
+        found = claims.read_claims(output)
+        others = [claim for claim in found if claim.lease.token != own.lease.token]
+        if len(others) == len(found):
+            return False  # it was removed
+        rivals = watch.living(others)
+        if _must_withdraw(own, others, rivals):
+            return False
+        if not rivals:
+            return True
+        time.sleep(CONTEND_SECONDS)
+
+
+def _must_withdraw(own: Claim, others: Sequence[Claim], rivals: Sequence[Claim]) -> bool:
+    """Return whether a claim gives way: to the lease of another, or to a claim that comes first.
+
+    Rivals that it comes before see it, and give way themselves.
+
+    Args:
+        own: the claim.
+        others: all others.
+        rivals: those of them that live.
+    """
+    for other in others:
+        if other.lease.fence > own.lease.fence:
+            return True
+        # Its process may wake up and write it again: only a greater number is safe from that.
+        if other.lease.fence == own.lease.fence and other not in rivals:
+            return True
+    return any(_comes_before(rival, own) for rival in rivals)
+
+
+def _comes_before(rival: Claim, own: Claim) -> bool:
+    if rival.was_held:
         return True
-    return True
+    return rival.lease.fence == own.lease.fence and rival.lease.token < own.lease.token
+
+
+def _hold(output: Store, claim: Claim, run_id: str | None) -> Claim | None:
+    """Write that a claim is held now, or return None where it was taken for dead meanwhile."""
+    changes = {"state": "held", "run_id": run_id or next_run_id(output)}
+    held = claim._replace(lease=claim.lease.model_copy(update=changes))
+    claims.write_claim(output, held)
+    if claims.is_superseded(output, held):
+        return None
+    with suppress(*STORE_ERRORS):
+        claims.remove_older(output, held)
+    return held
 
 
 def _renew_until(ended: threading.Event, handle: LeaseHandle) -> None:
@@ -190,19 +277,8 @@ def _renew_until(ended: threading.Event, handle: LeaseHandle) -> None:
             logger.warning("lease not renewed", extra={"reason": reason})
 
 
-def _write(output: Store, lease: Lease) -> None:
-    renewed = lease.model_copy(update={"renewed": _now()})
-    output.write_bytes(LEASE_PATH, renewed.model_dump_json(indent=1).encode())
-
-
-def _is_ours(output: Store, lease: Lease) -> bool:
-    found = read_lease(output)
-    return found is not None and found.token == lease.token
-
-
-def _describe(lease: Lease) -> str:
-    return f"run {lease.run_id} (process {lease.pid} on {lease.host})"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _clock() -> float:
+    """Return seconds that pass also while the machine sleeps, where the system counts them."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()

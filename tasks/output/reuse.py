@@ -18,7 +18,6 @@ from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Part, Plan, RunSummary, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import new_run_id
 from wordmask.tasks.output.done import Listing, by_file, receipts_since
 from wordmask.tasks.output.published import PublishedRun, open_newest_run
 from wordmask.tasks.rows import Row
@@ -180,7 +179,6 @@ def retry_plan(output: Store, codes: Collection[RejectCode]) -> tuple[Plan, RunS
             if shard_id not in since:
                 published.add(shard_id)
     plan = Plan(
-        run_id=new_run_id(),
         shards=tuple(shards),
         done=frozenset(done),
         base_run=run.head.run_id,

@@ -11,7 +11,7 @@ from tests.support.tables import png, write_input
 from wordmask.schemas.runs import Plan, Receipt, RunSummary
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
-from wordmask.tasks.output.catalog import publish
+from wordmask.tasks.output.catalog import next_run_id, publish
 from wordmask.tasks.output.manifests import write_manifests
 from wordmask.tasks.output.summary import summarize
 from wordmask.tasks.output.verify import require, verify
@@ -65,6 +65,7 @@ def require_every_row_once(plan: Plan, settings: RunSettings) -> None:
 def publish_run(plan: Plan, settings: RunSettings) -> RunSummary:
     """Publish a run whose shards are done, begun and finished now."""
     output, now = Store.open(settings.output), datetime.now(UTC)
+    plan = plan.model_copy(update={"run_id": next_run_id(output)})
     files = verify(plan, output).files
     summary = summarize(plan, settings, files, started_at=now, finished_at=now)
     summary = summary.model_copy(update={"index": write_manifests(output, files)})

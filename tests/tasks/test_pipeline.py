@@ -215,8 +215,8 @@ def test_of_runs_in_one_second_the_last_is_the_newest(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, [GOOD])
     for _ in range(8):
         plan = run_all(settings)
-        publish_run(plan, settings)
-        assert newest_run(Store.open(settings.output)).run_id == plan.run_id
+        summary = publish_run(plan, settings)
+        assert newest_run(Store.open(settings.output)).run_id == summary.run_id
 
 
 def test_summary_adds_up_and_is_what_status_tells(tmp_path: Path) -> None:

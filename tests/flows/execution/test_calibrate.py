@@ -14,6 +14,7 @@ from wordmask.flows.execution.calibrate import calibrate
 from wordmask.schemas.runs import Plan
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.output.catalog import status
+from wordmask.tasks.output.lease import read_lease
 from wordmask.tasks.storage import Store
 
 
@@ -27,7 +28,7 @@ def test_calibrating_does_a_few_shards_and_publishes_nothing(
     assert planned_again.done == {receipt.shard.shard_id for receipt in receipts}
     found = status(Store.open(settings.output))
     assert (found.runs, found.unpublished) == ((), 3)
-    assert not Path(settings.output, "lease.json").exists(), "a run may begin"
+    assert read_lease(Store.open(settings.output)) is None, "a run may begin"
 
 
 def test_calibrating_says_which_shard_failed(tmp_path: Path, standing: LocalCluster) -> None:
