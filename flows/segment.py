@@ -135,7 +135,7 @@ def _run(
         _log_planned(plan)
         reached = plan
         if plan.pending:
-            reached = dispatch(plan, settings, factory, on_progress)
+            reached = dispatch(plan, settings, factory, on_progress, lease.check)
         with _store_errors_explained():
             lease.require()
             report = verify_run(reached, output)
@@ -209,10 +209,12 @@ def dispatch(
     settings: RunSettings,
     factory: str = SEGMENTER,
     on_progress: OnProgress = ignore_progress,
+    check: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Have workers do the pending shards, and return the plan of what the budget allowed.
 
     Raises:
+        LeaseLostError: `check` found that the output was taken over. It is called all the time.
         ShardsFailedError: some failed after all retries; it says which and why.
     """
     done = plan.rows - _rows(plan.pending)
@@ -220,7 +222,9 @@ def dispatch(
     reporter.open()
     with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
         reporter.start()
-        dispatcher = Dispatcher(client, settings, reporter.add, plan.hints, plan.run_id, plan.fence)
+        dispatcher = Dispatcher(
+            client, settings, reporter.add, plan.hints, plan.run_id, plan.fence, check
+        )
         outcome = dispatcher.run(plan.pending)
     if outcome.failures:
         raise ShardsFailedError(_failed_shards(outcome.failures, len(plan.pending)))

@@ -30,13 +30,20 @@ def calibrate(
     """
     receipts: list[Receipt] = []
     output = Store.open(settings.output)
-    with acquire_lease(output, plan.run_id):
+    with acquire_lease(output, "calibration") as lease:
         output.check_writable()
         with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
             workers = len(workers_of(client))
             count = min(len(plan.pending), max(SHARDS, workers))
             shards = random.Random(0).sample(plan.pending, count)
-            dispatcher = Dispatcher(client, settings, receipts.append, plan.hints)
+            dispatcher = Dispatcher(
+                client,
+                settings,
+                receipts.append,
+                plan.hints,
+                fence=lease.fence,
+                check=lease.check,
+            )
             outcome = dispatcher.run(shards)
     for shard, reason in outcome.failures:
         raise RuntimeError(f"--calibrate: {shard.label} failed: {reason}")

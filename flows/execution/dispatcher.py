@@ -73,6 +73,8 @@ class Dispatcher:
         hints: by shard id, what is known of a shard's rows beforehand.
         run_id: for logs and traces.
         fence: number of the lease under which the run works.
+        check: called before shards are submitted, and every few seconds of waiting. What it raises
+            ends the run; shards in flight are left to themselves.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Dispatcher:
         hints: Mapping[str, ShardHints] = MappingProxyType({}),
         run_id: str = "",
         fence: int = 0,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._workers = WorkerPool(client)
+        self._workers = WorkerPool(client, check)
+        self._check = check
         self._settings = settings
         self._on_receipt = on_receipt
         self._hints = hints
@@ -121,6 +125,7 @@ class Dispatcher:
         return self._outcome
 
     def _fill_window(self) -> None:
+        self._check()
         size = self._window_size()
         while self._waiting and len(self._running) < size and self._budget.allows_another:
             job = self._waiting.popleft()

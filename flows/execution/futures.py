@@ -53,10 +53,15 @@ class WorkerPool:
     Dask waits for workers without end. Here lost ones are replaced where the cluster is the run's
     own, unhealthy ones get no more tasks, and a cluster that stays without a healthy one is an
     error.
+
+    Args:
+        client: of the cluster.
+        check: called every `CHECK_SECONDS` of waiting. It raises what is to end the wait.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, check: Callable[[], None] = lambda: None) -> None:
         self._client = client
+        self._check = check
         self._resources = shard_resources(client)
         self._completed = as_completed(loop=client.loop, raise_errors=False)
         now = time.monotonic()
@@ -128,6 +133,7 @@ class WorkerPool:
     def _next_future(self) -> Future:
         arrival = self._completed.thread_condition
         while True:
+            self._check()
             if time.monotonic() > self._checked_at + CHECK_SECONDS:
                 self._check_workers()
             with arrival:

@@ -23,7 +23,8 @@ from wordmask.flows.segment import ShardsFailedError, retry, segment, segment_fl
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Lease, RunSummary
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import LEASE_PATH, status
+from wordmask.tasks.output import lease as lease_module
+from wordmask.tasks.output.catalog import lease_path, status
 from wordmask.tasks.output.lease import LeaseHandle, LeaseLostError, acquire_lease
 from wordmask.tasks.storage import Store
 
@@ -179,18 +180,29 @@ def test_a_run_that_waited_for_another_plans_only_then(
     )
 
 
+def take_the_lease(output: str) -> None:
+    other = Lease(
+        token="t", run_id="other", fence=9, host="elsewhere", pid=7, since="s", renewed="r"
+    )
+    Store.open(output).write_bytes(lease_path(9), other.model_dump_json().encode())
+
+
 def test_a_run_that_lost_the_output_publishes_nothing(tmp_path: Path, standing: str) -> None:
     settings = settings_for(tmp_path, ["a"], scheduler=standing)
-    other = Lease(token="t", run_id="other", host="elsewhere", pid=7, since="s", renewed="r")
-
-    def take_the_lease(_: Progress) -> None:
-        data = other.model_dump_json().encode()
-        Store.open(settings.output).write_bytes(LEASE_PATH, data)
-
     with pytest.raises(LeaseLostError, match=r"lost it to run other .*Nothing was published"):
-        run(settings, take_the_lease)
+        run(settings, lambda _: take_the_lease(settings.output))
     found = status(Store.open(settings.output))
     assert (found.runs, found.shards) == ((), 1)
+
+
+def test_a_run_that_lost_the_output_dispatches_nothing_more(
+    tmp_path: Path, standing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.1)
+    settings = settings_for(tmp_path, ["slowly"] * 12, scheduler=standing, shard_rows=1)
+    with pytest.raises(LeaseLostError, match="lost it to run other"):
+        run(settings, lambda _: take_the_lease(settings.output))
+    assert status(Store.open(settings.output)).shards < 12
 
 
 def test_an_output_that_cannot_be_written_is_reported_before_the_work(

@@ -16,6 +16,7 @@ from wordmask.flows.execution.cluster import open_cluster
 from wordmask.flows.execution.dispatcher import Dispatcher, StoreGoneError
 from wordmask.schemas.runs import Plan, Receipt, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.output.lease import LeaseLostError
 from wordmask.tasks.shard import run_shard
 
 NineShards = tuple[RunSettings, Plan]
@@ -43,6 +44,26 @@ def fail_shards(
 
     monkeypatch.setattr(dispatcher, "run_shard", run_or_fail)
     return lambda: log.read_text().split()
+
+
+def test_a_lease_that_is_lost_ends_the_run_between_shards(
+    nine_shards: NineShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it waits for a shard: the check raises at any look."""
+    settings, plan = nine_shards
+    tried = fail_shards(monkeypatch, RuntimeError(), (), settings)
+    receipts: list[Receipt] = []
+
+    def check() -> None:
+        if receipts:
+            raise LeaseLostError("taken over")
+
+    with (
+        pytest.raises(LeaseLostError, match="taken over"),
+        open_cluster(settings, plan.shards[0].model_revision, FACTORY) as client,
+    ):
+        Dispatcher(client, settings, receipts.append, check=check).run(plan.pending)
+    assert (len(receipts), len(set(tried())) < 9) == (1, True)
 
 
 def test_a_store_that_is_gone_ends_the_run_before_every_shard_is_tried(
