@@ -39,7 +39,7 @@ COLUMNS = (
     Column("instance", INT, "number of the mask within its row, from 0"),
     Column("row_key", STRING, "hash of the image's bytes, the query and the references"),
     Column("image_id", STRING, "hash of the image's bytes"),
-    Column("image_uri", STRING, "as in the input, without credentials", True),
+    Column("image_uri", STRING, "as in the input, its credentials hidden", True),
     Column("height", INT, "of the image, in pixels"),
     Column("width", INT, "of the image, in pixels"),
     Column("query", STRING, "the referring expression"),

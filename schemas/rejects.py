@@ -98,7 +98,7 @@ LONG = pa.int64()
 COLUMNS = (
     Column("row_id", STRING, "the input's id, or one derived from place and content"),
     Column("row", LONG, "position in the shard; rows are accounted for by it"),
-    Column("image_uri", STRING, "as in the input, without credentials", True),
+    Column("image_uri", STRING, "as in the input, its credentials hidden", True),
     Column("query", STRING, "the referring expression, as in the input", True),
     Column("code", STRING, "a `RejectCode`"),
     Column("detail", STRING, "what was found, without credentials"),

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from wordmask.schemas.redaction import redacted
+from wordmask.schemas.redaction import redacted, uri_without_credentials
 
 # Pillow refuses more than twice its MAX_IMAGE_PIXELS, whatever is set here.
 PILLOW_PIXELS = 178_956_970
@@ -166,9 +166,9 @@ class ModelSettings(Frozen):
 
 
 def _without_credentials(uri: str) -> str:
-    if redacted(uri) != uri:
+    if uri_without_credentials(uri) != uri:
         raise ValueError(
-            f"{redacted(uri)} holds a password, a signature or another web query, which receipts"
+            f"{redacted(uri)} holds a password, a signature or another credential, which receipts"
             " would show. Give credentials in the environment, as botocore finds them"
         )
     return uri

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from wordmask.schemas.masks import FLAGS, MASKS, SCORES
-from wordmask.schemas.redaction import redacted
+from wordmask.schemas.redaction import uri_without_credentials
 from wordmask.schemas.rejects import REJECTS
 from wordmask.schemas.runs import Part, Shard
 from wordmask.schemas.settings import SegmentSettings
@@ -65,7 +65,7 @@ def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:
         "instance": 0,
         "row_key": row_key(mask.row, mask.image_id),
         "image_id": mask.image_id,
-        "image_uri": _shown(mask.row.image_uri),
+        "image_uri": _without_credentials(mask.row.image_uri),
         "height": mask.height,
         "width": mask.width,
         "query": mask.row.query,
@@ -93,7 +93,7 @@ def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
     return {
         "row_id": row.row_id,
         "row": row.position,
-        "image_uri": _shown(row.image_uri),
+        "image_uri": _without_credentials(row.image_uri),
         "query": row.query,
         "code": reject.code.value,
         "detail": reject.detail,
@@ -103,8 +103,8 @@ def _reject_row(reject: Reject, shard: Shard) -> dict[str, Any]:
     }
 
 
-def _shown(uri: str | None) -> str | None:
+def _without_credentials(uri: str | None) -> str | None:
     """Return a URI without a signature: more people read masks than may fetch images."""
     if uri is None:
         return None
-    return redacted(uri)
+    return uri_without_credentials(uri)
