@@ -5,6 +5,7 @@ Only the order of the steps is here; the steps themselves are in `tasks`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from prefect import Flow, flow, task
 from prefect.cache_policies import NO_CACHE
 
+from wordmask.flows.execution.budget import Budget
 from wordmask.flows.execution.cluster import RESUME_HINT, open_cluster
 from wordmask.flows.execution.dispatcher import Dispatcher, StoreGoneError
 from wordmask.flows.reporting import (
@@ -25,7 +27,7 @@ from wordmask.model.hub.registry import resolve_model
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan, RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import newest_run, publish
+from wordmask.tasks.output.catalog import newest_run, newest_run_if_any, publish
 from wordmask.tasks.output.lease import acquire_lease
 from wordmask.tasks.output.manifests import write_manifests
 from wordmask.tasks.output.reuse import retry_plan
@@ -44,10 +46,17 @@ class ShardsFailedError(RuntimeError):
     """Shards failed after all retries. What was done has receipts: a further run does the rest."""
 
 
-def segment_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSummary]:
+def segment_flow(
+    on_progress: OnProgress = ignore_progress, began: float | None = None
+) -> Flow[..., RunSummary]:
     """Return the flow `segment` that reports its progress to a callback.
 
     Prefect stores the parameters of a flow run. A callback cannot be stored, so it is bound here.
+
+    Args:
+        on_progress: the callback.
+        began: when the command began that the budget counts from (`time.monotonic`). Default: the
+            flow's start.
     """
 
     @flow(name="segment", validate_parameters=True)
@@ -59,11 +68,12 @@ def segment_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSumm
         results of the run before.
         """
         output = Store.open(settings.output)
+        budget = Budget(settings.budget_seconds, began)
 
         def planner() -> tuple[Plan, RunSettings]:
             return plan_run(settings, output), settings
 
-        return _run(planner, output, settings.wait, factory, on_progress)
+        return _run(planner, output, settings.wait, factory, on_progress, budget)
 
     return segment
 
@@ -99,7 +109,7 @@ def retry_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSummar
             plan, settings = retry_plan(store, codes)
             return plan, settings.model_copy(update=execution)
 
-        return _run(planner, store, wait, factory, on_progress)
+        return _run(planner, store, wait, factory, on_progress, Budget())
 
     return retry
 
@@ -114,6 +124,7 @@ def _run(
     wait: bool,
     factory: str,
     on_progress: OnProgress,
+    budget: Budget,
 ) -> RunSummary:
     """Plan and carry out a run while it has the output's lease.
 
@@ -129,15 +140,17 @@ def _run(
         logs.log_context(run_id=lease.run_id),
     ):
         started_at = datetime.now(UTC)
+        budget.keep_back(_seconds_of_last_verification(output))
         plan, settings = planner()
         plan = plan.model_copy(update={"run_id": lease.run_id, "fence": lease.fence})
         span.set_attributes({"rows": plan.rows})
         _log_planned(plan)
         reached = plan
         if plan.pending:
-            reached = dispatch(plan, settings, factory, on_progress, lease.check)
+            reached = dispatch(plan, settings, factory, on_progress, lease.check, budget)
         with _store_errors_explained():
             lease.require()
+            began_verification = time.monotonic()
             report = verify_run(reached, output)
             summary = summarize(
                 reached,
@@ -149,12 +162,21 @@ def _run(
             )
             if not summary.rows_left:
                 index = write_manifests(output, report.files)
-                summary = summary.model_copy(update={"index": index})
+                seconds = round(time.monotonic() - began_verification, 3)
+                written = {"index": index, "verify_seconds": seconds}
+                summary = summary.model_copy(update=written)
                 lease.require()
                 publish(output, summary)
         _log_finished(summary)
     publish_artifacts(summary)
     return summary
+
+
+def _seconds_of_last_verification(output: Store) -> float:
+    newest = newest_run_if_any(output)
+    if newest is None:
+        return 0.0
+    return newest.verify_seconds
 
 
 def _log_planned(plan: Plan) -> None:
@@ -210,6 +232,7 @@ def dispatch(
     factory: str = SEGMENTER,
     on_progress: OnProgress = ignore_progress,
     check: Callable[[], None] = lambda: None,
+    budget: Budget | None = None,
 ) -> Plan:
     """Have workers do the pending shards, and return the plan of what the budget allowed.
 
@@ -217,13 +240,16 @@ def dispatch(
         LeaseLostError: `check` found that the output was taken over. It is called all the time.
         ShardsFailedError: some failed after all retries; it says which and why.
     """
+    budget = budget or Budget(settings.budget_seconds)
+    if not budget.allows_another:
+        return plan.without(plan.pending)
     done = plan.rows - _rows(plan.pending)
     reporter = ProgressReporter(Progress(rows=plan.rows, done=done), on_progress)
     reporter.open()
     with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
         reporter.start()
         dispatcher = Dispatcher(
-            client, settings, reporter.add, plan.hints, plan.run_id, plan.fence, check
+            client, settings, reporter.add, plan.hints, plan.run_id, plan.fence, check, budget
         )
         outcome = dispatcher.run(plan.pending)
     if outcome.failures:

@@ -282,6 +282,10 @@ class RunSummary(Frozen):
     shards: int
     shards_computed: int = Field(description="by this run; the others were done before")
     seconds: float = Field(description="from start to finish")
+    verify_seconds: float = Field(
+        0.0,
+        description="that verification took, with what followed it; a budget keeps as much back",
+    )
     rows_per_second: float = Field(description="of the shards computed")
     model_busy: float = Field(
         0.0,

@@ -178,7 +178,9 @@ class BudgetSettings(Frozen):
     """The time or money that a run may take, as the command line has it."""
 
     budget: Annotated[str | None, Flag(metavar="2h|$40")] = Field(
-        None, description="Begin no shard that would not end within it."
+        None,
+        description="End within it, counted from the command's start: begin no shard that would end"
+        " later, and keep the time back that the last run's verification took.",
     )
     price_per_hour: float | None = Field(
         None, ge=0.0001, description="What all workers together cost an hour, in dollars."
@@ -295,7 +297,9 @@ class RunSettings(Frozen):
         f" fails; up to {FEW_MODEL_ERRORS} rows always may.",
     )
     budget_seconds: Annotated[float | None, NO_FLAG] = Field(
-        None, gt=0, description="Begin no shard after so many seconds; --budget in `wordmask run`."
+        None,
+        gt=0,
+        description="End within so many seconds of the flow's start; --budget in `wordmask run`.",
     )
     wait: bool = Field(False, description="Wait for another run on this output to end.")
     user_agent: str | None = Field(

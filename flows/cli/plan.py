@@ -19,7 +19,7 @@ from wordmask.flows.cli.console import (
     print_json,
     two_columns,
 )
-from wordmask.flows.cli.options import Fields, Json, option_of, settings_options
+from wordmask.flows.cli.options import Fields, Json, settings_options
 from wordmask.flows.cli.runs import RESUME
 from wordmask.flows.prefect_api import configure, silence_libraries
 from wordmask.schemas.settings import BudgetSettings, RunSettings
@@ -27,6 +27,7 @@ from wordmask.schemas.settings import BudgetSettings, RunSettings
 if TYPE_CHECKING:
     from wordmask.schemas.runs import Plan, Receipt
     from wordmask.tasks.review.estimate import TimeEstimate
+    from wordmask.tasks.review.nights import Nights
 
 UNUSABLE_SHOWN = 10
 
@@ -34,12 +35,14 @@ OfRun = Fields(
     without=("retries", "wait"),
     help={"workers": "Workers to tell the time of. Default: 1; a run's, to --calibrate."},
 )
+OfBudget = Fields(help={"budget": "Say in how many runs of this time or money the rest is done."})
 
 
 @settings_options
 def plan(
     settings: Annotated[RunSettings, OfRun],
-    price_per_hour: Annotated[float | None, option_of(BudgetSettings, "price_per_hour")] = None,
+    budget: Annotated[BudgetSettings, OfBudget],
+    *,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -77,7 +80,7 @@ def plan(
     [bold]wordmask plan s3://lake/queries/ s3://lake/masks/ --calibrate --price-per-hour 3.50 \\
     --preview 12[/bold]
     """
-    report = _make_report(settings, price_per_hour, calibrate)
+    report = _make_report(settings, budget, calibrate)
     if preview is not None:
         drawn = _draw_preview(report.plan, report.settings, preview, seed, preview_sheet)
         report = replace(report, preview=drawn)
@@ -95,6 +98,7 @@ class _Report:
     plan: Plan
     counts: dict[str, Any]
     estimate: TimeEstimate | None
+    nights: Nights | None
     preview: dict[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
@@ -103,6 +107,8 @@ class _Report:
         document["estimate"] = None
         if self.estimate is not None:
             document["estimate"] = self.estimate.model_dump(mode="json")
+        if self.nights is not None:
+            document["nights"] = self.nights.model_dump(mode="json")
         document["unusable"] = [file.model_dump(mode="json") for file in self.plan.unusable]
         if self.preview is not None:
             document["preview"] = self.preview
@@ -113,6 +119,8 @@ class _Report:
         rows = [(name.replace("_", " "), _text(value)) for name, value in self.counts.items()]
         if self.estimate is not None:
             rows += estimate_lines(self.estimate)
+        if self.nights is not None:
+            rows.append(("runs of the budget", _nights_text(self.nights)))
         if self.preview is not None:
             rows.append(("preview", self.preview["sheet"]))
         title = f"plan of {self.settings.input} → {self.settings.output}"
@@ -126,10 +134,12 @@ class _Report:
             err.print(f"... and {more} of the kind")
 
 
-def _make_report(settings: RunSettings, price_per_hour: float | None, calibrate: bool) -> _Report:
+def _make_report(settings: RunSettings, budget: BudgetSettings, calibrate: bool) -> _Report:
     from wordmask.model.hub.registry import resolve_model
+    from wordmask.tasks.output.catalog import newest_run_if_any
     from wordmask.tasks.plan import make_plan
     from wordmask.tasks.review.estimate import estimate_time
+    from wordmask.tasks.review.nights import nights_left
     from wordmask.tasks.storage import Store
 
     model = settings.model
@@ -144,15 +154,26 @@ def _make_report(settings: RunSettings, price_per_hour: float | None, calibrate:
         made = made.model_copy(update={"done": done})
     estimate = None
     if made.pending:
+        price = budget.price_per_hour
         estimate = estimate_time(
-            made, settings, source, store, calibrated=calibrated, price_per_hour=price_per_hour
+            made, settings, source, store, calibrated=calibrated, price_per_hour=price
         )
     counts = made.counts()
     counts["model_revision"] = source.revision
     counts["settings_hash"] = settings.segment.settings_hash
     if calibrate:
         counts["rows_calibrated"] = sum(receipt.rows for receipt in calibrated)
-    return _Report(settings, made, counts, estimate)
+    nights = None
+    if budget.seconds is not None:
+        newest = newest_run_if_any(store)
+        nights = nights_left(made, settings, budget.seconds, newest, estimate)
+    return _Report(settings, made, counts, estimate, nights)
+
+
+def _nights_text(found: Nights) -> str:
+    if found.nights is None:
+        return f"unknown: {found.note}"
+    return f"{found.nights:,}, {found.note}"
 
 
 def _text(value: Any) -> str:

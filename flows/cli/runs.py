@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,7 @@ def run(
     [bold]wordmask run s3://lake/queries/ s3://lake/masks/ --dtype bfloat16 \\
     --model moondream/moondream3-preview --refiner moondream/SegHeadRefiner[/bold]
     """
+    began = time.monotonic()
     settings = within_budget(settings, budget)
     _check_local_input(settings)
     _export(telemetry)
@@ -64,7 +66,7 @@ def run(
     def start(on_progress: OnProgress) -> RunSummary:
         from wordmask.flows.segment import segment_flow
 
-        return segment_flow(on_progress)(settings)
+        return segment_flow(on_progress, began)(settings)
 
     _show_run(_run_flow(start, json, verbose), json)
 

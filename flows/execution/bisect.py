@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from distributed import KilledWorker
 
+from wordmask.flows.execution.budget import Budget
 from wordmask.flows.execution.cluster import RESUME_HINT, ClusterError
 from wordmask.flows.execution.futures import WorkerPool
 from wordmask.schemas.runs import Shard
@@ -14,18 +15,22 @@ from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.shard import try_rows
 
 
-def find_poison_rows(workers: WorkerPool, shard: Shard, settings: RunSettings) -> tuple[int, ...]:
+def find_poison_rows(
+    workers: WorkerPool, shard: Shard, settings: RunSettings, budget: Budget
+) -> tuple[int, ...]:
     """Return the positions of a shard's rows that kill a worker by themselves.
 
     Rows are tried on workers that have nothing else to do. An exception that is not a worker's
     death is no row's fault and is raised.
 
     Raises:
+        BudgetSpentError: there was no time left for a further trial.
         ClusterError: a worker dies without any row as well, as where its model takes more memory
             than there is.
     """
 
     def survives(start: int, stop: int) -> bool:
+        budget.require()
         key = f"try-{shard.shard_id}-{start}-{stop}-{uuid4().hex[:8]}"
         workers.submit(key, try_rows, shard, settings, start, stop)
         _, result = workers.next_finished()

@@ -5,7 +5,6 @@ A shard is waiting, running, or finished: done, given up, or left by the budget.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from uuid import uuid4
 from distributed import Client, KilledWorker
 
 from wordmask.flows.execution.bisect import find_poison_rows
+from wordmask.flows.execution.budget import Budget, BudgetSpentError
 from wordmask.flows.execution.cluster import RESUME_HINT, SHARDS_PER_WORKER
 from wordmask.flows.execution.futures import WorkerPool
 from wordmask.schemas.runs import Receipt, Shard, ShardHints
@@ -75,6 +75,7 @@ class Dispatcher:
         fence: number of the lease under which the run works.
         check: called before shards are submitted, and every few seconds of waiting. What it raises
             ends the run; shards in flight are left to themselves.
+        budget: of the run. Default: that of the settings, from now on.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Dispatcher:
         run_id: str = "",
         fence: int = 0,
         check: Callable[[], None] = lambda: None,
+        budget: Budget | None = None,
     ) -> None:
         self._workers = WorkerPool(client, check)
         self._check = check
@@ -94,7 +96,7 @@ class Dispatcher:
         self._hints = hints
         self._run_id = run_id
         self._fence = fence
-        self._budget = _Budget(settings.budget_seconds)
+        self._budget = budget or Budget(settings.budget_seconds)
         self._nonce = uuid4().hex[:8]  # another run on the same cluster may have the same shard
         self._waiting: deque[_Job] = deque()
         self._running: dict[str, _Job] = {}  # by the key of their task
@@ -117,10 +119,7 @@ class Dispatcher:
             key, result = self._workers.next_finished()
             self._finish(self._running.pop(key), result)
             self._fill_window()
-        if self._budget.allows_another:
-            self._run_suspects()
-        else:
-            self._waiting.extend(self._suspects)
+        self._run_suspects()
         self._outcome.left = [job.shard for job in self._waiting]
         return self._outcome
 
@@ -202,7 +201,14 @@ class Dispatcher:
     def _run_suspects(self) -> None:
         """Run the shards under which workers died, one at a time, without the rows that kill."""
         for job in self._suspects:
-            poison_rows = find_poison_rows(self._workers, job.shard, self._settings)
+            try:
+                poison_rows = find_poison_rows(
+                    self._workers, job.shard, self._settings, self._budget
+                )
+                self._budget.require()
+            except BudgetSpentError:
+                self._waiting.append(job)
+                continue
             self._submit(job, poison_rows)
             _, result = self._workers.next_finished()
             if isinstance(result, Receipt):
@@ -229,24 +235,3 @@ def _log_fields(shard: Shard, reason: str) -> dict[str, Any]:
         "first_row": shard.first_row,
         "reason": reason,
     }
-
-
-class _Budget:
-    """Seconds in which a run may begin shards.
-
-    The last ones are to end within it, if they take as long as the longest before them.
-    """
-
-    def __init__(self, seconds: float | None) -> None:
-        self._end: float | None = None
-        if seconds is not None:
-            self._end = time.monotonic() + seconds
-        self._longest = 0.0
-
-    def record(self, seconds: float) -> None:
-        """Note how long a shard took."""
-        self._longest = max(self._longest, seconds)
-
-    @property
-    def allows_another(self) -> bool:
-        return self._end is None or time.monotonic() + self._longest < self._end

@@ -121,6 +121,8 @@ def test_plan_tells_the_time_from_receipts_and_says_where_there_are_none(done: P
     assert (found["basis"], found["receipts"]) == ("receipts", 1)
     assert found["rates"][0]["seconds"] * found["rates"][0]["rows_per_second"] == pytest.approx(24)
     assert "rows/s" in wordmask(*cut_otherwise).stdout
+    in_budget = json.loads(wordmask(*cut_otherwise, "--budget", "1h", "--json").stdout)
+    assert in_budget["nights"]["nights"] == 1
 
 
 def test_plan_can_time_a_few_shards_and_show_a_few_rows(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from tests.support.fakes import FACTORY
 from tests.support.tables import png, read_rows, write_input
 from wordmask.flows import reporting
 from wordmask.flows import segment as segment_module
+from wordmask.flows.execution.budget import Budget
 from wordmask.flows.reporting import OnProgress, Progress, ProgressReporter, ignore_progress
 from wordmask.flows.segment import ShardsFailedError, retry, segment, segment_flow
 from wordmask.schemas.rejects import RejectCode
@@ -228,9 +230,17 @@ def test_rows_that_kill_every_worker_are_rejected_and_their_neighbours_done(tmp_
     assert row_counts(settings.output) == Counter({f"r{i}": 1 for i in range(10)})
 
 
-def test_a_budget_ends_a_run_between_shards_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, ["slowly"] * 8, shard_rows=2, workers=1)
-    first = run(settings.model_copy(update={"budget_seconds": 2.0}))
+def test_a_budget_ends_a_run_between_shards_and_the_next_one_goes_on(
+    tmp_path: Path, standing: str
+) -> None:
+    settings = settings_for(tmp_path, ["a"] * 8, shard_rows=2, scheduler=standing)
+
+    def spend_all(progress: Progress) -> None:
+        if progress.computed:
+            budget.setattr(Budget, "allows_another", False)
+
+    with pytest.MonkeyPatch.context() as budget:
+        first = run(settings, spend_all)
     assert 0 < first.rows < 8
     assert first.rows + first.rows_left == 8
     published = status(Store.open(settings.output)).runs
@@ -239,6 +249,26 @@ def test_a_budget_ends_a_run_between_shards_and_the_next_one_goes_on(tmp_path: P
     assert (second.rows, second.rows_left) == (8, 0)
     assert second.shards_computed == 4 - first.shards_computed
     assert row_counts(settings.output) == Counter({f"r{i}": 1 for i in range(8)})
+
+
+def test_a_budget_counts_from_the_commands_start(tmp_path: Path, standing: str) -> None:
+    settings = settings_for(tmp_path, ["a"], scheduler=standing, budget_seconds=3600.0)
+    long_ago = time.monotonic() - 3601
+    none = segment_flow(ignore_progress, long_ago)(settings, factory=FACTORY)
+    assert (none.rows, none.rows_left, none.shards_computed) == (0, 1, 0)
+    assert status(Store.open(settings.output)).runs == ()
+
+
+def test_a_budget_keeps_the_time_of_the_last_verification_back(
+    tmp_path: Path, standing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(tmp_path, ["a"], scheduler=standing, budget_seconds=3600.0)
+    first = run(settings)
+    assert first.verify_seconds > 0
+    slow = first.model_copy(update={"verify_seconds": 3600.0})
+    monkeypatch.setattr(segment_module, "newest_run_if_any", lambda _: slow)
+    write_input(Path(settings.input), [{"row_id": "r1", "image": png(), "query": "new"}])
+    assert run(settings).rows_left == 1
 
 
 def test_rejected_rows_are_tried_again_alone(tmp_path: Path) -> None:

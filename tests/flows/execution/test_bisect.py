@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wordmask.flows.execution.bisect import bisect_poison_rows, find_poison_rows
+from wordmask.flows.execution.budget import Budget, BudgetSpentError
 from wordmask.flows.execution.cluster import ClusterError
 from wordmask.schemas.runs import Plan, RowRange, Shard
 from wordmask.schemas.settings import RunSettings
@@ -73,7 +75,16 @@ def test_rows_are_not_blamed_where_workers_die_without_any(
 ) -> None:
     settings, plan = nine_shards
     shard = plan.shards[0].model_copy(update={"ranges": (RowRange(0, 0, 9),)})
-    found = find_poison_rows(DeadlyPool({2, 7}), shard, settings)  # type: ignore[arg-type]
+    found = find_poison_rows(DeadlyPool({2, 7}), shard, settings, Budget())  # type: ignore[arg-type]
     assert found == (2, 7)
     with pytest.raises(ClusterError, match="workers die even with no row"):
-        find_poison_rows(DeadlyPool(set(), always=True), shard, settings)  # type: ignore[arg-type]
+        find_poison_rows(DeadlyPool(set(), always=True), shard, settings, Budget())  # type: ignore[arg-type]
+
+
+def test_rows_that_kill_are_not_looked_for_longer_than_the_budget_allows(
+    nine_shards: tuple[RunSettings, Plan],
+) -> None:
+    settings, plan = nine_shards
+    spent = Budget(60.0, time.monotonic() - 61.0)
+    with pytest.raises(BudgetSpentError):
+        find_poison_rows(DeadlyPool({0}), plan.shards[0], settings, spent)  # type: ignore[arg-type]

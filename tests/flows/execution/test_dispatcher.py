@@ -12,6 +12,7 @@ from distributed import KilledWorker
 
 from tests.support.fakes import FACTORY
 from wordmask.flows.execution import bisect, dispatcher
+from wordmask.flows.execution.budget import Budget
 from wordmask.flows.execution.cluster import open_cluster
 from wordmask.flows.execution.dispatcher import Dispatcher, StoreGoneError
 from wordmask.schemas.runs import Plan, Receipt, Shard, ShardHints
@@ -141,7 +142,7 @@ def test_shards_under_which_workers_died_are_left_when_the_budget_is_spent(
     def spend_all(receipt: Receipt) -> None:
         receipts.append(receipt)
         if len(receipts) == 8:
-            monkeypatch.setattr(dispatcher._Budget, "allows_another", False)
+            monkeypatch.setattr(Budget, "allows_another", False)
 
     with open_cluster(settings, plan.shards[0].model_revision, FACTORY) as client:
         outcome = Dispatcher(client, settings, spend_all).run(plan.pending)
