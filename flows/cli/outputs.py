@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from wordmask.flows.cli.console import (
 from wordmask.flows.cli.options import Json, Output
 
 if TYPE_CHECKING:
-    from wordmask.tasks.output.garbage import Garbage
+    from wordmask.tasks.output.garbage import Collection, Garbage
 
 
 def status(output: Output, json: Json = False) -> None:
@@ -98,7 +98,8 @@ def rejects(
 def gc(
     output: Output,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove it. Without, it is only told.")
+        bool,
+        typer.Option("--delete", help="Remove what an earlier gc named, if it still can go."),
     ] = False,
     keep_runs: Annotated[
         int | None,
@@ -106,40 +107,50 @@ def gc(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find what no published run names any more, and with --delete remove it.
+    """Name what no published run names any more, and with --delete remove what was named before.
 
-    That is parts of other settings, models and inputs, and of runs given up.
+    That is parts of other settings, models and inputs, and of runs given up. Removal takes two
+    calls: the second removes what the first one named, unless a run names it or wrote it again
+    meanwhile. So a nightly `gc --delete` removes what it named the night before.
 
     Example: [bold]wordmask gc masks/ --keep-runs 7 --delete[/bold]
     """
-    found = _garbage(output, keep_runs, delete)
+    found = _collect(output, keep_runs, delete)
     if json:
-        print_json(found.model_dump(mode="json") | {"deleted": delete})
+        counts = {"named": _garbage_counts(found.named), "removed": _garbage_counts(found.removed)}
+        print_json({"runs_kept": found.named.runs_kept, **counts})
         return
-    verb = "would remove"
     if delete:
-        verb = "removed"
+        out.print(f"{output}: removed {_garbage_text(found.removed)}, which were named before")
     out.print(
-        f"{output}: {verb} {len(found.paths):,} files of {counted(found.shards, 'shard')},"
-        f" {found.bytes / 1e6:,.1f} MB; {counted(found.runs_kept, 'published run')} kept"
+        f"{output}: named {_garbage_text(found.named)};"
+        f" {counted(found.named.runs_kept, 'published run')} kept"
     )
-    if found.paths and not delete:
-        out.print("[dim]--delete removes them[/dim]")
+    if found.named.files:
+        out.print(
+            "[dim]the next `wordmask gc --delete` removes those that no run names by then[/dim]"
+        )
 
 
-def _garbage(output: str, keep_runs: int | None, delete: bool) -> Garbage:
-    from wordmask.tasks.output.garbage import find_garbage, remove_garbage
+def _collect(output: str, keep_runs: int | None, delete: bool) -> Collection:
+    from wordmask.tasks.output.garbage import collect_garbage, name_garbage
     from wordmask.tasks.output.lease import acquire_lease
     from wordmask.tasks.storage import Store
 
     store = Store.open(output)
     if not delete:
-        return find_garbage(store, keep_runs)
-    # Without the lease, parts of a run at work would be garbage: no published run names them yet.
-    with acquire_lease(store, "gc"):
-        found = find_garbage(store, keep_runs)
-        remove_garbage(store, found)
-    return found
+        return name_garbage(store, keep_runs)
+    with acquire_lease(store, "gc") as lease:
+        return collect_garbage(store, lease, keep_runs)
+
+
+def _garbage_counts(garbage: Garbage) -> dict[str, Any]:
+    return {"shards": garbage.shards, "bytes": garbage.bytes, "paths": garbage.paths}
+
+
+def _garbage_text(garbage: Garbage) -> str:
+    files = counted(len(garbage.files), "file")
+    return f"{files} of {counted(garbage.shards, 'shard')}, {garbage.bytes / 1e6:,.1f} MB"
 
 
 def evaluate(

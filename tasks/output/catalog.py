@@ -6,6 +6,7 @@ receipts/SHARD-FENCE.json           a shard is done: both of its parts are writt
 manifests/DIGEST.parquet            the shards of one input file, see `tasks/output/manifests.py`
 indexes/DIGEST.parquet              the manifests of a run
 runs/RUN.json                       a run is published: readers read the parts that it leads to
+garbage/named.parquet               files that can go, see `tasks/output/garbage.py`
 leases/FENCE[-TOKEN].json           the run at work, or the last one, see `tasks/output/lease.py`
 lease.json                          the same, of older versions
 """
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 
 from wordmask.schemas.runs import PartLists, Receipt, RunSummary
 from wordmask.schemas.settings import Frozen
-from wordmask.tasks.storage import FileInfo, Store
+from wordmask.tasks.storage import Store
 from wordmask.tasks.telemetry.logs import logger
 
 RUNS, RECEIPTS = "runs", "receipts"
@@ -32,6 +33,7 @@ MANIFESTS, INDEXES = "manifests", "indexes"
 PART_KINDS = ("masks", "rejects")
 LEASES = "leases"
 OLD_LEASE_PATH = "lease.json"
+GARBAGE_PATH = "garbage/named.parquet"
 JSON, PARQUET = ".json", ".parquet"
 DIGEST_DIGITS = 16  # of a part's SHA-256, in its name
 RECORD_DIGITS = 32  # of a manifest's or an index's
@@ -55,7 +57,7 @@ class OutputStatus(Frozen):
 
 
 class ShardFile(NamedTuple):
-    """A receipt or a part in an output. `changed`: as in `FileInfo`."""
+    """A file in an output. `shard_id`: of a receipt or part. `changed`: as in `FileInfo`."""
 
     path: str
     shard_id: str
@@ -281,13 +283,19 @@ def part_files(output: Store) -> list[ShardFile]:
     return found
 
 
-def record_files(output: Store) -> dict[str, FileInfo]:
-    """Return size and time of change of an output's manifests and indexes, by path."""
-    return {
-        f"{folder}/{name}{PARQUET}": info
-        for folder in (MANIFESTS, INDEXES)
-        for name, info in output.files(folder, PARQUET).items()
-    }
+def record_files(output: Store) -> list[ShardFile]:
+    """Return the manifests and indexes of an output, sorted by path."""
+    found = []
+    for folder in (INDEXES, MANIFESTS):
+        for name, info in sorted(output.files(folder, PARQUET).items()):
+            found.append(ShardFile(f"{folder}/{name}{PARQUET}", "", *info))
+    return found
+
+
+def run_files(output: Store) -> dict[str, ShardFile]:
+    """Return the heads of the published runs as files, by run id."""
+    found = sorted(output.files(RUNS, JSON).items())
+    return {run_id: ShardFile(run_path(run_id), "", *info) for run_id, info in found}
 
 
 def status(output: Store) -> OutputStatus:

@@ -58,13 +58,17 @@ def newest_lease(output: Store) -> Lease | None:
     return max(held, key=lambda lease: lease.fence, default=None)
 
 
+def newest_fence(output: Store) -> int:
+    """Return the highest fencing number among the records; 0 where there is none."""
+    return max(lease_fences(output).values(), default=0)
+
+
 def next_fence(output: Store) -> int:
     """Return a fencing number greater than every earlier one.
 
     Where the records were removed, receipts and runs still have numbers.
     """
-    fences = lease_fences(output).values()
-    highest = max(fences, default=0) or recorded_fence(output)
+    highest = newest_fence(output) or recorded_fence(output)
     return highest + 1
 
 

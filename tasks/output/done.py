@@ -46,7 +46,7 @@ class Listing:
         self._parts: dict[str, dict[str, int]] = defaultdict(dict)  # by shard, then by path
         for file in part_files(output):
             self._parts[file.shard_id][file.path] = file.bytes
-        self._records = {path: info.bytes for path, info in record_files(output).items()}
+        self._records = {file.path: file.bytes for file in record_files(output)}
 
     def problem_of(self, record: ShardRecord) -> str:
         """Return what is wrong with the parts of a shard, or "" if they are as recorded."""

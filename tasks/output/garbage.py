@@ -1,36 +1,134 @@
-"""Files of an output that no published run names any more, and their removal.
+"""Files of an output that no published run names any more, and their removal in two phases.
 
-These are parts and receipts of other settings, models and inputs, and of runs given up.
+These are parts and receipts of other settings, models and inputs, and of runs given up. One `gc`
+names what can go, in an object of the output; a later one removes what it finds named there, if no
+kept run names it by then and it was not written again. So nothing is removed on the strength of one
+look, however long the process stood still after it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from wordmask.schemas.settings import Frozen
+from wordmask.tasks.objects import REMOVED_AT_ONCE, remove_many
 from wordmask.tasks.output.catalog import (
+    GARBAGE_PATH,
+    ShardFile,
     part_files,
     publication_time,
     published_runs,
     receipt_files,
     record_files,
-    run_path,
+    run_files,
 )
+from wordmask.tasks.output.claims import newest_fence
+from wordmask.tasks.output.lease import LeaseHandle
 from wordmask.tasks.output.published import kept_paths
-from wordmask.tasks.storage import Store
+from wordmask.tasks.storage import Store, parquet_bytes
+
+NAMED = pa.schema(
+    {
+        "path": pa.string(),
+        "shard_id": pa.string(),
+        "bytes": pa.int64(),
+        "changed": pa.string(),
+        "named_at": pa.string(),
+        "fence": pa.int64(),
+    }
+)
 
 
 class Garbage(Frozen):
-    """Files that can go, relative to the output, and their bytes.
+    """Files of an output, and how many of its runs are kept.
 
-    Runs and receipts come before parts: a shard without a receipt is not done, so that a removal
-    that stops half-way leaves shards that are computed anew rather than trusted.
+    Runs, their records and receipts come before parts: a shard without a receipt is not done, so
+    that a removal that stops half-way leaves shards that are computed anew rather than trusted.
     """
 
     runs_kept: int
-    shards: int = Field(description="shards that have something that goes")
-    paths: tuple[str, ...]
-    bytes: int
+    files: tuple[ShardFile, ...] = Field(exclude=True)
+
+    @property
+    def shards(self) -> int:
+        """Shards that some of the files belong to."""
+        return len({file.shard_id for file in self.files if file.shard_id})
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files, relative to the output."""
+        return tuple(file.path for file in self.files)
+
+    @property
+    def bytes(self) -> int:
+        """Their bytes."""
+        return sum(file.bytes for file in self.files)
+
+
+class Collection(Frozen):
+    """The result of a `gc`: files that it named for a later one, and files that it removed."""
+
+    named: Garbage
+    removed: Garbage
+
+
+def name_garbage(output: Store, keep_runs: int | None = None) -> Collection:
+    """Name the files that can be removed, for a later `collect_garbage`, and remove none.
+
+    No lease is needed: what a run at work has written by then is no garbage when it is published.
+    Raises as `find_garbage` does.
+    """
+    found = find_garbage(output, keep_runs)
+    _write_names(output, found.files, _named_before(output), newest_fence(output))
+    nothing = found.model_copy(update={"files": ()})
+    return Collection(named=found, removed=nothing)
+
+
+def collect_garbage(output: Store, lease: LeaseHandle, keep_runs: int | None = None) -> Collection:
+    """Remove the files that an earlier `gc` named and that still can go, and name the others.
+
+    A file that was written again since it was named stays.
+
+    Args:
+        output: the output.
+        lease: of this process. Without it, parts of a run at work would be garbage: no published
+            run names them yet. It is asked for before each request.
+        keep_runs: as in `find_garbage`.
+
+    Raises:
+        FileNotFoundError: nothing was published, so that everything would go.
+        LeaseLostError: another process took the output over. Some of the files may be removed.
+    """
+    found = find_garbage(output, keep_runs)
+    before = _named_before(output)
+    old = [file for file in found.files if _is_unchanged(file, before)]
+    new = [file for file in found.files if not _is_unchanged(file, before)]
+    remove_files(output, old, lease.require)
+    _write_names(output, new, before, lease.fence)
+    return Collection(
+        named=found.model_copy(update={"files": tuple(new)}),
+        removed=found.model_copy(update={"files": tuple(old)}),
+    )
+
+
+def remove_files(output: Store, files: Sequence[ShardFile], require: Callable[[], None]) -> None:
+    """Remove files, in the order of their folders, many by one request.
+
+    Args:
+        output: the output.
+        files: the files.
+        require: called before each request; what it raises stops the removal.
+    """
+    for batch in _batches(files):
+        require()
+        remove_many(output, batch)
 
 
 def find_garbage(output: Store, keep_runs: int | None = None) -> Garbage:
@@ -54,31 +152,56 @@ def find_garbage(output: Store, keep_runs: int | None = None) -> Garbage:
             " its end first"
         )
     kept = runs[:keep_runs]
-    dropped = runs[len(kept) :]
     receipts = receipt_files(output)
     parts = part_files(output)
     published_at = publication_time(output, runs[0].run_id)
     recent = {file.shard_id for file in receipts if file.changed >= published_at}
     paths_kept = kept_paths(output, kept)
     shards_kept = recent | {file.shard_id for file in parts if file.path in paths_kept}
-    receipts_gone = [file for file in receipts if file.shard_id not in shards_kept]
-    parts_gone = [
-        file for file in parts if file.shard_id not in recent and file.path not in paths_kept
-    ]
-    records_gone = {
-        path: info.bytes for path, info in record_files(output).items() if path not in paths_kept
-    }
-    found = receipts_gone + parts_gone
-    heads_gone = [run_path(run.run_id) for run in dropped]
-    return Garbage(
-        runs_kept=len(kept),
-        shards=len({file.shard_id for file in found}),
-        bytes=sum(file.bytes for file in found) + sum(records_gone.values()),
-        paths=(*heads_gone, *records_gone, *(file.path for file in found)),
-    )
+    heads_kept = {run.run_id for run in kept}
+    heads = [file for run_id, file in run_files(output).items() if run_id not in heads_kept]
+    records = [file for file in record_files(output) if file.path not in paths_kept]
+    receipts = [file for file in receipts if file.shard_id not in shards_kept]
+    parts = [file for file in parts if file.shard_id not in recent and file.path not in paths_kept]
+    return Garbage(runs_kept=len(kept), files=(*heads, *records, *receipts, *parts))
 
 
-def remove_garbage(output: Store, garbage: Garbage) -> None:
-    """Remove the files, in their order."""
-    for path in garbage.paths:
-        output.remove(path)
+def _batches(files: Iterable[ShardFile]) -> Iterator[list[str]]:
+    """Yield paths of one folder, as many as one request may remove."""
+    for _, group in groupby(files, lambda file: file.path.split("/")[0]):
+        paths = [file.path for file in group]
+        for start in range(0, len(paths), REMOVED_AT_ONCE):
+            yield paths[start : start + REMOVED_AT_ONCE]
+
+
+def _is_unchanged(file: ShardFile, named: dict[str, dict[str, Any]]) -> bool:
+    """Return whether a file was named, and not written since."""
+    before = named.get(file.path)
+    return before is not None and (before["bytes"], before["changed"]) == file[2:]
+
+
+def _named_before(output: Store) -> dict[str, dict[str, Any]]:
+    """Return what an earlier `gc` named, by path; nothing where its object cannot be read."""
+    try:
+        table = pq.read_table(pa.BufferReader(output.read_bytes(GARBAGE_PATH)))
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return {}
+    if table.schema.names != NAMED.names:
+        return {}
+    return {row["path"]: row for row in table.to_pylist()}
+
+
+def _write_names(
+    output: Store, files: Sequence[ShardFile], before: dict[str, dict[str, Any]], fence: int
+) -> None:
+    """Write the names of files, with when and after which lease each was named first."""
+    if not files and not before:
+        return
+    named_at = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = []
+    for file in files:
+        row = {**file._asdict(), "named_at": named_at, "fence": fence}
+        if _is_unchanged(file, before):
+            row = before[file.path]
+        rows.append(row)
+    output.write_bytes(GARBAGE_PATH, parquet_bytes(pa.Table.from_pylist(rows, NAMED)))

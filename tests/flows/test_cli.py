@@ -206,8 +206,8 @@ def test_an_output_can_be_audited(done: Path) -> None:
         "24 rows in 1 shard: every row is accounted for, once" in wordmask("verify", masks).stdout
     )
     assert json.loads(wordmask("rejects", masks, "--json").stdout) == []
-    assert json.loads(wordmask("gc", masks, "--json").stdout)["paths"] == []
-    assert "would remove 0 files" in wordmask("gc", masks).stdout
+    assert json.loads(wordmask("gc", masks, "--json").stdout)["named"]["paths"] == []
+    assert "removed 0 files" in wordmask("gc", masks, "--delete").stdout
 
 
 def test_evaluate_scores_the_default_model(done: Path) -> None:

@@ -14,7 +14,7 @@ from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.catalog import status
-from wordmask.tasks.output.garbage import find_garbage, remove_garbage
+from wordmask.tasks.output.garbage import find_garbage, remove_files
 from wordmask.tasks.output.results import rejected
 from wordmask.tasks.output.verify import verify_output
 from wordmask.tasks.shard import process_shard
@@ -98,7 +98,7 @@ def test_files_that_no_published_run_names_are_garbage(tmp_path: Path) -> None:
     assert [path.split("/")[0] for path in found.paths] == ["receipts"] * 3 + ["masks"] * 3 + [
         "rejects"
     ] * 3
-    remove_garbage(Store.open(str(output)), found)
+    remove_files(Store.open(str(output)), found.files, lambda: None)
     assert files(output) == kept
     assert verify_output(Store.open(str(output))).holds
 
@@ -110,7 +110,7 @@ def test_runs_beyond_the_newest_are_garbage_with_the_files_they_alone_name(tmp_p
         "old parts stay readable as long as their run is published"
     )
     found = find_garbage(Store.open(str(output)), keep_runs=1)
-    remove_garbage(Store.open(str(output)), found)
+    remove_files(Store.open(str(output)), found.files, lambda: None)
     (left,) = status(Store.open(str(output))).runs
     assert left.model_revision == "another"
     assert verify_output(Store.open(str(output))).holds

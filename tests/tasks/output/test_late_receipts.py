@@ -15,7 +15,7 @@ from wordmask.schemas.runs import Plan, Receipt
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.catalog import latest_receipts, read_receipt
-from wordmask.tasks.output.garbage import find_garbage, remove_garbage
+from wordmask.tasks.output.garbage import find_garbage, remove_files
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.output.verify import verify_output
 from wordmask.tasks.shard import NO_HINTS, process_shard
@@ -95,7 +95,7 @@ def test_a_receipt_between_verification_and_publication_stops_no_later_night(
     assert len(before) == 2
     found = find_garbage(output)
     assert [path.split("/")[0] for path in found.paths] == ["masks", "rejects"], "the late parts"
-    remove_garbage(output, found)
+    remove_files(output, found.files, lambda: None)
     assert night(settings).pending == ()
     assert read_rows(settings.output, "masks") == before
     assert verify_output(output).holds
