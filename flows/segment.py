@@ -185,6 +185,10 @@ def _log_planned(plan: Plan) -> None:
         "rows_done": plan.rows - _rows(plan.pending),
         "shards_pending": len(plan.pending),
     }
+    if plan.image_check is not None:
+        counts["images_checked"] = plan.image_check.requests
+        counts["images_unanswered"] = plan.image_check.unanswered
+        counts["shards_with_changed_images"] = plan.image_check.shards
     logger.info("planned", extra=counts)
 
 

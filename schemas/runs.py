@@ -124,6 +124,14 @@ class Unusable(Frozen):
     why: str = Field(description="what is wrong with it, and the remedy")
 
 
+class ImageCheck(Frozen):
+    """The extent of a look at images behind URIs, of shards that were done."""
+
+    requests: int = Field(description="distinct images whose stores were asked about them")
+    unanswered: int = Field(description="images whose stores did not say; they count as unchanged")
+    shards: int = Field(description="shards with an image that is another now, or gone")
+
+
 class Plan(Frozen):
     """Every shard of a run, which of them are done already, and hints for the others."""
 
@@ -147,6 +155,9 @@ class Plan(Frozen):
         None, description="the least and the most distinct ones; None where footers do not tell"
     )
     unusable: tuple[Unusable, ...] = Field((), description="files that are in no shard")
+    image_check: ImageCheck | None = Field(
+        None, description="the look at the images of shards that were done, if there was one"
+    )
 
     @property
     def rows(self) -> int:
@@ -180,7 +191,7 @@ class Plan(Frozen):
         new = sum(shard.rows for shard in self.pending if shard.shard_id not in self.changed)
         pending = sum(shard.rows for shard in self.pending)
         invalid = sum(file.rows or 0 for file in self.unusable)
-        return {
+        counts = {
             "files": self.files,
             "files_invalid": len(self.unusable),
             "input_bytes": self.input_bytes,
@@ -196,6 +207,13 @@ class Plan(Frozen):
             "shards_done": len(self.done),
             "shards_pending": len(self.pending),
         }
+        if self.image_check is not None:
+            counts |= {
+                "images_checked": self.image_check.requests,
+                "images_unanswered": self.image_check.unanswered,
+                "shards_with_changed_images": self.image_check.shards,
+            }
+        return counts
 
     def without(self, left: Iterable[Shard]) -> Plan:
         """Return the plan of the shards that are not among `left`."""

@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from wordmask.schemas.redaction import redacted, uri_without_credentials
 
@@ -302,6 +302,14 @@ class RunSettings(Frozen):
         description="End within so many seconds of the flow's start; --budget in `wordmask run`.",
     )
     wait: bool = Field(False, description="Wait for another run on this output to end.")
+    check_images: bool = Field(
+        False,
+        description="Ask for etag or time of each image behind a URI, one request each, and compute"
+        " rows anew whose image changed.",
+    )
+    recompute: bool = Field(
+        False, description="Compute all rows anew, also those that need not be. Takes no budget."
+    )
     user_agent: str | None = Field(
         None,
         min_length=1,
@@ -319,6 +327,15 @@ class RunSettings(Frozen):
         if text is not None and not (text.isascii() and text.isprintable()):
             raise ValueError(f"{text!r}: must be one line of ASCII characters")
         return text
+
+    @model_validator(mode="after")
+    def _recompute_without_budget(self) -> Self:
+        if self.recompute and self.budget_seconds is not None:
+            raise ValueError(
+                "recompute takes no budget: every run would begin again at the first row. Leave the"
+                " budget out, or give a new output, which a budget fills night by night"
+            )
+        return self
 
     @field_validator("input", "output")
     @classmethod

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from wordmask.schemas import method
 from wordmask.schemas.queries import InputError
-from wordmask.schemas.runs import Plan, RowRange, Shard, Unusable
+from wordmask.schemas.runs import ImageCheck, Plan, RowRange, Shard, ShardHints, Unusable
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.done import find_done
-from wordmask.tasks.output.published import open_newest_run_if_any
+from wordmask.tasks.images.changed import check_images
+from wordmask.tasks.output.done import DoneShards, find_done
+from wordmask.tasks.output.published import PublishedRun, open_newest_run_if_any
 from wordmask.tasks.output.reuse import changed_shards, reuse_hints
 from wordmask.tasks.storage import Store, is_damaged_parquet
 from wordmask.tasks.table.footers import (
@@ -57,7 +58,7 @@ def make_plan(
     usable = [file for file in found if not file.problem]
     shards = _all_shards(usable, settings, model_revision)
     newest = open_newest_run_if_any(output)
-    done = find_done(output, shards, newest)
+    done, checked_hints, check = _find_done(settings, output, shards, newest)
     plan = Plan(
         shards=shards,
         done=done.all,
@@ -66,16 +67,32 @@ def make_plan(
         input_bytes=sum(file.size for file in found),
         images=distinct_images(usable),
         unusable=tuple(_unusable(found)),
+        hints=checked_hints,
+        image_check=check,
     )
     if newest is None:
         return plan
+    if not settings.recompute:
+        hints = reuse_hints(settings, shards, newest, plan.done) | checked_hints
+        plan = plan.model_copy(update={"hints": hints})
     return plan.model_copy(
         update={
             "base_run": newest.head.run_id,
-            "hints": reuse_hints(settings, shards, newest, plan.done),
             "changed": changed_shards(newest, plan.pending),
         }
     )
+
+
+def _find_done(
+    settings: RunSettings, output: Store, shards: Sequence[Shard], newest: PublishedRun | None
+) -> tuple[DoneShards, dict[str, ShardHints], ImageCheck | None]:
+    """Return what need not be computed, hints for what images decide, and the look at these."""
+    if settings.recompute:
+        return DoneShards(), {}, None
+    done = find_done(output, shards, newest)
+    if not settings.check_images:
+        return done, {}, None
+    return check_images(done, output, settings, newest)
 
 
 def _unusable(files: Sequence[InputFile]) -> Iterator[Unusable]:

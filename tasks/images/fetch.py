@@ -60,16 +60,39 @@ def fetch(
         raise fault from None
 
 
+def image_fingerprint(full: str, client: HttpsClient) -> str | None:
+    """Return the fingerprint of an image by its full URI, without its bytes.
+
+    It is None where a web server gives none. Raises as `fetch` does.
+    """
+    if full.startswith("https://"):
+        return client.fingerprint(full)
+    try:
+        return fingerprint(_file_info(Store.open(full), full))
+    except ImageError:
+        raise
+    except (OSError, ValueError, ParamValidationError) as error:
+        fault = _row_fault(error, full)
+        if fault is None:
+            raise
+        raise fault from None
+
+
 def _read(store: Store, uri: str, limit: int) -> Fetched:
-    info = _info(store)
-    if info["type"] != "file":  # a pipe would be waited for, a device read for ever
-        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: is a {info['type']}, not a file")
+    info = _file_info(store, uri)
     # Asked for before the bytes: an image that changes in between looks changed the next time, too.
     found = fingerprint(info)
     if info["size"] > limit:
         detail = f"{uri}: {info['size']} bytes, more than the limit of {limit}"
         raise ImageError(RejectCode.IMAGE_TOO_LARGE, detail, found)
     return Fetched(store.read_bytes(""), found)
+
+
+def _file_info(store: Store, uri: str) -> dict[str, Any]:
+    info = _info(store)
+    if info["type"] != "file":  # a pipe would be waited for, a device read for ever
+        raise ImageError(RejectCode.IMAGE_NOT_FOUND, f"{uri}: is a {info['type']}, not a file")
+    return info
 
 
 def _info(store: Store) -> dict[str, Any]:

@@ -31,8 +31,8 @@ FILES_AT_ONCE = 8
 class DoneShards(NamedTuple):
     """Ids of shards that need not be computed, by where their records are."""
 
-    published: frozenset[str]
-    with_receipts: frozenset[str]
+    published: frozenset[str] = frozenset()
+    with_receipts: frozenset[str] = frozenset()
 
     @property
     def all(self) -> frozenset[str]:
@@ -96,7 +96,7 @@ def find_done(output: Store, shards: Sequence[Shard], newest: PublishedRun | Non
     """
     receipts = latest_receipts(output)
     if newest is None and not receipts:
-        return DoneShards(frozenset(), frozenset())
+        return DoneShards()
     listing = Listing(output)
     published = frozenset[str]()
     if newest is not None:
@@ -108,6 +108,18 @@ def find_done(output: Store, shards: Sequence[Shard], newest: PublishedRun | Non
     }
     sound = sound_receipts(output, fences, listing)
     return DoneShards(published, frozenset(receipt.shard.shard_id for receipt in sound))
+
+
+def records_of_done(
+    output: Store, done: DoneShards, newest: PublishedRun | None
+) -> Iterator[ShardRecord]:
+    """Yield the records of shards that need not be computed, few of them in memory at once."""
+    if newest is not None and done.published:
+        for record in newest.records():
+            if record.shard.shard_id in done.published:
+                yield record
+    fences = latest_receipts(output)
+    yield from read_receipts(output, {id: fences[id] for id in sorted(done.with_receipts)})
 
 
 def published_shards(
