@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -17,7 +17,7 @@ from prefect.artifacts import (
 )
 
 from wordmask.schemas.runs import Receipt, RunSummary
-from wordmask.tasks.telemetry.logs import logger
+from wordmask.tasks.telemetry.logs import logger, without_credentials
 
 if TYPE_CHECKING:
     from wordmask.model.train.loop import OnProgress as OnTrainingProgress
@@ -33,7 +33,8 @@ class Progress:
     """Rows of a run that are done, and their speed.
 
     `done` counts rows of earlier runs too; `computed` counts those of this run since its workers
-    are ready, and `started` is when they were (`time.monotonic`).
+    are ready, and `started` is when they were (`time.monotonic`). `unfit` has the addresses of
+    workers that get no shards, and why.
     """
 
     rows: int
@@ -41,6 +42,7 @@ class Progress:
     rejected: int = 0
     computed: int = 0
     started: float | None = None
+    unfit: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
         """Start the clock: the seconds in which workers start say nothing of the rows to come."""
@@ -67,6 +69,8 @@ class Progress:
     def __str__(self) -> str:
         """Rows done, speed, rejects, time left."""
         done = f"{self.done:,}/{self.rows:,} rows"
+        if self.unfit:
+            done += f", workers unfit: {len(self.unfit)}"
         if self.started is None:
             return f"{done}, starting workers"
         if not self.computed:
@@ -133,6 +137,11 @@ class ProgressReporter:
     def add(self, receipt: Receipt) -> None:
         """Report that a shard is done."""
         self._progress.add(receipt)
+        self._report()
+
+    def name_unfit(self, address: str, reason: str) -> None:
+        """Report that a worker gets no shards."""
+        self._progress.unfit[address] = without_credentials(reason)
         self._report()
 
     def _report(self) -> None:

@@ -250,12 +250,13 @@ def dispatch(
     done = plan.rows - _rows(plan.pending)
     reporter = ProgressReporter(Progress(rows=plan.rows, done=done), on_progress)
     reporter.open()
-    with open_cluster(settings, plan.shards[0].model_revision, factory) as client:
+    revision = plan.shards[0].model_revision
+    with open_cluster(settings, revision, factory, reporter.name_unfit) as client:
         reporter.start()
         dispatcher = Dispatcher(
             client, settings, reporter.add, plan.hints, plan.run_id, plan.fence, check, budget
         )
-        outcome = dispatcher.run(plan.pending)
+        outcome = dispatcher.run(plan.pending, reporter.name_unfit)
     if outcome.failures:
         raise ShardsFailedError(_failed_shards(outcome.failures, len(plan.pending)))
     return plan.without(outcome.left)

@@ -134,6 +134,15 @@ class Segmenter:
         loaded = load_model(source, device=resolve_device(device), dtype=getattr(torch, dtype))
         return cls(loaded, load_tokenizer(source), revision=source.revision, **method)
 
+    def with_method(self, **method: Any) -> Self:
+        """Return a segmenter that shares the weights.
+
+        Args:
+            method: how it segments, as in the constructor.
+        """
+        set_up_process(self.device.type, deterministic=bool(method.get("deterministic")))
+        return type(self)(self.model, self.tokenizer, revision=self.revision, **method)
+
     @property
     def device(self) -> torch.device:
         """Return the device of the model."""

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,16 @@ class SegmenterLike(Protocol):
 
     def check_query(self, object: str, spatial_refs: Sequence[Sequence[float]] = ()) -> None:
         """Raise QueryError for an expression or a reference that the model does not take."""
+
+    def with_method(self, **method: Any) -> SegmenterLike:
+        """Return a segmenter that segments in another way with the same weights.
+
+        Args:
+            method: `SegmentSettings.method`, without the dtype.
+
+        Raises:
+            ImportError: a library for it is not installed.
+        """
 
     def stream(
         self,

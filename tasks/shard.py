@@ -70,7 +70,7 @@ def run_shard(
         Exception: as `process_shard`.
     """
     with observed_shard(shard, run_id, trace, worker_name()), translate_device_errors():
-        context = resident_context(shard.model_revision, settings.segment)
+        context = resident_context(shard.model_revision, settings)
         return process_shard(shard, settings, context, hints, fence)
 
 
@@ -134,7 +134,7 @@ def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None
     Whether the worker survives tells if the rows are to blame for its deaths.
     """
     with translate_device_errors():
-        context = resident_context(shard.model_revision, settings.segment)
+        context = resident_context(shard.model_revision, settings)
         rows, _ = read_rows(Store.open(shard.file), shard, settings.segment, context.readers)
         sound, _ = check_rows(rows[start:stop], shard, context.segmenter)
         infer_rows(sound, shard, settings, context)

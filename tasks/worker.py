@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,9 @@ import cv2
 import torch
 from distributed import Worker, WorkerPlugin, get_worker
 
-from wordmask.schemas.settings import ModelSettings, SegmentSettings
+from wordmask.model.runtime.devices import set_up_process
+from wordmask.schemas.settings import ModelSettings, RunSettings, SegmentSettings
+from wordmask.tasks.claims import own_device
 from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.devices import ModelFailsError, is_broken_device
 from wordmask.tasks.telemetry import logs, traces
@@ -62,7 +65,7 @@ def translate_device_errors() -> Generator[None]:
         raise BrokenDeviceError(f"{type(error).__name__}: {error}", worker_address()) from error
 
 
-def resident_context(revision: str, segment: SegmentSettings) -> ShardContext:
+def resident_context(revision: str, settings: RunSettings) -> ShardContext:
     """Return what the Dask worker of this task holds for a planned revision and settings.
 
     Raises:
@@ -72,11 +75,21 @@ def resident_context(revision: str, segment: SegmentSettings) -> ShardContext:
         plugins = get_worker().plugins
     except ValueError:  # not within a task
         plugins = {}
-    return context_of(plugins, resident_name(revision, segment))
+    segment = settings.segment
+    if segment.deterministic:
+        # PyTorch counts threads for each thread that asks, and this one may have served other runs.
+        set_up_process(settings.model.device, deterministic=True)
+    return context_of(plugins, resident_name(revision, settings.model, segment), segment)
 
 
-def context_of(plugins: Mapping[str, WorkerPlugin], name: str) -> ShardContext:
-    """Return the context of a model by its name among a worker's plugins. Raises NoModelError."""
+def context_of(
+    plugins: Mapping[str, WorkerPlugin], name: str, segment: SegmentSettings
+) -> ShardContext:
+    """Return the context of a model by its name among a worker's plugins.
+
+    Raises:
+        NoModelError: there is none, or it cannot segment as settings have it.
+    """
     plugin = plugins.get(name)
     if not isinstance(plugin, ResidentModel) or plugin.loaded is None:
         raise NoModelError(
@@ -84,20 +97,48 @@ def context_of(plugins: Mapping[str, WorkerPlugin], name: str) -> ShardContext:
             " the cluster first"
         )
     if isinstance(plugin.loaded, Exception):
-        error = plugin.loaded
-        raise NoModelError(f"the worker could not load the model: {type(error).__name__}: {error}")
-    return plugin.loaded
+        raise NoModelError(f"the worker could not load the model: {_reason(plugin.loaded)}")
+    try:
+        return plugin.loaded.context(segment)
+    except (ImportError, ValueError) as error:
+        raise NoModelError(f"the worker cannot segment as set: {_reason(error)}") from error
 
 
-def resident_name(revision: str, segment: SegmentSettings) -> str:
-    """Return the name of the plugin that holds a model of a planned revision and settings.
+def load_problem(
+    name: str, segment: SegmentSettings, *, again: bool = False, dask_worker: Worker
+) -> str | None:
+    """Return why a worker cannot do the shards of a run, None if it can.
 
-    Runs with other models may share a cluster: each finds its own. Of the settings, only those that
-    a model is made with count.
+    Args:
+        name: of the run's model.
+        segment: how the run segments.
+        again: try to load the model once more before.
+        dask_worker: the worker; Dask gives it.
     """
-    return " ".join(
-        ["wordmask", revision, *(f"{name}={value}" for name, value in segment.method.items())]
-    )
+    plugin = dask_worker.plugins.get(name)
+    if again and isinstance(plugin, ResidentModel):
+        plugin.load(dask_worker)
+    try:
+        context_of(dask_worker.plugins, name, segment)
+    except NoModelError as error:
+        return str(error)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError):
+        reason += "; install wordmask on every worker, in the version that runs here"
+    return reason
+
+
+def resident_name(revision: str, model: ModelSettings, segment: SegmentSettings) -> str:
+    """Return the name of the plugin that holds a model of a planned revision.
+
+    Runs with other models may share a cluster: each finds its own. Runs share one that differ only
+    in how they segment with its weights.
+    """
+    return f"wordmask {revision} dtype={segment.dtype} device={model.device or 'any'}"
 
 
 def load_segmenter(
@@ -124,6 +165,30 @@ def load_segmenter(
     return segmenter
 
 
+class LoadedModel:
+    """A model's weights, and a context for each way in which runs segment with them."""
+
+    def __init__(self, base: ShardContext, segment: SegmentSettings) -> None:
+        """Take the context that the model was loaded with, and the settings of its segmenter."""
+        self.base = base
+        self._contexts = {_way(segment): base}
+        self._lock = threading.Lock()
+
+    def context(self, segment: SegmentSettings) -> ShardContext:
+        """Return the context of a way to segment. Raises as `SegmenterLike.with_method`."""
+        way = _way(segment)
+        with self._lock:
+            if way not in self._contexts:
+                segmenter = self.base.segmenter.with_method(**dict(way))
+                self._contexts[way] = replace(self.base, segmenter=segmenter)
+            return self._contexts[way]
+
+
+def _way(segment: SegmentSettings) -> tuple[tuple[str, Any], ...]:
+    """Return what settings say of how to segment, besides the weights."""
+    return tuple((name, value) for name, value in segment.method.items() if name != "dtype")
+
+
 class ResidentModel(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
     """Loads the model when a worker process starts, and again when the process was restarted.
 
@@ -147,27 +212,35 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]  # distributed has no t
         self.segment = segment
         self.threads = threads
         self.factory = factory
-        self.name = resident_name(revision, segment)
-        self.loaded: ShardContext | Exception | None = None  # the error, if it could not be loaded
+        self.name = resident_name(revision, model, segment)
+        self.loaded: LoadedModel | Exception | None = None  # the error, if it could not be loaded
 
     def setup(self, worker: Worker) -> None:
-        """Load the model for the shards of this worker."""
+        """Load the model for the shards of this worker.
+
+        An error is kept rather than raised: Dask would end the run for the other workers too, and
+        nobody would see the error of a worker that was restarted.
+        """
         logs.set_up()
         traces.set_up()
         limit_threads(self.threads)
-        device = own_device(self.model.device, worker.name)
-        model = self.model.model_copy(update={"device": device})
+        self.load(worker)
+
+    def load(self, worker: Worker) -> None:
+        """Load the model onto the device of this process. `loaded` has what came of it."""
         try:
+            device = own_device(self.model.device)
+            model = self.model.model_copy(update={"device": device})
             segmenter = load_segmenter(model, self.segment, self.factory)
         except Exception as error:
-            self.loaded = error  # nobody would see the error of a restarted worker
-            raise
-        self.loaded = _share(worker, segmenter)
+            self.loaded = error
+        else:
+            self.loaded = LoadedModel(_share(worker, segmenter), self.segment)
 
     def teardown(self, worker: Worker) -> None:
         """Let go of the model, and send the traces that were not sent yet."""
-        if isinstance(self.loaded, ShardContext):
-            self.loaded.readers.close()
+        if isinstance(self.loaded, LoadedModel):
+            self.loaded.base.readers.close()
         self.loaded = None
         traces.flush()
 
@@ -175,8 +248,8 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]  # distributed has no t
 def _share(worker: Worker, segmenter: SegmenterLike) -> ShardContext:
     """Return a context with the lock of the worker's other models: they share its device."""
     for plugin in worker.plugins.values():
-        if isinstance(plugin, ResidentModel) and isinstance(plugin.loaded, ShardContext):
-            return replace(plugin.loaded, segmenter=segmenter)
+        if isinstance(plugin, ResidentModel) and isinstance(plugin.loaded, LoadedModel):
+            return replace(plugin.loaded.base, segmenter=segmenter)
     return ShardContext(segmenter)
 
 
@@ -194,17 +267,6 @@ def worker_address() -> str:
         return str(get_worker().address)
     except ValueError:
         return platform.node()
-
-
-def own_device(device: str | None, worker_name: Any) -> str | None:
-    """Return the GPU of a worker on a machine with several, by the number that is its name.
-
-    The device stays as it is where the settings name another one.
-    """
-    count = torch.cuda.device_count()
-    if count < 2 or device not in (None, "cuda") or not str(worker_name).isdigit():
-        return device
-    return f"cuda:{int(worker_name) % count}"
 
 
 def limit_threads(threads: int | None) -> None:

@@ -198,11 +198,11 @@ def progress(json: bool) -> Generator[OnProgress]:
     is_json_log = telemetry_settings().log_json
     if err.is_terminal and not is_json_log:
         with _run_bar() as on_progress:
-            yield on_progress
+            yield _with_unfit(on_progress)
     elif json or is_json_log:
         yield lambda _: None
     else:
-        yield _progress_lines()
+        yield _with_unfit(_progress_lines())
 
 
 @contextmanager
@@ -258,6 +258,20 @@ def _run_bar() -> Generator[OnProgress]:
             )
 
         yield on_progress
+
+
+def _with_unfit(on_progress: OnProgress) -> OnProgress:
+    """Name each worker that gets no shards as well, once."""
+    named: set[str] = set()
+
+    def report(run: RunProgress) -> None:
+        for address, reason in run.unfit.items():
+            if address not in named:
+                named.add(address)
+                err.print(f"worker {address} gets no shards: {reason}", markup=False)
+        on_progress(run)
+
+    return report
 
 
 def _progress_lines() -> OnProgress:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 from distributed import Client, LocalCluster, Status
 
 from wordmask.flows.execution.signals import interrupts_blocked
-from wordmask.schemas.settings import ModelSettings, RunSettings
-from wordmask.tasks.worker import SEGMENTER, ResidentModel
+from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.telemetry.logs import logger
+from wordmask.tasks.worker import SEGMENTER, ResidentModel, load_problem
 
 CONNECT_SECONDS = 20
 # At a time: one has the model, one reads or writes. Dask blames a dead worker's queue too, so no
@@ -54,47 +55,88 @@ class ClusterError(RuntimeError):
     """There is no cluster to work with. The message says what was tried and what to do."""
 
 
+# Called with the address of a worker that does no shards of the run, and why.
+OnUnfit = Callable[[str, str], None]
+
+
+def ignore_unfit(_address: str, _reason: str) -> None:
+    """Report to nobody."""
+
+
 @contextmanager
 def open_cluster(
-    settings: RunSettings, revision: str, factory: str = SEGMENTER
+    settings: RunSettings,
+    revision: str,
+    factory: str = SEGMENTER,
+    on_unfit: OnUnfit = ignore_unfit,
 ) -> Generator[Client]:
     """Connect to workers that have the model of a planned revision, and yield the client.
 
-    A standing cluster keeps the model for the next run, until its scheduler is restarted or
-    `client.unregister_worker_plugin` is called with its name (`resident_name`).
+    A worker that could not load the model is named and left to the dispatcher, which gives it
+    nothing more once it has failed a shard. A standing cluster keeps the model for the next run,
+    until its scheduler is restarted or `client.unregister_worker_plugin` is called with its name
+    (`resident_name`).
 
     Args:
         settings: of the run; `scheduler` names a standing cluster, None starts workers here.
         revision: of the model that the run was planned with.
         factory: makes the segmenter, as "module:attribute".
+        on_unfit: called for each worker that could not load the model.
 
     Raises:
-        ClusterError: no scheduler answers at `settings.scheduler`, it has no workers, or they lack
-            this package.
+        ClusterError: no scheduler answers at `settings.scheduler`, it has no workers, or none of
+            them could load the model.
     """
     with dask.config.set(FAILURE_CONFIG), _connect(settings) as client:
         model = ResidentModel(
-            worker_model(settings),
+            settings.model,
             settings.segment,
             revision=revision,
             threads=_threads(settings),
             factory=factory,
         )
-        _load_model(client, model)
+        for address, reason in _load_model(client, model).items():
+            on_unfit(address, reason)
         yield client
 
 
-def _load_model(client: Client, model: ResidentModel) -> None:
-    try:
+def _load_model(client: Client, model: ResidentModel) -> dict[str, str]:
+    """Have the workers load the model, and return those that could not, and why.
+
+    Raises:
+        ClusterError: none could.
+    """
+    # One worker lacks this package, or died of the model: the others have it all the same.
+    with suppress(ImportError, OSError):
         client.register_plugin(model)
-    except Exception as error:
+    problems = _load_problems(client, model)
+    unfit = [address for address, problem in problems.items() if problem]
+    if unfit:  # what another process had may be free by now
+        problems |= _load_problems(client, model, workers=unfit, again=True)
+    reasons = {address: _reason(problem) for address, problem in problems.items() if problem}
+    for address, reason in reasons.items():
+        logger.error("worker cannot load the model", extra={"address": address, "reason": reason})
+    if reasons and len(reasons) == len(problems):
         client.unregister_worker_plugin(model.name)  # the next run is to try again
-        if not isinstance(error, ImportError):
-            raise
-        raise ClusterError(
-            f"a worker cannot import {error.name}: install wordmask on every worker, in the"
-            " version that runs here"
-        ) from None
+        shown = "; ".join(f"worker {address}: {reason}" for address, reason in reasons.items())
+        raise ClusterError(f"no worker can load the model: {shown}. Mend them. {RESUME_HINT}")
+    return reasons
+
+
+def _reason(problem: str | Exception) -> str:
+    if isinstance(problem, Exception):
+        return f"{type(problem).__name__}: {problem}; install wordmask there, in our version"
+    return problem
+
+
+def _load_problems(
+    client: Client, model: ResidentModel, *, workers: list[str] | None = None, again: bool = False
+) -> dict[str, str | Exception | None]:
+    """Return by worker why it cannot do the run's shards, None if it can."""
+    problems: dict[str, str | Exception | None] = client.run(
+        load_problem, model.name, model.segment, again=again, workers=workers, on_error="return"
+    )
+    return problems
 
 
 def shard_resources(client: Client) -> dict[str, float]:
@@ -139,20 +181,16 @@ def replace_lost_workers(client: Client) -> None:
     cluster.loop.add_callback(replace)
 
 
+def restart_worker(client: Client, address: str) -> None:
+    """Start the process of a worker anew, without waiting for it, where the cluster is our own."""
+    for nanny in client.cluster.workers.values():
+        if nanny.worker_address == address:
+            client.cluster.loop.add_callback(nanny.restart)
+
+
 def worker_count(settings: RunSettings) -> int:
     """Return how many workers to start here: as set, else one per GPU, else one per core."""
     return settings.workers or _gpus(settings) or _cores()
-
-
-def worker_model(settings: RunSettings) -> ModelSettings:
-    """Return the model's settings for a worker.
-
-    dask-cuda makes each worker's own GPU its first one; without it, `ResidentModel` takes the one
-    of the worker's number.
-    """
-    if _uses_dask_cuda(settings):
-        return settings.model.model_copy(update={"device": "cuda:0"})
-    return settings.model
 
 
 def worker_environ(threads: int | None) -> dict[str, str]:

@@ -16,7 +16,12 @@ from distributed import Client, KilledWorker
 
 from wordmask.flows.execution.bisect import find_poison_rows
 from wordmask.flows.execution.budget import Budget, BudgetSpentError
-from wordmask.flows.execution.cluster import RESUME_HINT, SHARDS_PER_WORKER
+from wordmask.flows.execution.cluster import (
+    RESUME_HINT,
+    SHARDS_PER_WORKER,
+    OnUnfit,
+    ignore_unfit,
+)
 from wordmask.flows.execution.futures import WorkerPool
 from wordmask.schemas.runs import Receipt, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
@@ -104,8 +109,12 @@ class Dispatcher:
         self._store_failed: set[str] = set()  # ids of shards, since one was done
         self._outcome = Outcome()
 
-    def run(self, shards: Sequence[Shard]) -> Outcome:
+    def run(self, shards: Sequence[Shard], on_unfit: OnUnfit = ignore_unfit) -> Outcome:
         """Dispatch shards, and return those that were not done.
+
+        Args:
+            shards: the shards.
+            on_unfit: called for each worker that gets no more of them.
 
         Raises:
             StoreGoneError: the store failed one shard after the other and none was done in between:
@@ -113,6 +122,7 @@ class Dispatcher:
             ClusterError: the scheduler went away, or all workers did and none came back, or none is
                 healthy.
         """
+        self._workers.on_unfit = on_unfit
         self._waiting.extend(_Job(shard=shard) for shard in shards)
         self._fill_window()
         while self._running:

@@ -15,7 +15,10 @@ from wordmask.flows.execution.cluster import (
     RESUME_HINT,
     SCHEDULER_GONE,
     ClusterError,
+    OnUnfit,
+    ignore_unfit,
     replace_lost_workers,
+    restart_worker,
     shard_resources,
     workers_of,
 )
@@ -50,16 +53,19 @@ class _ResultLostError(RuntimeError):
 class WorkerPool:
     """The workers of a cluster, and the tasks that they run.
 
-    Dask waits for workers without end. Here lost ones are replaced where the cluster is the run's
-    own, unhealthy ones get no more tasks, and a cluster that stays without a healthy one is an
-    error.
+    Dask waits for workers without end. Here unhealthy ones get no more tasks, and a cluster that
+    stays without a healthy one is an error. Where the cluster is the run's own, lost workers are
+    replaced, and an unhealthy one is restarted once.
 
     Args:
         client: of the cluster.
         check: called every `CHECK_SECONDS` of waiting. It raises what is to end the wait.
+
+    `on_unfit` is called for each worker that gets no more tasks.
     """
 
     def __init__(self, client: Client, check: Callable[[], None] = lambda: None) -> None:
+        self.on_unfit: OnUnfit = ignore_unfit
         self._client = client
         self._check = check
         self._resources = shard_resources(client)
@@ -70,6 +76,8 @@ class WorkerPool:
         self._tasks: dict[str, _Task] = {}  # by the key that Dask knows their newest attempt by
         self._attempts = count()
         self._unhealthy: dict[str, str] = {}  # addresses, and why
+        self._to_restart: set[str] = set()  # addresses of unhealthy workers of the run's own
+        self._restarted: set[Any] = set()  # names of workers, which outlive their addresses
         self._most_workers = 0  # that were there at once
 
     def submit(self, key: str, function: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -93,7 +101,8 @@ class WorkerPool:
         workers = frozenset(workers_of(self._client))
         self._most_workers = max(self._most_workers, len(workers))
         healthy = workers - self._unhealthy.keys()
-        if not healthy and 0 < self._most_workers <= len(workers):
+        may_come_back = self._most_workers > len(workers) or self._to_restart & workers
+        if not healthy and workers and not may_come_back:
             reasons = sorted(self._unhealthy[address] for address in workers)
             raise ClusterError(
                 f"no fit worker is left: {'; '.join(reasons[:3])}. Mend or restart them."
@@ -158,12 +167,36 @@ class WorkerPool:
 
     def _exclude(self, error: UnhealthyWorkerError) -> None:
         """Give a worker nothing more."""
-        if error.address not in self._unhealthy:
-            logger.error(
-                "worker is unfit and gets no more shards",
-                extra={"address": error.address, "reason": str(error)},
-            )
-        self._unhealthy[error.address] = str(error)
+        address = error.address
+        if address in self._unhealthy:
+            return
+        self._unhealthy[address] = str(error)
+        logger.error(
+            "worker is unfit and gets no more shards",
+            extra={"address": address, "reason": str(error)},
+        )
+        self.on_unfit(address, str(error.args[0]))
+        if self._client.cluster is not None and self._may_restart(address):
+            self._to_restart.add(address)
+
+    def _may_restart(self, address: str) -> bool:
+        """Tell whether a worker was not restarted before."""
+        worker = workers_of(self._client).get(address)
+        if worker is None or worker["name"] in self._restarted:
+            return False
+        self._restarted.add(worker["name"])
+        return True
+
+    def _restart_idle(self) -> None:
+        """Restart unhealthy workers of the run's own, once no task is left on them."""
+        if not self._to_restart:
+            return
+        processing = self._client.processing()
+        for address in [*self._to_restart]:
+            if address not in processing:  # it is gone: the next process has another address
+                self._to_restart.remove(address)
+            elif not processing[address]:
+                restart_worker(self._client, address)
 
     def _check_workers(self) -> None:
         """Have lost workers replaced, and move tasks that wait for workers that are gone."""
@@ -174,6 +207,7 @@ class WorkerPool:
             self._move_stranded(healthy)
         else:
             self._require_patience(self._checked_at - self._healthy_at)
+        self._restart_idle()
         replace_lost_workers(self._client)
 
     def _require_patience(self, seconds: float) -> None:

@@ -36,6 +36,9 @@ class FakeSegmenter:
         # In a flow it stands in for a model that was planned with.
         self.revision = REVISION if model is None else resolve_model(model).revision
 
+    def with_method(self, **_method: Any) -> FakeSegmenter:
+        return self
+
     def check_query(self, object: str, spatial_refs: Sequence[Sequence[float]] = ()) -> None:
         if not object.strip():
             raise QueryError(RejectCode.EMPTY_QUERY, f"query = {object!r}: has no words")

@@ -8,11 +8,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from wordmask.model.hub.registry import ModelError, resolve_model
-from wordmask.schemas.settings import ModelSettings, SegmentSettings
+from wordmask.model.hub.registry import resolve_model
+from wordmask.model.segmenter import Segmenter
+from wordmask.model.types import Query
+from wordmask.schemas.settings import ModelSettings, RunSettings, SegmentSettings
 from wordmask.tasks.context import ModelLock, ShardContext
 from wordmask.tasks.worker import (
     BrokenDeviceError,
@@ -21,7 +24,6 @@ from wordmask.tasks.worker import (
     UnhealthyWorkerError,
     context_of,
     load_segmenter,
-    own_device,
     resident_context,
     resident_name,
     translate_device_errors,
@@ -37,6 +39,12 @@ class Family:
 
     def __init__(self, model: str, **settings: Any) -> None:
         self.asked = {"model": model, **settings}
+        self.weights = object()
+
+    def with_method(self, **method: Any) -> Family:
+        other = Family(**(self.asked | method))
+        other.weights = self.weights
+        return other
 
     make = classmethod(lambda cls, model, **settings: cls(model, **settings))
 
@@ -57,7 +65,7 @@ class WorkerStub:
         self.plugins.pop(plugin.name).teardown(self)
 
     def context(self, revision: str, segment: SegmentSettings) -> ShardContext:
-        return context_of(self.plugins, resident_name(revision, segment))
+        return context_of(self.plugins, resident_name(revision, ModelSettings(), segment), segment)
 
 
 def test_the_model_is_made_with_the_settings_values() -> None:
@@ -95,23 +103,58 @@ def test_a_model_is_resident_from_setup_to_teardown() -> None:
 
 def test_outside_of_a_dask_task_there_is_no_model() -> None:
     with pytest.raises(NoModelError, match=r"register wordmask\.tasks\.worker\.ResidentModel"):
-        resident_context("r1", SegmentSettings())
+        resident_context("r1", RunSettings(input="in", output="out"))
 
 
-def test_runs_with_other_settings_on_one_worker_each_have_their_own_model() -> None:
-    few, many = SegmentSettings(refiner_iterations=1), SegmentSettings(refiner_iterations=5)
+def test_runs_with_other_weights_on_one_worker_each_have_their_own_model() -> None:
+    exact, rounded = SegmentSettings(dtype="float32"), SegmentSettings(dtype="bfloat16")
     plugins = [
         ResidentModel(ModelSettings(), segment, revision="r1", factory=FACTORY)
-        for segment in (few, many)
+        for segment in (exact, rounded)
     ]
     dask = WorkerStub()
     for plugin in plugins:
         dask.add(plugin)
-    contexts = [dask.context("r1", segment) for segment in (few, many)]
-    assert [context.segmenter.asked["refiner_iterations"] for context in contexts] == [1, 5]
+    contexts = [dask.context("r1", segment) for segment in (exact, rounded)]
+    assert [context.segmenter.asked["dtype"] for context in contexts] == ["float32", "bfloat16"]
     assert contexts[0].model_lock is contexts[1].model_lock, "they share the device"
     dask.remove(plugins[1])
-    assert dask.context("r1", few) is contexts[0]
+    assert dask.context("r1", exact) is contexts[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("path_style", "smooth"),
+        ("early_stop", False),
+        ("grammar", False),
+        ("refiner_iterations", 5),
+        ("deterministic", True),
+    ],
+)
+def test_runs_that_differ_in_how_they_segment_share_the_weights(name: str, value: Any) -> None:
+    one, other = SegmentSettings(), SegmentSettings.model_validate({name: value})
+    dask = WorkerStub()
+    for segment in (one, other):
+        model = ResidentModel(ModelSettings(), segment, revision="r1", factory=FACTORY)
+        if model.name not in dask.plugins:  # as Dask does with an idempotent plugin
+            dask.add(model)
+    contexts = [dask.context("r1", segment) for segment in (one, other, other)]
+    assert len(dask.plugins) == 1
+    assert [context.segmenter.asked[name] for context in contexts[1:]] == [value, value]
+    assert contexts[0].segmenter.weights is contexts[1].segmenter.weights
+    assert contexts[0].model_lock is contexts[1].model_lock
+    assert contexts[1] is contexts[2]
+
+
+def test_a_segmenter_of_another_method_has_the_same_weights_and_its_own_answers() -> None:
+    segmenter = Segmenter.from_pretrained("demo", device="cpu")
+    coarse = segmenter.with_method(refiner_iterations=0)
+    assert coarse.model is segmenter.model
+    image, query = np.full((32, 32, 3), 90, np.uint8), Query(object="a cat")
+    fresh = Segmenter.from_pretrained("demo", device="cpu", refiner_iterations=0)
+    assert coarse.segment_one(image, query) == fresh.segment_one(image, query)
+    assert coarse.revision == segmenter.revision
 
 
 @pytest.mark.parametrize("refiner", [None, "demo"])
@@ -132,26 +175,16 @@ def test_a_local_model_is_loaded_by_the_revision_of_its_content(
     model = ModelSettings(refiner=refiner)
     dask.add(ResidentModel(model, segment, revision=planned, factory=FACTORY))
     assert dask.context(planned, segment).segmenter.revision == planned
-    with pytest.raises(ModelError, match="its content is"):
-        dask.add(ResidentModel(ModelSettings(), segment, revision="other", factory=FACTORY))
-
-
-def test_settings_that_do_not_concern_the_model_share_it() -> None:
-    assert resident_name(
-        "r1", SegmentSettings(carry=("split",), max_image_bytes=9)
-    ) == resident_name("r1", SegmentSettings())
-    assert resident_name("r2", SegmentSettings()) != resident_name("r1", SegmentSettings())
+    dask.add(ResidentModel(ModelSettings(), segment, revision="other", factory=FACTORY))
+    with pytest.raises(NoModelError, match="its content is"):
+        dask.context("other", segment)
 
 
 def test_a_model_that_could_not_be_loaded_says_why_to_the_shard() -> None:
     dask, segment = WorkerStub(), SegmentSettings()
-    with pytest.raises(ModuleNotFoundError):
-        dask.add(
-            ResidentModel(ModelSettings(), segment, revision="r1", factory="tests.nowhere:made")
-        )
-    with pytest.raises(
-        NoModelError, match=r"could not load the model: ModuleNotFoundError: .*tests\.nowhere"
-    ):
+    dask.add(ResidentModel(ModelSettings(), segment, revision="r1", factory="tests.nowhere:made"))
+    message = r"could not load the model: ModuleNotFoundError: .*tests\.nowhere.*install wordmask"
+    with pytest.raises(NoModelError, match=message):
         dask.context("r1", segment)
 
 
@@ -167,29 +200,6 @@ def test_an_unhealthy_worker_says_which_it_is() -> None:
         assert str(error).startswith(f"worker {platform.node()}: ")
     with pytest.raises(MemoryError), translate_device_errors():
         raise MemoryError
-
-
-@pytest.mark.parametrize(
-    ("count", "device", "name", "expected"),
-    [
-        (0, None, 0, None),
-        (1, None, 3, None),
-        (2, None, 3, "cuda:1"),
-        (2, "cuda", "2", "cuda:0"),
-        (2, "cuda:0", 1, "cuda:0"),
-        (2, "cpu", 1, "cpu"),
-        (2, None, "tcp://host:1", None),
-    ],
-)
-def test_each_worker_takes_the_gpu_of_its_number(
-    monkeypatch: pytest.MonkeyPatch,
-    count: int,
-    device: str | None,
-    name: int | str,
-    expected: str | None,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    assert own_device(device, name) == expected
 
 
 def test_one_shard_at_a_time_has_the_model_and_idle_is_what_lies_between() -> None:

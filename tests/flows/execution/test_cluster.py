@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import importlib.machinery
-import importlib.util
+import os
 import sys
 import types
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker
 
-from tests.support.fakes import FACTORY, REVISION
+from tests.support.fakes import FACTORY, REVISION, FakeSegmenter
 from wordmask.flows.execution import cluster
 from wordmask.flows.execution.cluster import (
     ClusterError,
     open_cluster,
     shard_resources,
     worker_count,
-    worker_model,
 )
-from wordmask.schemas.settings import RunSettings, SegmentSettings
+from wordmask.flows.execution.dispatcher import Dispatcher
+from wordmask.schemas.runs import Plan, Receipt
+from wordmask.schemas.settings import ModelSettings, RunSettings, SegmentSettings
 from wordmask.tasks.worker import context_of, resident_name
 
 
@@ -73,7 +76,6 @@ def test_dask_cuda_is_used_where_it_can_be(dask_cuda: list[dict[str, Any]]) -> N
     assert options["n_workers"] == 4
     assert options["resources"] == {"GPU": 1}
     assert options["host"] == "127.0.0.1"
-    assert worker_model(settings()).device == "cuda:0", "the first of a worker is its own GPU"
 
 
 @pytest.mark.usefixtures("four_gpus", "dask_cuda")
@@ -81,16 +83,7 @@ def test_dask_cuda_is_used_where_it_can_be(dask_cuda: list[dict[str, Any]]) -> N
     "options", [{"device": "cuda:2"}, {"device": "cpu"}, {"workers": 8}, {"scheduler": "tcp://a:1"}]
 )
 def test_dask_cuda_is_not_used_where_it_cannot_be(options: dict[str, Any]) -> None:
-    chosen = settings(**options)
-    assert worker_model(chosen) == chosen.model
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("dask_cuda") is not None, reason="dask-cuda is installed"
-)
-@pytest.mark.usefixtures("four_gpus")
-def test_without_dask_cuda_workers_find_their_gpu_by_number() -> None:
-    assert worker_model(settings()).device is None
+    assert not cluster._uses_dask_cuda(settings(**options))
 
 
 @pytest.mark.usefixtures("prefect_api")
@@ -112,20 +105,89 @@ def test_a_shard_takes_half_a_gpu_where_all_workers_offer_one(standing: LocalClu
         assert shard_resources(client) == {}
 
 
-def test_a_worker_that_lacks_the_package_is_named(standing: LocalCluster) -> None:
+def test_a_cluster_whose_workers_all_lack_the_package_is_a_clear_error(
+    standing: LocalCluster,
+) -> None:
     there = settings(scheduler=standing.scheduler_address)
-    message = "cannot import nowhere: install wordmask on every worker"
+    message = "no worker can load the model: worker .*'nowhere'.*install wordmask on every worker"
     with (
         pytest.raises(ClusterError, match=message),
         open_cluster(there, REVISION, "nowhere:Segmenter"),
     ):
         pass
     with open_cluster(there, REVISION, FACTORY) as client:  # the failure is not kept
-        name = resident_name(REVISION, SegmentSettings())
-        loaded = client.run(
-            lambda dask_worker: type(context_of(dask_worker.plugins, name).segmenter).__name__
-        )
+        loaded = client.run(loaded_segmenter)
     assert set(loaded.values()) == {"FakeSegmenter"}
+
+
+def loaded_segmenter(dask_worker: Worker) -> str:
+    segment = SegmentSettings()
+    name = resident_name(REVISION, ModelSettings(), segment)
+    return type(context_of(dask_worker.plugins, name, segment).segmenter).__name__
+
+
+@pytest.fixture
+def four_loads(
+    standing: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """A function that says for each load of a model on four workers whether it fails."""
+
+    def plan_loads(*fails: bool) -> None:
+        log = tmp_path / "loads.txt"
+        log.write_text("\n".join("ECC error" if each else "fine" for each in fails))
+        monkeypatch.setenv("WORDMASK_TEST_LOADS", str(log))
+        standing.scale(4)
+        with Client(standing) as client:
+            client.wait_for_workers(4)
+
+    return plan_loads
+
+
+class Loads(FakeSegmenter):
+    """Is loaded or not as the next line of a file says."""
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        super().__init__(model, **settings)
+        path = Path(os.environ["WORDMASK_TEST_LOADS"])
+        this, _, rest = path.read_text().partition("\n")
+        path.write_text(rest)
+        if this == "ECC error":
+            raise RuntimeError(this)
+
+
+LOADS = f"{__name__}:Loads"
+
+
+@pytest.mark.parametrize(("again", "unfit"), [(True, 1), (False, 0)])
+def test_one_worker_of_four_that_cannot_load_the_model_is_named_and_the_others_do_the_run(
+    again: bool,
+    unfit: int,
+    four_loads: Callable[..., None],
+    nine_shards: tuple[RunSettings, Plan],
+) -> None:
+    run, plan = nine_shards
+    four_loads(False, True, False, False, again)
+    named: dict[str, str] = {}
+    receipts: list[Receipt] = []
+    with open_cluster(run, plan.model_revision, LOADS, named.setdefault) as client:
+        assert len(named) == unfit, "what failed is tried once more"
+        dispatcher = Dispatcher(client, run, receipts.append)
+        outcome = dispatcher.run(plan.pending, named.setdefault)
+    assert (outcome.failures, len(receipts), len(named)) == ([], 9, unfit)
+    assert all("RuntimeError: ECC error" in reason for reason in named.values())
+
+
+def test_a_cluster_of_which_no_worker_can_load_the_model_says_why_for_each(
+    four_loads: Callable[..., None], nine_shards: tuple[RunSettings, Plan]
+) -> None:
+    run, plan = nine_shards
+    four_loads(*[True] * 8)
+    with (
+        pytest.raises(ClusterError, match="no worker can load the model") as caught,
+        open_cluster(run, plan.model_revision, LOADS),
+    ):
+        pass
+    assert str(caught.value).count("could not load the model: RuntimeError: ECC error") == 4
 
 
 def test_a_scheduler_without_workers_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -11,7 +13,8 @@ import psutil
 import pytest
 from distributed import Client, Future, LocalCluster, get_worker
 
-from tests.support.fakes import FACTORY, REVISION
+from tests.support.fakes import FACTORY, REVISION, FakeSegmenter
+from tests.support.rows import Answered, Asked
 from wordmask.flows.execution import cluster, dispatcher, futures
 from wordmask.flows.execution.cluster import ClusterError, open_cluster
 from wordmask.flows.execution.dispatcher import Dispatcher
@@ -169,6 +172,59 @@ def test_shards_of_healthy_workers_that_went_away_are_given_to_those_that_came(
         outcome = Dispatcher(client, settings, replace_the_healthy_one).run(plan.pending)
     assert outcome.failures == []
     assert shard_ids(receipts) == all_shard_ids(plan)
+
+
+class BrokenOnce(FakeSegmenter):
+    """Of all that are made, the first raises on whatever it is asked."""
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        super().__init__(model, **settings)
+        path = Path(os.environ["WORDMASK_TEST_MADE"])
+        self.broken = not path.exists()
+        path.touch()
+
+    def stream(self, asked: Asked, rows: int) -> Answered:
+        for image, queries in asked:
+            if self.broken:
+                raise ValueError("wrong kernel")
+            yield from super().stream([(image, queries)], rows)
+
+
+def test_a_model_broken_on_one_worker_of_two_costs_no_row(
+    nine_shards: NineShards,
+    standing: LocalCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings, plan = nine_shards
+    monkeypatch.setenv("WORDMASK_TEST_MADE", str(tmp_path / "made"))
+    standing.scale(2)
+    receipts: list[Receipt] = []
+    unfit: dict[str, str] = {}
+    with open_cluster(settings, plan.model_revision, f"{__name__}:BrokenOnce") as client:
+        client.wait_for_workers(2)
+        dispatcher = Dispatcher(client, settings, receipts.append)
+        outcome = dispatcher.run(plan.pending, unfit.setdefault)
+    assert outcome.failures == []
+    assert shard_ids(receipts) == all_shard_ids(plan)
+    assert [receipt.rejects for receipt in receipts] == [{}] * 9
+    assert len(unfit) == 1
+    assert "no row is to blame (ValueError: wrong kernel)" in next(iter(unfit.values()))
+
+
+@pytest.mark.timeout(900)  # workers start twice, which takes minutes where others have the machine
+def test_a_worker_of_our_own_whose_model_is_broken_is_restarted(
+    nine_shards: NineShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, plan = nine_shards
+    settings = settings.model_copy(update={"scheduler": None, "workers": 1})
+    monkeypatch.setenv("WORDMASK_TEST_MADE", str(tmp_path / "made"))
+    monkeypatch.setattr(futures, "CHECK_SECONDS", 0.1)
+    receipts: list[Receipt] = []
+    with open_cluster(settings, plan.model_revision, f"{__name__}:BrokenOnce") as client:
+        outcome = Dispatcher(client, settings, receipts.append).run(plan.pending)
+    assert outcome.failures == []
+    assert [receipt.rejects for receipt in receipts] == [{}] * 9
 
 
 @pytest.mark.timeout(900)  # workers start twice, which takes minutes where others have the machine
