@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from wordmask.model.eval.referring import Answer, ReferringScores, score
+from wordmask.schemas.masks import MASKS
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Part
@@ -26,6 +28,28 @@ class Rejected:
     code: RejectCode
     rows: int
     examples: tuple[tuple[str, str], ...]
+
+
+def open_masks(output: str) -> ds.Dataset:
+    """Return the masks of the newest published run as an Arrow dataset.
+
+    It stays that run's, also when a later one is published.
+
+    Args:
+        output: the folder or URI that the run was given.
+
+    Raises:
+        FileNotFoundError: nothing was published.
+    """
+    store = Store.open(output)
+    paths = [store.full(masks.path) for masks, _ in open_newest_run(store).parts()]
+    carried: list[pa.Field] = []
+    if paths:
+        found = ds.dataset(paths[:1], filesystem=store.fs, format="parquet").schema
+        carried = [field for field in found if field.name not in MASKS.names]
+    # Named, as a part of an older version may lack a column.
+    schema = pa.schema([*MASKS, *carried])
+    return ds.dataset(paths, schema=schema, filesystem=store.fs, format="parquet")
 
 
 def read_masks(output: Store, part: Part, columns: list[str]) -> Iterator[dict[str, Any]]:

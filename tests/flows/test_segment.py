@@ -138,10 +138,10 @@ def test_a_finished_run_is_not_done_again(killed: Killed) -> None:
     second = run(settings, lambda progress: reported.append(progress.done))
     assert (first.shards_computed, second.shards_computed) == (5, 0)
     assert reported == [], "nothing was dispatched"
-    assert (second.rows, second.rejects, second.shard_ids) == (
+    assert (second.rows, second.rejects, second.index) == (
         first.rows,
         first.rejects,
-        first.shard_ids,
+        first.index,
     )
 
 

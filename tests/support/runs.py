@@ -38,15 +38,26 @@ def run_all(settings: RunSettings) -> Plan:
     return plan
 
 
-def carry_out(plan: Plan, settings: RunSettings) -> tuple[list[str], list[Receipt]]:
-    """The words that the model was asked about in a run, and the receipts."""
-    model = Counting()
-    receipts = [
+def compute(plan: Plan, settings: RunSettings, model: FakeSegmenter | None = None) -> list[Receipt]:
+    """Process the pending shards of a plan under the number of its lease."""
+    context = ShardContext(model or FakeSegmenter())
+    return [
         process_shard(
-            shard, settings, ShardContext(model), plan.hints.get(shard.shard_id, NO_HINTS)
+            shard, settings, context, plan.hints.get(shard.shard_id, NO_HINTS), plan.fence
         )
         for shard in plan.pending
     ]
+
+
+def compute_again(plan: Plan, settings: RunSettings) -> list[Receipt]:
+    """Process all shards of a plan once more, as a worker does that the run gave up."""
+    return compute(plan.model_copy(update={"done": frozenset(), "hints": {}}), settings)
+
+
+def carry_out(plan: Plan, settings: RunSettings) -> tuple[list[str], list[Receipt]]:
+    """The words that the model was asked about in a run, and the receipts."""
+    model = Counting()
+    receipts = compute(plan, settings, model)
     require_every_row_once(plan, settings)
     publish_run(plan, settings)
     return model.asked, receipts

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from wordmask.tasks.output.catalog import latest_receipts, read_receipts
-from wordmask.tasks.output.published import open_newest_run_if_any
+from wordmask.tasks.output.published import open_newest_run, open_newest_run_if_any
 from wordmask.tasks.storage import Store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -62,6 +62,12 @@ def read_rows(output: str | Path, kind: str) -> list[dict[str, Any]]:
         for path in sorted(pair[index].path for pair in pairs)
         for row in pq.read_table(Path(output, path)).to_pylist()
     ]
+
+
+def published_ids(output: str | Path) -> set[str]:
+    """Return the ids of the shards of a local output's newest published run."""
+    run = open_newest_run(Store.open(str(output)))
+    return {record.shard.shard_id for record in run.records()}
 
 
 def part_of(output: str | Path, kind: str, shard_id: str) -> Path:

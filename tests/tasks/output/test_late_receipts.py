@@ -7,18 +7,24 @@ from typing import Any
 
 import pytest
 
-from tests.support.fakes import REVISION, FakeSegmenter
-from tests.support.runs import GOOD, plan_of, publish_run, require_every_row_once, settings_for
+from tests.support.fakes import REVISION
+from tests.support.runs import (
+    GOOD,
+    compute,
+    compute_again,
+    plan_of,
+    publish_run,
+    require_every_row_once,
+    settings_for,
+)
 from tests.support.tables import png, read_rows
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Plan, Receipt
+from wordmask.schemas.runs import Plan
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.catalog import latest_receipts, read_receipt
 from wordmask.tasks.output.garbage import find_garbage, remove_files
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.output.verify import verify_output
-from wordmask.tasks.shard import NO_HINTS, process_shard
 from wordmask.tasks.storage import Store
 
 
@@ -27,20 +33,6 @@ def settings(tmp_path: Path) -> RunSettings:
     """Of a run over a row whose image is in a file of its own."""
     (tmp_path / "a.png").write_bytes(png(1))
     return settings_for(tmp_path, [GOOD, {"image": "a.png", "query": "another thing"}])
-
-
-def compute(plan: Plan, settings: RunSettings) -> list[Receipt]:
-    """Process the pending shards of a plan under the number of its lease."""
-    return [
-        process_shard(
-            shard,
-            settings,
-            ShardContext(FakeSegmenter()),
-            plan.hints.get(shard.shard_id, NO_HINTS),
-            plan.fence,
-        )
-        for shard in plan.pending
-    ]
 
 
 def night(settings: RunSettings, fence: int = 0) -> Plan:
@@ -55,7 +47,7 @@ def night(settings: RunSettings, fence: int = 0) -> Plan:
 def write_late(plan: Plan, settings: RunSettings, tmp_path: Path) -> None:
     """Let a worker that the run gave up end its copy of each shard: an image is gone by then."""
     (tmp_path / "a.png").unlink()
-    receipts = compute(plan.model_copy(update={"done": frozenset()}), settings)
+    receipts = compute_again(plan, settings)
     assert receipts[0].rejects == {"image_not_found": 1}
 
 
