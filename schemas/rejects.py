@@ -40,7 +40,7 @@ class RejectCode(StrEnum):
     BAD_SPATIAL_REF = "bad_spatial_ref"
     # A coordinate of a spatial reference lies outside 0..1, or a box ends before it begins.
     SPATIAL_REF_OUT_OF_RANGE = "spatial_ref_out_of_range"
-    # An earlier row of the input has the same row_id.
+    # An earlier row has the same row_id, and was answered or is in an earlier shard.
     DUPLICATE_ROW_ID = "duplicate_row_id"
     # The mode is another than "one".
     UNSUPPORTED_MODE = "unsupported_mode"
@@ -83,7 +83,7 @@ _REMEDIES = {
     RejectCode.QUERY_TOO_LONG: "shorten the expression",
     RejectCode.BAD_SPATIAL_REF: "use points (x, y) or boxes (x_min, y_min, x_max, y_max)",
     RejectCode.SPATIAL_REF_OUT_OF_RANGE: "give references in unit of the image, 0..1",
-    RejectCode.DUPLICATE_ROW_ID: "make row_id unique; the first row with it was segmented",
+    RejectCode.DUPLICATE_ROW_ID: "make row_id unique; an earlier row with it counts",
     RejectCode.UNSUPPORTED_MODE: 'set mode to "one" or leave it out',
     RejectCode.WORKER_KILLED: (
         "look at the row's image by itself: it ends the process that works on it; then report it"

@@ -93,6 +93,14 @@ class ShardResult:
             idle_seconds=idle_seconds,
         )
 
+    def plus(self, other: ShardResult) -> Self:
+        """Return the results and the times of both."""
+        return self.of(
+            [*self.results, *other.results],
+            infer_seconds=self.infer_seconds + other.infer_seconds,
+            idle_seconds=self.idle_seconds + other.idle_seconds,
+        )
+
     def including(self, results: Iterable[RowResult]) -> Self:
         """Return these results and others, with the times of these."""
         return self.of(

@@ -20,6 +20,7 @@ from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.hints import apply_hints, reusable_answers
 from wordmask.tasks.infer.stage import infer_rows
+from wordmask.tasks.infer.turns import end_rows, ids_of_earlier_shards
 from wordmask.tasks.output.catalog import write_receipt
 from wordmask.tasks.rows import Row, ShardResult
 from wordmask.tasks.storage import Store
@@ -107,12 +108,15 @@ def process_shard(
     with logs.redacted_errors(row.query for row in rows):
         with timer.stage("infer") as span:
             open_rows, settled = apply_hints(rows, hints, output)
-            sound, unsound = check_rows(open_rows, shard, context.segmenter)
-            answers = reusable_answers(hints, output)
-            inferred = infer_rows(
-                sound, shard, settings, context, reusable=answers, wanted_since=timer.began
+            result = end_rows(
+                open_rows,
+                shard,
+                settings,
+                context,
+                settled=settled,
+                reusable=reusable_answers(hints, output),
+                wanted_since=timer.began,
             )
-            result = inferred.including([*settled, *unsound])
             _require_each_row_once(result, rows, shard)
             _require_few_model_errors(result, shard, settings)
             span.set_attributes(_span_attributes(result))
@@ -136,7 +140,9 @@ def try_rows(shard: Shard, settings: RunSettings, start: int, stop: int) -> None
     with translate_device_errors():
         context = resident_context(shard.model_revision, settings)
         rows, _ = read_rows(Store.open(shard.file), shard, settings.segment, context.readers)
-        sound, _ = check_rows(rows[start:stop], shard, context.segmenter)
+        answered = ids_of_earlier_shards(rows, shard)
+        tried = [row for row in rows[start:stop] if row.row_id not in answered]
+        sound, _ = check_rows(tried, context.segmenter)
         infer_rows(sound, shard, settings, context)
 
 

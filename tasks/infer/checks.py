@@ -6,14 +6,11 @@ from collections.abc import Sequence
 
 from wordmask.model.types import QueryError
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Shard
 from wordmask.tasks.context import SegmenterLike
 from wordmask.tasks.rows import Reject, Row
 
 
-def check_rows(
-    rows: Sequence[Row], shard: Shard, segmenter: SegmenterLike
-) -> tuple[list[Row], list[Reject]]:
+def check_rows(rows: Sequence[Row], segmenter: SegmenterLike) -> tuple[list[Row], list[Reject]]:
     """Split rows into those that can go to the model and the rejects of the others.
 
     The first fault that is found gives a reject its code.
@@ -21,7 +18,7 @@ def check_rows(
     sound: list[Row] = []
     rejects: list[Reject] = []
     for row in rows:
-        reject = _reject_row(row, shard) or _reject_request(row) or _reject_query(row, segmenter)
+        reject = _reject_text(row) or _reject_request(row) or _reject_query(row, segmenter)
         if reject is None:
             sound.append(row)
         else:
@@ -38,10 +35,7 @@ def references(row: Row) -> tuple[tuple[float, ...], ...]:
     )
 
 
-def _reject_row(row: Row, shard: Shard) -> Reject | None:
-    if row.position in shard.duplicates:
-        detail = f"row_id = {row.row_id!r} stands in an earlier row"
-        return Reject(row=row, code=RejectCode.DUPLICATE_ROW_ID, detail=detail)
+def _reject_text(row: Row) -> Reject | None:
     if row.invalid_utf8:
         detail = f"{', '.join(row.invalid_utf8)}: holds bytes that are no UTF-8"
         return Reject(row=row, code=RejectCode.INVALID_TEXT, detail=detail)

@@ -19,16 +19,18 @@ def apply_hints(
     """Split rows into those that are open and the results of those that hints settle.
 
     Rows that kill processes are rejected. Where rejects of some codes are tried again, all other
-    rows of the shard stay what they are.
+    rows of the shard stay what they are, but for those with the id of a row that is tried again:
+    which of them is answered depends on it.
     """
     poisoned = [
         Reject(row=rows[position], code=RejectCode.WORKER_KILLED, detail=KILLED)
         for position in hints.poison_rows
     ]
-    kept = _kept_results(rows, hints, output)
-    settled = [*poisoned, *(result for result in kept if not _is_poison(result.row, hints))]
-    positions = {result.row.position for result in settled}
-    return [row for row in rows if row.position not in positions], settled
+    before = _kept_results(rows, hints, output)
+    kept = [result for result in before if not _is_poison(result.row, hints)]
+    open_ids = {row.row_id for row in _without(rows, [*poisoned, *kept])}
+    settled = [*poisoned, *(result for result in kept if result.row.row_id not in open_ids)]
+    return _without(rows, settled), settled
 
 
 def reusable_answers(hints: ShardHints, output: Store) -> dict[str, Earlier]:
@@ -66,6 +68,12 @@ def _kept_results(rows: Sequence[Row], hints: ShardHints, output: Store) -> list
         if values["code"] not in hints.retry_codes
     ]
     return [*masks, *rejects]
+
+
+def _without(rows: Sequence[Row], results: Sequence[RowResult]) -> list[Row]:
+    """Return the rows that have no result."""
+    positions = {result.row.position for result in results}
+    return [row for row in rows if row.position not in positions]
 
 
 def _is_poison(row: Row, hints: ShardHints) -> bool:

@@ -19,8 +19,7 @@ from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.images.decode import decode
 from wordmask.tasks.images.fetch import image_bytes
 from wordmask.tasks.images.https import HttpsClient
-from wordmask.tasks.infer.checks import check_rows
-from wordmask.tasks.infer.stage import infer_rows
+from wordmask.tasks.infer.turns import end_rows
 from wordmask.tasks.review.overlay import PAPER, note_of, overlay
 from wordmask.tasks.review.sheet import TILE, contact_sheet
 from wordmask.tasks.rows import Mask, Reject
@@ -87,8 +86,7 @@ def _answer(shard: Shard, settings: RunSettings, context: ShardContext) -> Mask 
     """Return the result of a shard of one row."""
     table = Store.open(shard.file)
     rows, _ = read_rows(table, shard, settings.segment, context.readers)
-    sound, rejected = check_rows(rows, shard, context.segmenter)
-    (result,) = infer_rows(sound, shard, settings, context).including(rejected).results
+    (result,) = end_rows(rows, shard, settings, context).results
     return result
 
 

@@ -15,8 +15,7 @@ from wordmask.schemas.method import METHOD_VERSION
 from wordmask.schemas.runs import RowRange, Shard
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.context import ShardContext
-from wordmask.tasks.infer.checks import check_rows
-from wordmask.tasks.infer.stage import infer_rows
+from wordmask.tasks.infer.turns import end_rows
 from wordmask.tasks.rows import Row, ShardResult
 
 # What a segmenter's `stream` takes and gives.
@@ -32,6 +31,7 @@ def row_of(position: int, image: int = 0, query: str | None = None, **values: An
     if query is None:
         query = f"thing {position}"
     fields = {
+        "row_id": f"r{position}",
         "image_bytes": PNGS[image],
         "image_uri": None,
         "query": query,
@@ -39,7 +39,7 @@ def row_of(position: int, image: int = 0, query: str | None = None, **values: An
         "mode": None,
         "carried": {},
     }
-    return Row(position=position, row_id=f"r{position}", **(fields | values))
+    return Row(position=position, **(fields | values))
 
 
 def shard_of(rows: Sequence[Row], **values: Any) -> Shard:
@@ -69,8 +69,7 @@ def infer(
     """Check rows and give those that are sound to the model."""
     shard = shard_of(rows, duplicates=duplicates)
     run = RunSettings(input="in.parquet", output="out", segment=settings, batch_rows=batch_rows)
-    sound, unsound = check_rows(rows, shard, model)
-    return infer_rows(sound, shard, run, ShardContext(model)).including(unsound)
+    return end_rows(rows, shard, run, ShardContext(model))
 
 
 class Recorder(FakeSegmenter):

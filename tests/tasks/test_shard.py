@@ -24,9 +24,8 @@ from wordmask.schemas.runs import ShardHints
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.infer import stream
-from wordmask.tasks.infer.checks import check_rows
 from wordmask.tasks.infer.hints import apply_hints
-from wordmask.tasks.infer.stage import infer_rows
+from wordmask.tasks.infer.turns import end_rows
 from wordmask.tasks.rows import Reject, ShardResult
 from wordmask.tasks.shard import RowsLostError, TooManyModelErrorsError, process_shard
 from wordmask.tasks.storage import Store
@@ -60,8 +59,7 @@ def test_every_row_ends_once_in_order(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "MAX_BYTES", images_at_once * 24 * 32 * 3)
         open_rows, settled = apply_hints(rows, hints, Store.open("memory://nothing"))
-        sound, unsound = check_rows(open_rows, shard, context.segmenter)
-        result = infer_rows(sound, shard, SETTINGS, context).including([*settled, *unsound])
+        result = end_rows(open_rows, shard, SETTINGS, context, settled=settled)
     assert sorted(each.row.position for each in result.results) == [*positions]
     for results in (result.masks, result.rejects):
         ended = [each.row.position for each in results]
