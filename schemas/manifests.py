@@ -16,6 +16,7 @@ STRING = pa.string()
 INT = pa.int32()
 LONG = pa.int64()
 COUNTS = pa.map_(STRING, LONG)
+VERSIONS = pa.map_(STRING, STRING)
 ROW_RANGE = pa.struct([("row_group", INT), ("start", LONG), ("stop", LONG)])
 SHARD = pa.struct(
     [
@@ -42,6 +43,11 @@ MANIFEST_COLUMNS = (
     Column("masks_part", PART, "the Parquet file of its masks"),
     Column("rejects_part", PART, "the Parquet file of its rejects"),
     Column("copied", LONG, "how many of the masks were computed by an earlier run"),
+    Column(
+        "environment",
+        VERSIONS,
+        "versions of packages and the device's name, as its worker saw them",
+    ),
 )
 MANIFEST = schema_of(MANIFEST_COLUMNS)
 

@@ -82,6 +82,13 @@ class ShardRecord(Frozen):
     masks_part: Part
     rejects_part: Part
     copied: int = Field(0, description="how many of the masks were computed by an earlier run")
+    environment: dict[str, str] = Field(
+        {},
+        description=(
+            "versions of the packages that answers depend on, and the name of the device, as the"
+            " worker saw them; empty in records of older versions"
+        ),
+    )
 
     @property
     def rows(self) -> int:

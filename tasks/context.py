@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wordmask.model.types import Query, Segmentation
+from wordmask.tasks.environment import environment_of
 from wordmask.tasks.images.host_limits import HostLimits
 from wordmask.tasks.table.row_groups import ReaderCache
 
@@ -82,6 +83,8 @@ class ModelLock:
 class ShardContext:
     """A model, the lock on it, readers that earlier shards left open, and requests to hosts.
 
+    `environment`: packages and the device, as `ShardRecord` has them.
+
     A context outlives the runs that use it. A run's id and its trace are not part of it.
     """
 
@@ -89,3 +92,4 @@ class ShardContext:
     model_lock: ModelLock = field(default_factory=ModelLock)
     readers: ReaderCache = field(default_factory=ReaderCache)
     host_limits: HostLimits = field(default_factory=HostLimits)
+    environment: Mapping[str, str] = field(default_factory=environment_of)

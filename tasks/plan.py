@@ -24,7 +24,7 @@ from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.images.changed import check_images
 from wordmask.tasks.output.done import DoneShards, find_done
 from wordmask.tasks.output.published import PublishedRun, open_newest_run_if_any
-from wordmask.tasks.output.reuse import changed_shards, reuse_hints
+from wordmask.tasks.output.reuse import changed_shards, retry_hints, reuse_hints
 from wordmask.tasks.storage import Store, is_damaged_parquet
 from wordmask.tasks.table.footers import (
     FOOTERS_AT_ONCE,
@@ -58,7 +58,7 @@ def make_plan(
     usable = [file for file in found if not file.problem]
     shards = _all_shards(usable, settings, model_revision)
     newest = open_newest_run_if_any(output)
-    done, checked_hints, check = _find_done(settings, output, shards, newest)
+    done, done_hints, check = _find_done(settings, output, shards, newest)
     plan = Plan(
         shards=shards,
         done=done.all,
@@ -67,13 +67,13 @@ def make_plan(
         input_bytes=sum(file.size for file in found),
         images=distinct_images(usable),
         unusable=tuple(_unusable(found)),
-        hints=checked_hints,
+        hints=done_hints,
         image_check=check,
     )
     if newest is None:
         return plan
     if not settings.recompute:
-        hints = reuse_hints(settings, shards, newest, plan.done) | checked_hints
+        hints = reuse_hints(settings, shards, newest, plan.done) | done_hints
         plan = plan.model_copy(update={"hints": hints})
     return plan.model_copy(
         update={
@@ -86,13 +86,19 @@ def make_plan(
 def _find_done(
     settings: RunSettings, output: Store, shards: Sequence[Shard], newest: PublishedRun | None
 ) -> tuple[DoneShards, dict[str, ShardHints], ImageCheck | None]:
-    """Return what need not be computed, hints for what images decide, and the look at these."""
+    """Return what need not be computed, hints for shards that were done, and the look at images.
+
+    The hints are for rejects that are tried again, and for images that changed.
+    """
     if settings.recompute:
         return DoneShards(), {}, None
     done = find_done(output, shards, newest)
-    if not settings.check_images:
-        return done, {}, None
-    return check_images(done, output, settings, newest)
+    changed: dict[str, ShardHints] = {}
+    check = None
+    if settings.check_images:
+        done, changed, check = check_images(done, output, settings, newest)
+    done, retried = retry_hints(done, output, newest, settings)
+    return done, changed | retried, check
 
 
 def _unusable(files: Sequence[InputFile]) -> Iterator[Unusable]:

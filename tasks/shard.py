@@ -124,7 +124,7 @@ def process_shard(
         with timer.stage("write"):
             parts = write_parts(result, shard, settings.segment, schema, output)
 
-    receipt = _make_receipt(shard, result, parts, timer, fence)
+    receipt = _make_receipt(shard, result, parts, context, timer, fence)
     # Last of all: where there is a receipt, both parts are whole.
     write_receipt(output, receipt)
     metrics.count(receipt)
@@ -206,7 +206,12 @@ def _require_few_model_errors(result: ShardResult, shard: Shard, settings: RunSe
 
 
 def _make_receipt(
-    shard: Shard, result: ShardResult, parts: tuple[Part, Part], timer: _StageTimer, fence: int
+    shard: Shard,
+    result: ShardResult,
+    parts: tuple[Part, Part],
+    context: ShardContext,
+    timer: _StageTimer,
+    fence: int,
 ) -> Receipt:
     masks, rejects = parts
     codes = Counter(reject.code.value for reject in result.rejects)
@@ -218,6 +223,7 @@ def _make_receipt(
         masks_part=masks,
         rejects_part=rejects,
         copied=result.copied,
+        environment=dict(context.environment),
         fence=fence,
         timings=Timings(
             read=timer.seconds["read"],

@@ -20,6 +20,7 @@ from wordmask.schemas.settings import ModelSettings, RunSettings, SegmentSetting
 from wordmask.tasks.claims import own_device
 from wordmask.tasks.context import SegmenterLike, ShardContext
 from wordmask.tasks.devices import ModelFailsError, is_broken_device
+from wordmask.tasks.environment import environment_of
 from wordmask.tasks.telemetry import logs, traces
 
 SEGMENTER = "wordmask.model.segmenter:Segmenter.from_pretrained"
@@ -235,7 +236,8 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]  # distributed has no t
         except Exception as error:
             self.loaded = error
         else:
-            self.loaded = LoadedModel(_share(worker, segmenter), self.segment)
+            context = _share(worker, segmenter, device)
+            self.loaded = LoadedModel(context, self.segment)
 
     def teardown(self, worker: Worker) -> None:
         """Let go of the model, and send the traces that were not sent yet."""
@@ -245,12 +247,14 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]  # distributed has no t
         traces.flush()
 
 
-def _share(worker: Worker, segmenter: SegmenterLike) -> ShardContext:
+def _share(worker: Worker, segmenter: SegmenterLike, device: str | None) -> ShardContext:
     """Return a context with the lock of the worker's other models: they share its device."""
+    environment = environment_of(device)
     for plugin in worker.plugins.values():
         if isinstance(plugin, ResidentModel) and isinstance(plugin.loaded, LoadedModel):
-            return replace(plugin.loaded.base, segmenter=segmenter)
-    return ShardContext(segmenter)
+            base = plugin.loaded.base
+            return replace(base, segmenter=segmenter, environment=environment)
+    return ShardContext(segmenter, environment=environment)
 
 
 def worker_name() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,15 +16,19 @@ from wordmask.model.types import Segmentation
 from wordmask.schemas import method
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Part, Plan, RunSummary, Shard, ShardHints
+from wordmask.schemas.runs import Part, Plan, Receipt, RunSummary, Shard, ShardHints, ShardRecord
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.done import Listing, by_file, receipts_since
+from wordmask.tasks.environment import is_possible, possible_environments
+from wordmask.tasks.output.catalog import latest_receipts, read_receipts
+from wordmask.tasks.output.done import DoneShards, Listing, by_file, receipts_since
 from wordmask.tasks.output.published import PublishedRun, open_newest_run
 from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store
 
 # Fields of a Segmentation whose columns have another name or type.
 CONVERTED = ("rle", "bbox", "coarse_bbox")
+# Of rejects for which code, model or device may be to blame as well as the row.
+RETRIED_CODES = (RejectCode.MODEL_ERROR, RejectCode.WORKER_KILLED)
 UNCHANGED = tuple(field.name for field in fields(Segmentation) if field.name not in CONVERTED)
 
 
@@ -146,6 +150,82 @@ def changed_shards(newest: PublishedRun, pending: Sequence[Shard]) -> frozenset[
     Since then the file has changed, or the model, the settings or the division into shards.
     """
     return frozenset(shard.shard_id for shard in pending if shard.name in newest.entries)
+
+
+def retry_hints(
+    done: DoneShards, output: Store, newest: PublishedRun | None, settings: RunSettings
+) -> tuple[DoneShards, dict[str, ShardHints]]:
+    """Take back shards with rejects that may end otherwise by now, and return hints for them.
+
+    These are rejects for `RETRIED_CODES`, where the packages or the device are not those of then.
+    With another model or method the shard is another one anyway.
+
+    Args:
+        done: shards that need not be computed otherwise.
+        output: the output that has them.
+        newest: the newest published run, if there is one.
+        settings: the settings of the run that is planned.
+    """
+    published = _with_retried_rejects(_published_records(newest, done))
+    records = published | _with_retried_rejects(_receipts_of(done, output))
+    if not records:
+        return done, {}
+    possible = possible_environments(settings)
+    outdated = {
+        id: record
+        for id, record in records.items()
+        if not is_possible(record.environment, possible)
+    }
+    redone = _retried_since(output, newest, outdated.keys() & published.keys(), possible)
+    stale = outdated.keys() - redone
+    hints = {
+        id: ShardHints(retry_codes=RETRIED_CODES, earlier=outdated[id]) for id in sorted(stale)
+    }
+    left = DoneShards(done.published - outdated.keys(), (done.with_receipts | redone) - stale)
+    return left, hints
+
+
+def _published_records(newest: PublishedRun | None, done: DoneShards) -> Iterator[ShardRecord]:
+    """Yield the records of shards that count as done, of files with rejects for `RETRIED_CODES`.
+
+    Nothing is read where the run has none.
+    """
+    if newest is None or not _has_retried(newest.head.rejects):
+        return
+    for name, entry in newest.entries.items():
+        if _has_retried(entry.rejects):
+            records = newest.records_of(name)
+            yield from (each for each in records if each.shard.shard_id in done.published)
+
+
+def _receipts_of(done: DoneShards, output: Store) -> list[Receipt]:
+    if not done.with_receipts:
+        return []
+    fences = latest_receipts(output)
+    return read_receipts(output, {id: fences[id] for id in sorted(done.with_receipts)})
+
+
+def _retried_since(
+    output: Store,
+    newest: PublishedRun | None,
+    shard_ids: Collection[str],
+    possible: Sequence[Mapping[str, str]],
+) -> frozenset[str]:
+    """Return which published shards a run that was stopped has retried in this environment."""
+    if newest is None or not shard_ids:
+        return frozenset()
+    since = receipts_since(output, newest.head, Listing(output))
+    return frozenset(
+        id for id in shard_ids if id in since and is_possible(since[id].environment, possible)
+    )
+
+
+def _with_retried_rejects(records: Iterable[ShardRecord]) -> dict[str, ShardRecord]:
+    return {record.shard.shard_id: record for record in records if _has_retried(record.rejects)}
+
+
+def _has_retried(rejects: Mapping[str, int]) -> bool:
+    return any(rejects.get(code) for code in RETRIED_CODES)
 
 
 def retry_plan(output: Store, codes: Collection[RejectCode]) -> tuple[Plan, RunSettings]:
