@@ -37,7 +37,11 @@ GARBAGE_PATH = "garbage/named.parquet"
 JSON, PARQUET = ".json", ".parquet"
 DIGEST_DIGITS = 16  # of a part's SHA-256, in its name
 RECORD_DIGITS = 32  # of a manifest's or an index's
-PART_PATH = re.compile(rf"({'|'.join(PART_KINDS)})/part-[0-9a-f]{{32}}-[0-9a-f]{{16}}\.parquet")
+OWN_TABLES = (
+    re.compile(rf"({'|'.join(PART_KINDS)})/part-[0-9a-f]{{32}}-[0-9a-f]{{16}}\.parquet"),
+    re.compile(rf"({MANIFESTS}|{INDEXES})/[0-9a-f]{{32}}\.parquet"),
+    re.compile(re.escape(GARBAGE_PATH)),
+)
 LEASE_NAME = re.compile(r"(\d{10})(-[0-9a-f]{32})?")
 RUN_TIME = "%Y%m%dT%H%M%S.%f"
 RUN_ID = re.compile(r"(\d{8}T\d{6}\.\d{6})-[0-9a-f]{6}")
@@ -131,9 +135,9 @@ def is_named_by_content(path: str, digest: str) -> bool:
     return bool(in_name) and digest.startswith(in_name)
 
 
-def is_part_path(path: str) -> bool:
-    """Return whether a path, relative to an output, is that of a part."""
-    return PART_PATH.fullmatch(path) is not None
+def is_own_table(path: str) -> bool:
+    """Return whether a path, relative to an output, is that of a table which runs or `gc` write."""
+    return any(pattern.fullmatch(path) for pattern in OWN_TABLES)
 
 
 def lease_path(fence: int, token: str = "") -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from wordmask.schemas.queries import InputError, check_columns, columns_read
 from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.output.catalog import is_part_path
+from wordmask.tasks.output.catalog import is_own_table
 from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet, retry_reads
 from wordmask.tasks.table.relative_uris import may_have_relative_uris
 
@@ -122,7 +122,7 @@ def distinct_images(files: Iterable[InputFile]) -> tuple[int, int] | None:
 def _is_part(path: str, output: Store) -> bool:
     """Return whether a file is a part that a run wrote to the output."""
     folder = f"{output.root}/"
-    return path.startswith(folder) and is_part_path(path.removeprefix(folder))
+    return path.startswith(folder) and is_own_table(path.removeprefix(folder))
 
 
 def _find(source: Store) -> _Listing:

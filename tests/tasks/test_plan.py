@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.fakes import REVISION, FakeSegmenter
-from tests.support.runs import plan_of, publish_run
+from tests.support.fakes import REVISION
+from tests.support.runs import carry_out, plan_of
 from tests.support.tables import png, write_input
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import RowRange
 from wordmask.schemas.settings import Columns, RunSettings, SegmentSettings
-from wordmask.tasks.context import ShardContext
+from wordmask.tasks.output.garbage import name_garbage
 from wordmask.tasks.plan import cut, file_shards
-from wordmask.tasks.shard import process_shard
+from wordmask.tasks.storage import Store
 from wordmask.tasks.table.footers import InputFile, RowGroup, _distinct_images
 
 
@@ -364,13 +364,14 @@ def test_nothing_there_and_not_parquet(tmp_path: Path) -> None:
     ("input", "output"),
     [("in", "in"), ("in", "in/out"), ("in", "."), ("in/a.parquet", "in"), ("in/*.parquet", "in")],
 )
-def test_parts_of_runs_are_no_input_wherever_the_output_lies(
+def test_tables_that_runs_write_are_no_input_wherever_the_output_lies(
     tmp_path: Path, input: str, output: str
 ) -> None:
     write_input(tmp_path / "in/a.parquet", rows(3))
     settings = run_settings(tmp_path / input, tmp_path / output)
-    for shard in plan_of(settings, REVISION).pending:
-        process_shard(shard, settings, ShardContext(FakeSegmenter()))
+    for _ in range(2):
+        carry_out(plan_of(settings, REVISION), settings)
+    name_garbage(Store.open(settings.output), keep_runs=1)
     again = plan_of(settings, REVISION)
     assert (again.files, again.rows, again.pending) == (1, 3, ())
 
@@ -395,9 +396,7 @@ def test_counts_say_how_many_rows_are_done_new_changed_and_invalid(tmp_path: Pat
         write_input(tmp_path / f"in/{name}.parquet", rows(3, first))
     settings = run_settings(tmp_path / "in", tmp_path / "out", shard_rows=2)
     before = plan_of(settings, REVISION)
-    for shard in before.pending:
-        process_shard(shard, settings, ShardContext(FakeSegmenter()))
-    publish_run(before, settings)
+    carry_out(before, settings)
     write_input(tmp_path / "in/edited.parquet", rows(4, 10))
     write_input(tmp_path / "in/fresh.parquet", rows(5, 20))
     pq.write_table(pa.table({"query": ["x"] * 6}), tmp_path / "in/wrong.parquet")
