@@ -76,7 +76,9 @@ class WorkerPool:
         self._tasks: dict[str, _Task] = {}  # by the key that Dask knows their newest attempt by
         self._attempts = count()
         self._unhealthy: dict[str, str] = {}  # addresses, and why
-        self._to_restart: set[str] = set()  # addresses of unhealthy workers of the run's own
+        # Addresses of unhealthy workers of the run's own that are to be restarted, or just are.
+        self._to_restart: set[str] = set()
+        self._restarting: set[str] = set()
         self._restarted: set[Any] = set()  # names of workers, which outlive their addresses
         self._most_workers = 0  # that were there at once
 
@@ -101,7 +103,8 @@ class WorkerPool:
         workers = frozenset(workers_of(self._client))
         self._most_workers = max(self._most_workers, len(workers))
         healthy = workers - self._unhealthy.keys()
-        may_come_back = self._most_workers > len(workers) or self._to_restart & workers
+        restarts = self._to_restart | self._restarting
+        may_come_back = self._most_workers > len(workers) or workers & restarts
         if not healthy and workers and not may_come_back:
             reasons = sorted(self._unhealthy[address] for address in workers)
             raise ClusterError(
@@ -189,14 +192,16 @@ class WorkerPool:
 
     def _restart_idle(self) -> None:
         """Restart unhealthy workers of the run's own, once no task is left on them."""
-        if not self._to_restart:
+        if not self._to_restart and not self._restarting:
             return
         processing = self._client.processing()
-        for address in [*self._to_restart]:
-            if address not in processing:  # it is gone: the next process has another address
-                self._to_restart.remove(address)
-            elif not processing[address]:
-                restart_worker(self._client, address)
+        self._to_restart &= processing.keys()  # the next process of a worker has another address
+        self._restarting &= processing.keys()
+        idle = {address for address in self._to_restart if not processing[address]}
+        for address in idle:
+            restart_worker(self._client, address)
+        self._to_restart -= idle
+        self._restarting |= idle
 
     def _check_workers(self) -> None:
         """Have lost workers replaced, and move tasks that wait for workers that are gone."""

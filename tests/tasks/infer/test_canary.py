@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from tests.support.fakes import FakeSegmenter
 from tests.support.rows import Answered, Asked, infer, row_of
+from wordmask.model.segmenter import Segmenter
 from wordmask.schemas.rejects import RejectCode
 from wordmask.tasks.infer import canary
 from wordmask.tasks.worker import BrokenDeviceError, translate_device_errors
@@ -111,6 +115,39 @@ def test_rows_are_rejected_where_the_model_works_and_it_is_asked_only_as_often_a
     assert [reject.row.position for reject in answers.rejects] == list(bad)
     assert {reject.code for reject in answers.rejects} <= {RejectCode.MODEL_ERROR}
     assert model.canaries == canaries
+
+
+class Hoarder(FakeSegmenter):
+    """Holds an object while it fails, and notes whether it is still there when it is asked next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: Callable[[], object] = lambda: None
+        self.was_free: list[bool] = []
+
+    def stream(self, asked: Asked, rows: int) -> Answered:
+        self.was_free.append(self.held() is None)
+        for image, queries in asked:
+            if queries[0][1] == canary.QUERY:
+                yield from super().stream([(image, queries)], rows)
+                continue
+            batch = {*image.shape}
+            self.held = weakref.ref(batch)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_what_failed_for_want_of_memory_holds_none_when_the_canary_is_asked() -> None:
+    model = Hoarder()
+    with pytest.raises(torch.OutOfMemoryError):
+        infer([row_of(0)], model, 1)
+    assert model.was_free == [True, True]
+
+
+@pytest.mark.parametrize("grammar", [True, False])
+def test_the_model_that_ships_with_the_package_answers_the_canary(grammar: bool) -> None:
+    segmenter = Segmenter.from_pretrained("demo", device="cpu", grammar=grammar)
+    segmenter.check_query(canary.QUERY.object)
+    canary._ask(segmenter)
 
 
 def test_failures_that_differ_in_numbers_or_words_alone_are_alike() -> None:
