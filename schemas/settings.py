@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from wordmask.schemas.redaction import redacted, uri_without_credentials
 
@@ -328,14 +328,15 @@ class RunSettings(Frozen):
             raise ValueError(f"{text!r}: must be one line of ASCII characters")
         return text
 
-    @model_validator(mode="after")
-    def _recompute_without_budget(self) -> Self:
-        if self.recompute and self.budget_seconds is not None:
+    @field_validator("recompute")
+    @classmethod
+    def _recompute_without_budget(cls, recompute: bool, info: ValidationInfo) -> bool:
+        if recompute and info.data.get("budget_seconds") is not None:
             raise ValueError(
-                "recompute takes no budget: every run would begin again at the first row. Leave the"
-                " budget out, or give a new output, which a budget fills night by night"
+                "takes no budget: every run would begin again at the first row. Leave the budget"
+                " out, or give a new output, which a budget fills night by night"
             )
-        return self
+        return recompute
 
     @field_validator("input", "output")
     @classmethod
