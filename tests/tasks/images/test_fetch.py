@@ -16,7 +16,7 @@ from s3fs.errors import translate_boto_error
 from tests.support.tables import png
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.images.fetch import fetch
+from wordmask.tasks.images.fetch import fetch, image_fingerprint
 from wordmask.tasks.images.https import HttpsClient
 from wordmask.tasks.images.uris import ImageError
 from wordmask.tasks.storage import Store
@@ -56,6 +56,21 @@ def test_uris_without_a_usable_file_are_rejected(
     with pytest.raises(ImageError) as caught:
         fetch(uri, f"file://{tmp_path}/queries.parquet", SETTINGS, CLIENT)
     assert caught.value.code == code
+
+
+def test_a_store_says_the_same_of_an_image_with_its_bytes_and_without(
+    s3: str, tmp_path: Path
+) -> None:
+    for folder in (f"{s3}/looked-at", f"file://{tmp_path}"):
+        Store.open(folder).write_bytes("a.png", png(1))
+        fetched = fetch("a.png", f"{folder}/t.parquet", SETTINGS, CLIENT)
+        assert fetched.fingerprint is not None
+        assert image_fingerprint(f"{folder}/a.png", CLIENT) == fetched.fingerprint
+        Store.open(folder).write_bytes("a.png", png(2))
+        assert image_fingerprint(f"{folder}/a.png", CLIENT) != fetched.fingerprint
+        with pytest.raises(ImageError) as caught:
+            image_fingerprint(f"{folder}/gone.png", CLIENT)
+        assert caught.value.code == RejectCode.IMAGE_NOT_FOUND
 
 
 @pytest.mark.parametrize(
