@@ -39,11 +39,24 @@ class Claim(NamedTuple):
         return self.lease.state != "claimed"
 
 
-def read_claims(output: Store) -> list[Claim]:
-    """Return the records that there are, that of an older version first, then by number."""
-    paths = [OLD_LEASE_PATH, *sorted(lease_fences(output))]
+class Look(NamedTuple):
+    """What was found at one look at an output's records.
+
+    `claims`: that of an older version first, then by number. `highest`: of all numbers, also of
+    records that cannot be read; 0 where there is none.
+    """
+
+    claims: list[Claim]
+    highest: int
+
+
+def look(output: Store) -> Look:
+    """Return the records that there are."""
+    fences = lease_fences(output)
+    paths = [OLD_LEASE_PATH, *sorted(fences)]
     found = [(path, _read(output, path)) for path in paths]
-    return [Claim(path, lease) for path, lease in found if lease is not None]
+    claims = [Claim(path, lease) for path, lease in found if lease is not None]
+    return Look(claims, max(fences.values(), default=0))
 
 
 def write_claim(output: Store, claim: Claim) -> None:
@@ -54,7 +67,7 @@ def write_claim(output: Store, claim: Claim) -> None:
 
 def newest_lease(output: Store) -> Lease | None:
     """Return the lease of the newest run that has or had one."""
-    held = [claim.lease for claim in read_claims(output) if claim.was_held]
+    held = [claim.lease for claim in look(output).claims if claim.was_held]
     return max(held, key=lambda lease: lease.fence, default=None)
 
 
@@ -63,12 +76,14 @@ def newest_fence(output: Store) -> int:
     return max(lease_fences(output).values(), default=0)
 
 
-def next_fence(output: Store) -> int:
+def next_fence(output: Store, found: Look) -> int:
     """Return a fencing number greater than every earlier one.
 
-    Where the records were removed, receipts and runs still have numbers.
+    It follows the look at which nobody was at work. A run that took the output since then has that
+    number too: it must not find a greater one, which would mean that it was taken for dead. Where
+    the records were removed, receipts and runs still have numbers.
     """
-    highest = newest_fence(output) or recorded_fence(output)
+    highest = found.highest or recorded_fence(output)
     return highest + 1
 
 

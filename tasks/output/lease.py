@@ -164,16 +164,23 @@ def read_lease(output: Store) -> Lease | None:
 
 def _acquire(output: Store, run_id: str | None, wait: bool) -> Claim:
     watch = Watch()
+    told = ""
     while True:
-        rivals = watch.living(claims.read_claims(output))
+        found = claims.look(output)
+        rivals = watch.living(found.claims)
         if not rivals:
-            held = _try_to_acquire(output, run_id, watch)
+            fence = claims.next_fence(output, found)
+            held = _try_to_acquire(output, run_id, fence, watch)
             if held is not None:
                 return held
-        elif wait or not watch.is_alive(rivals[-1]):
-            time.sleep(POLL_SECONDS)
-        else:
+            continue
+        if not wait and watch.is_alive(rivals[-1]):
             raise _in_use(output, rivals[-1])
+        other = describe(rivals[-1].lease)
+        if other != told:
+            told = other
+            logger.warning("waiting, as another run has the output", extra={"other": other})
+        time.sleep(POLL_SECONDS)
 
 
 def _in_use(output: Store, other: Claim) -> OutputInUseError:
@@ -186,9 +193,9 @@ def _in_use(output: Store, other: Claim) -> OutputInUseError:
     )
 
 
-def _try_to_acquire(output: Store, run_id: str | None, watch: Watch) -> Claim | None:
+def _try_to_acquire(output: Store, run_id: str | None, fence: int, watch: Watch) -> Claim | None:
     """Return the lease of this process, or None, without a trace, where another came first."""
-    claim = _claim(output, run_id)
+    claim = _claim(output, run_id, fence)
     if claim is None:
         return None
     held = None
@@ -202,9 +209,9 @@ def _try_to_acquire(output: Store, run_id: str | None, watch: Watch) -> Claim | 
     return held
 
 
-def _claim(output: Store, run_id: str | None) -> Claim | None:
-    """Write a claim with the next number, or return None where another process was faster."""
-    fence, token = claims.next_fence(output), uuid4().hex
+def _claim(output: Store, run_id: str | None, fence: int) -> Claim | None:
+    """Write a claim with a number, or return None where another process was faster."""
+    token = uuid4().hex
     lease = claims.new_lease(token, run_id or "", fence)
     if not creates_exclusively(output):
         claim = Claim(lease_path(fence, token), lease)
@@ -219,7 +226,7 @@ def _claim(output: Store, run_id: str | None) -> Claim | None:
 def _prevails(output: Store, own: Claim, watch: Watch) -> bool:
     """Wait until no living claim is left but this one; return False where it must be withdrawn."""
     while True:
-        found = claims.read_claims(output)
+        found = claims.look(output).claims
         others = [claim for claim in found if claim.lease.token != own.lease.token]
         if len(others) == len(found):
             return False  # it was removed

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,62 @@ def test_a_slow_write_does_not_let_two_runs_in(
     assert (len(inside), len(refused)) == (1, 1)
 
 
+def test_runs_at_a_slow_store_never_meet_and_none_is_told_that_it_lost_the_output(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the store and each write takes some time before and after it happens."""
+    monkeypatch.setattr(lease, "CONTEND_SECONDS", 0.002)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.002)
+    chance = random.Random(0)
+
+    def slowed(step: Callable[..., Any]) -> Callable[..., Any]:
+        def slow_step(*args: Any) -> Any:
+            time.sleep(chance.choice((0, 0, 0.002, 0.02)))
+            result = step(*args)
+            time.sleep(chance.choice((0, 0, 0.002, 0.02)))
+            return result
+
+        return slow_step
+
+    for name in ("_put", "names", "read_bytes"):
+        monkeypatch.setattr(Store, name, slowed(getattr(Store, name)))
+    inside = threading.Lock()
+    fences: list[int] = []
+
+    def work() -> None:
+        for _ in range(3):
+            with acquire_lease(store, "run", wait=True) as handle:
+                if inside.acquire(blocking=False):
+                    handle.require()
+                    fences.append(handle.fence)
+                    inside.release()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fences) == len(set(fences)) == 12
+    assert fences == sorted(fences)
+
+
+def test_a_run_that_looked_before_another_took_the_output_does_not_disturb_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = lease._claim
+    with ExitStack() as first:
+
+        def sleep_then_claim(*args: Any) -> Any:
+            monkeypatch.setattr(lease, "_claim", attempt)
+            handle = first.enter_context(acquire_lease(store, "first"))
+            claim = attempt(*args)
+            handle.require()
+            return claim
+
+        monkeypatch.setattr(lease, "_claim", sleep_then_claim)
+        require_in_use(store, "run first")
+
+
 def test_a_claim_that_slept_until_another_run_took_over_is_withdrawn(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,3 +406,7 @@ def test_the_number_does_not_fall_when_leases_are_removed(output: Store) -> None
     output.write_bytes(f"receipts/{'0' * 32}.json", b"{}")
     with acquire_lease(output) as handle:
         assert handle.fence == 42
+    output.remove(lease_path(42))
+    output.write_bytes("runs/published.json", b'{"fence": 50}')
+    with acquire_lease(output) as handle:
+        assert handle.fence == 51
