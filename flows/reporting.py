@@ -16,7 +16,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from wordmask.schemas.runs import Receipt, RunSummary
+from wordmask.schemas.runs import Plan, Receipt, RunSummary
 from wordmask.tasks.telemetry.logs import logger, without_credentials
 
 if TYPE_CHECKING:
@@ -32,17 +32,24 @@ LOG_ROWS = 200  # of a training stage's log in Prefect; its log.csv has all
 class Progress:
     """Rows of a run that are done, and their speed.
 
-    `done` counts rows of earlier runs too; `computed` counts those of this run since its workers
-    are ready, and `started` is when they were (`time.monotonic`). `unfit` has the addresses of
-    workers that get no shards, and why.
+    `vanished` are files of the newest published run that are gone. `done` counts rows of earlier
+    runs too; `computed` counts those of this run since its workers are ready, and `started` is when
+    they were (`time.monotonic`). `unfit` has the addresses of workers that get no shards, and why.
     """
 
     rows: int
     done: int = 0
+    vanished: int = 0
     rejected: int = 0
     computed: int = 0
     started: float | None = None
     unfit: dict[str, str] = field(default_factory=dict)
+
+    def plan(self, plan: Plan) -> None:
+        """Take the rows of a plan, and those of them that are done."""
+        self.rows = plan.rows
+        self.done = plan.rows - sum(shard.rows for shard in plan.pending)
+        self.vanished = plan.vanished.files
 
     def start(self) -> None:
         """Start the clock: the seconds in which workers start say nothing of the rows to come."""
@@ -71,6 +78,8 @@ class Progress:
         done = f"{self.done:,}/{self.rows:,} rows"
         if self.unfit:
             done += f", workers unfit: {len(self.unfit)}"
+        if self.vanished:
+            done += f", {self.vanished:,} files gone"
         if self.started is None:
             return f"{done}, starting workers"
         if not self.computed:
@@ -132,6 +141,11 @@ class ProgressReporter:
     def start(self) -> None:
         """Report that the workers are ready."""
         self._progress.start()
+        self._report()
+
+    def replanned(self, plan: Plan) -> None:
+        """Report the rows of a plan that takes the place of the one before."""
+        self._progress.plan(plan)
         self._report()
 
     def add(self, receipt: Receipt) -> None:

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from prefect import Flow, flow, task
 from prefect.cache_policies import NO_CACHE
 
 from wordmask.flows.execution.budget import Budget
 from wordmask.flows.execution.cluster import RESUME_HINT, open_cluster
-from wordmask.flows.execution.dispatcher import Dispatcher, StoreGoneError
+from wordmask.flows.execution.dispatcher import Dispatcher, Outcome, StoreGoneError
+from wordmask.flows.execution.rounds import run_rounds
 from wordmask.flows.reporting import (
     OnProgress,
     Progress,
@@ -24,9 +26,11 @@ from wordmask.flows.reporting import (
     publish_artifacts,
 )
 from wordmask.model.hub.registry import resolve_model
+from wordmask.schemas.losses import Gap
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan, RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.losses import settle
 from wordmask.tasks.output.catalog import newest_run, newest_run_if_any, publish
 from wordmask.tasks.output.lease import acquire_lease
 from wordmask.tasks.output.manifests import write_manifests
@@ -73,7 +77,7 @@ def segment_flow(
         def planner() -> tuple[Plan, RunSettings]:
             return plan_run(settings, output), settings
 
-        return _run(planner, output, settings.wait, factory, on_progress, budget)
+        return _run(planner, output, settings.wait, factory, on_progress, budget, replans=True)
 
     return segment
 
@@ -103,6 +107,7 @@ def retry_flow(on_progress: OnProgress = ignore_progress) -> Flow[..., RunSummar
             "scheduler": scheduler,
             "wait": wait,
             "budget_seconds": None,
+            "max_gaps": 0,
         }
 
         def planner() -> tuple[Plan, RunSettings]:
@@ -125,6 +130,8 @@ def _run(
     factory: str,
     on_progress: OnProgress,
     budget: Budget,
+    *,
+    replans: bool = False,
 ) -> RunSummary:
     """Plan and carry out a run while it has the output's lease.
 
@@ -141,22 +148,29 @@ def _run(
     ):
         started_at = datetime.now(UTC)
         budget.keep_back(_seconds_of_last_verification(output))
+        of_lease = {"run_id": lease.run_id, "fence": lease.fence}
         plan, settings = planner()
-        plan = plan.model_copy(update={"run_id": lease.run_id, "fence": lease.fence})
+        plan = plan.model_copy(update=of_lease)
         span.set_attributes({"rows": plan.rows})
         _log_planned(plan)
-        reached = plan
+
+        def replan() -> Plan:
+            return planner()[0].model_copy(update=of_lease)
+
+        reached, rows_left = plan, 0
         if plan.pending:
-            reached = dispatch(plan, settings, factory, on_progress, lease.check, budget)
+            again = replan if replans else None
+            control = Control(lease.check, budget, again)
+            reached, rows_left = dispatch(plan, settings, factory, on_progress, control)
         with _store_errors_explained():
             lease.require()
             began_verification = time.monotonic()
-            report = verify_run(reached, output)
+            report = verify_run(reached, output, is_whole=not rows_left)
             summary = summarize(
                 reached,
                 settings,
                 report.files,
-                rows_left=plan.rows - reached.rows,
+                rows_left=rows_left,
                 started_at=started_at,
                 finished_at=datetime.now(UTC),
             )
@@ -196,6 +210,9 @@ def _log_finished(summary: RunSummary) -> None:
     counts = {
         "rows": summary.rows,
         "rows_left": summary.rows_left,
+        "rows_in_gaps": summary.rows_in_gaps,
+        "files_kept": len(summary.kept),
+        "files_vanished": summary.vanished.files,
         "masks": summary.masks,
         "rejects": summary.rejects,
         "seconds": summary.seconds,
@@ -228,60 +245,97 @@ def plan_run(settings: RunSettings, output: Store) -> Plan:
     return make_plan(settings, found.revision, output)
 
 
+class Control(NamedTuple):
+    """What ends or changes a run from outside.
+
+    `check` raises when the output was taken over, and is called all the time. `replan` plans the
+    input as it is now; None: the run is not about that.
+    """
+
+    check: Callable[[], None]
+    budget: Budget
+    replan: Callable[[], Plan] | None = None
+
+
+class Dispatched(NamedTuple):
+    """The plan of what is to be published, and the rows that the budget did not reach."""
+
+    plan: Plan
+    rows_left: int
+
+
 @task(name="dispatch", cache_policy=NO_CACHE)
 @logs.redacted_errors()
 def dispatch(
     plan: Plan,
     settings: RunSettings,
-    factory: str = SEGMENTER,
-    on_progress: OnProgress = ignore_progress,
-    check: Callable[[], None] = lambda: None,
-    budget: Budget | None = None,
-) -> Plan:
-    """Have workers do the pending shards, and return the plan of what the budget allowed.
+    factory: str,
+    on_progress: OnProgress,
+    control: Control,
+) -> Dispatched:
+    """Have workers do the pending shards, and say what there is to publish.
 
     Raises:
-        LeaseLostError: `check` found that the output was taken over. It is called all the time.
-        ShardsFailedError: some failed after all retries; it says which and why.
+        LeaseLostError: the output was taken over.
+        ShardsFailedError: shards with more rows than may be left out failed after all retries; it
+            says which and why.
     """
-    budget = budget or Budget(settings.budget_seconds)
-    if not budget.allows_another:
-        return plan.without(plan.pending)
-    done = plan.rows - _rows(plan.pending)
-    reporter = ProgressReporter(Progress(rows=plan.rows, done=done), on_progress)
+    if not control.budget.allows_another:
+        return Dispatched(plan.without(plan.pending), _rows(plan.pending))
+    progress = Progress(rows=plan.rows)
+    progress.plan(plan)
+    reporter = ProgressReporter(progress, on_progress)
     reporter.open()
     revision = plan.shards[0].model_revision
     with open_cluster(settings, revision, factory, reporter.name_unfit) as client:
         reporter.start()
-        dispatcher = Dispatcher(
-            client, settings, reporter.add, plan.hints, plan.run_id, plan.fence, check, budget
-        )
-        outcome = dispatcher.run(plan.pending, reporter.name_unfit)
-    if outcome.failures:
-        raise ShardsFailedError(_failed_shards(outcome.failures, len(plan.pending)))
-    return plan.without(outcome.left)
+
+        def run(plan: Plan) -> Outcome:
+            dispatcher = Dispatcher(
+                client,
+                settings,
+                reporter.add,
+                plan.hints,
+                plan.run_id,
+                plan.fence,
+                control.check,
+                control.budget,
+            )
+            return dispatcher.run(plan.pending, reporter.name_unfit)
+
+        done, outcome = run_rounds(plan, run, control.replan, reporter.replanned)
+    settled = settle(done, outcome.failures, outcome.changed_files, Store.open(settings.output))
+    _require_few_gaps(settled.gaps[len(done.gaps) :], settings.max_gaps)
+    reached = settled.without(outcome.left)
+    return Dispatched(reached, settled.rows - reached.rows)
 
 
-def _failed_shards(failures: Sequence[tuple[Shard, str]], pending: int) -> str:
+def _require_few_gaps(gaps: Sequence[Gap], most_rows: int) -> None:
+    rows = sum(gap.rows for gap in gaps)
+    if rows <= most_rows:
+        return
     lines = [
-        f"{len(failures)} of {pending} shards failed; the rest are done, and the same"
-        " command takes up these:"
+        f"{len(gaps)} shards failed; the rest are done, and the same command takes up these:",
+        *map(str, gaps[:FAILURES_SHOWN]),
     ]
-    lines += [f"{shard.label}: {reason}" for shard, reason in failures[:FAILURES_SHOWN]]
-    hidden = len(failures) - FAILURES_SHOWN
+    hidden = len(gaps) - FAILURES_SHOWN
     if hidden > 0:
         lines.append(f"... and {hidden} more")
-    return "\n".join(lines)
+    lines.append(
+        f"Nothing was published. --max-gaps {rows} would publish the rest without these {rows:,}"
+        f" rows, and name them; the limit is {most_rows:,}"
+    )
+    raise ShardsFailedError("\n".join(lines))
 
 
 @task(name="verify", cache_policy=NO_CACHE)
 @logs.redacted_errors()
-def verify_run(plan: Plan, output: Store) -> VerifyReport:
+def verify_run(plan: Plan, output: Store, *, is_whole: bool = True) -> VerifyReport:
     """Return the report of what was verified, with the receipts.
 
     Raises:
         AccountingError: a row was lost or doubled.
     """
-    report = verify(plan, output)
+    report = verify(plan, output, is_whole=is_whole)
     require(report)
     return report

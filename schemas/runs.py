@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field
 
+from wordmask.schemas.losses import Gap, KeptFile, Vanished
 from wordmask.schemas.settings import Frozen, RunSettings
 
 
@@ -165,6 +166,11 @@ class Plan(Frozen):
     image_check: ImageCheck | None = Field(
         None, description="the look at the images of shards that were done, if there was one"
     )
+    gaps: tuple[Gap, ...] = Field((), description="rows that are in no shard, as theirs failed")
+    kept: tuple[KeptFile, ...] = Field((), description="files as they were before they changed")
+    vanished: Vanished = Field(
+        Vanished(), description="files of the newest published run that are gone"
+    )
 
     @property
     def rows(self) -> int:
@@ -201,12 +207,14 @@ class Plan(Frozen):
         counts = {
             "files": self.files,
             "files_invalid": len(self.unusable),
+            "files_vanished": self.vanished.files,
             "input_bytes": self.input_bytes,
             "rows": self.rows + invalid,
             "rows_done": self.rows - pending,
             "rows_new": new,
             "rows_changed": pending - new,
             "rows_invalid": invalid,
+            "rows_vanished": self.vanished.rows,
             "rows_pending": pending,
             "duplicate_row_ids": sum(len(shard.duplicates) for shard in self.shards),
             "distinct_images": self.images,
@@ -300,6 +308,18 @@ class RunSummary(Frozen):
     rows: int = Field(description="of all shards")
     rows_left: int = Field(
         0, description="rows of the input that the budget did not reach; the next run takes them up"
+    )
+    rows_in_gaps: int = Field(
+        0, description="rows of the input that the run lacks, as their shards failed; in no count"
+    )
+    gaps: tuple[Gap, ...] = Field((), description="these rows; a later run takes them up")
+    kept: tuple[KeptFile, ...] = Field(
+        (),
+        description="files that changed all the time, published as the run before had them; their"
+        " rows are in the counts",
+    )
+    vanished: Vanished = Field(
+        Vanished(), description="files of the run before that the input lacked"
     )
     masks: int = Field(description="rows that were answered")
     absent: int = Field(description="how many of the masks are empty, as nothing was named")

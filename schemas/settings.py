@@ -296,6 +296,17 @@ class RunSettings(Frozen):
         description="Share of a shard's rows that may end as model_error, above which the shard"
         f" fails; up to {FEW_MODEL_ERRORS} rows always may.",
     )
+    max_gaps: int = Field(
+        0,
+        ge=0,
+        description="Most rows that a run may be published without, as their shards failed. They"
+        " are named, the exit code is 3, and the next run takes them up.",
+    )
+    allow_missing_files: bool = Field(
+        False,
+        description="Also publish where files with more than a tenth of the newest published run's"
+        " rows are gone from the input.",
+    )
     budget_seconds: Annotated[float | None, NO_FLAG] = Field(
         None,
         gt=0,

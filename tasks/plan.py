@@ -22,6 +22,7 @@ from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import ImageCheck, Plan, RowRange, Shard, ShardHints, Unusable
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.images.changed import check_images
+from wordmask.tasks.losses import find_vanished, require_few_vanished
 from wordmask.tasks.output.done import DoneShards, find_done
 from wordmask.tasks.output.published import PublishedRun, open_newest_run_if_any
 from wordmask.tasks.output.reuse import changed_shards, retry_hints, reuse_hints
@@ -52,7 +53,7 @@ def make_plan(
 
     Raises:
         InputError: there is no Parquet file, or one is unreadable, or its row ids are, or a column
-            is missing or of the wrong type.
+            is missing or of the wrong type, or too many files vanished.
     """
     found = input_files(Store.open(settings.input), output, settings.segment, refuse=refuse)
     usable = [file for file in found if not file.problem]
@@ -72,11 +73,15 @@ def make_plan(
     )
     if newest is None:
         return plan
+    vanished = find_vanished(newest, settings, {shard.name for shard in shards})
+    if refuse:
+        require_few_vanished(vanished, settings)
     if not settings.recompute:
         hints = reuse_hints(settings, shards, newest, plan.done) | done_hints
         plan = plan.model_copy(update={"hints": hints})
     return plan.model_copy(
         update={
+            "vanished": vanished,
             "base_run": newest.head.run_id,
             "changed": changed_shards(newest, plan.pending),
         }

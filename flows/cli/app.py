@@ -58,7 +58,8 @@ app.add_typer(train_app, name="train")
 def main() -> None:
     """Run the command line; errors become one message on standard error.
 
-    The exit code is 2 for an error of the call or the input, 1 for one of the run.
+    The exit code is 2 for an error of the call or the input, 1 for one of the run, 3 for a run that
+    was published with gaps.
     """
     try:
         with redacted_errors():

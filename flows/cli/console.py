@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wordmask.tasks.review.estimate import Rate, TimeEstimate
 
 LOG_EVERY = 30.0  # seconds
+LOSSES_SHOWN = 5  # files and gaps of a run
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -77,11 +78,30 @@ def summary_table(summary: RunSummary) -> Group:
     rows.append(("shards", f"{summary.shards:,} ({shards})"))
     if summary.rows_left:
         rows.append(("rows left", f"{summary.rows_left:,}; the same command takes them up"))
+    rows += _loss_lines(summary)
     rows.append(("time", f"{summary.seconds:.1f} s, {summary.rows_per_second:.1f} rows/s"))
     if summary.model_busy:
         rows.append(("model busy", f"{summary.model_busy:.1%} of the time"))
     rows.append(("model", f"{summary.settings.model.model} ({summary.model_revision})"))
     return two_columns(f"run {summary.run_id}", rows)
+
+
+def _loss_lines(summary: RunSummary) -> list[tuple[str, str]]:
+    """Return what a run lacks of its input, and says so."""
+    lines = []
+    if summary.vanished.files:
+        lines.append(("vanished", str(summary.vanished)))
+    if summary.kept:
+        names = ", ".join(file.name for file in summary.kept[:LOSSES_SHOWN])
+        rows = counted(sum(file.rows for file in summary.kept), "row")
+        files = counted(len(summary.kept), "file")
+        text = f"{files} with {rows} as the run before had them, as they kept changing: {names}"
+        lines.append(("kept", text))
+    if summary.gaps:
+        rows = counted(summary.rows_in_gaps, "row")
+        lines.append(("gaps", f"{rows} in {counted(len(summary.gaps), 'shard')} that failed"))
+    lines += [("", str(gap)) for gap in summary.gaps[:LOSSES_SHOWN]]
+    return lines
 
 
 def rejects_table(found: list[Rejected]) -> Group:

@@ -69,6 +69,8 @@ def verify(output: Output, json: Json = False) -> None:
         verdict = f"{len(found.violations):,} violations"
         if found.holds:
             verdict = "every row is accounted for, once"
+        if found.rows_in_gaps:
+            verdict += f"; {found.rows_in_gaps:,} further rows are in gaps that the run names"
         out.print(f"{output}: {found.rows:,} rows in {counted(found.shards, 'shard')}: {verdict}")
     if not found.holds:
         raise SystemExit(1)

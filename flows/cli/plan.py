@@ -109,6 +109,7 @@ class _Report:
             document["estimate"] = self.estimate.model_dump(mode="json")
         if self.nights is not None:
             document["nights"] = self.nights.model_dump(mode="json")
+        document["vanished"] = self.plan.vanished.model_dump(mode="json")
         document["unusable"] = [file.model_dump(mode="json") for file in self.plan.unusable]
         if self.preview is not None:
             document["preview"] = self.preview
@@ -125,6 +126,9 @@ class _Report:
             rows.append(("preview", self.preview["sheet"]))
         title = f"plan of {self.settings.input} → {self.settings.output}"
         out.print(two_columns(title, rows))
+        if self.plan.vanished.files:
+            line = Text.assemble(("gone since the newest run: ", "yellow"), str(self.plan.vanished))
+            err.print(line, soft_wrap=True)
         unusable = self.plan.unusable
         for file in unusable[:UNUSABLE_SHOWN]:
             line = Text.assemble(("a run refuses this input: ", "yellow"), file.why)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # The message for who interrupts a run.
 RESUME = "what is done has its receipts, and the same command takes up the rest"
+PUBLISHED_WITH_GAPS = 3  # exit code
 
 Workers = Annotated[int | None, option_of(RunSettings, "workers")]
 Scheduler = Annotated[str | None, option_of(RunSettings, "scheduler")]
@@ -201,12 +202,15 @@ def _run_flow(start: Callable[[OnProgress], RunSummary], json: bool, verbose: bo
 
 
 def _show_run(summary: RunSummary, json: bool) -> None:
+    """Print what a run did, and end with a code of its own where it was published with gaps."""
     if json:
         print_json(summary.model_dump(mode="json"))
-        return
-    out.print(summary_table(summary))
-    if not summary.rows_left:
-        out.print(f"[dim]masks are in[/dim] {summary.settings.output.rstrip('/')}/masks")
+    else:
+        out.print(summary_table(summary))
+        if not summary.rows_left:
+            out.print(f"[dim]masks are in[/dim] {summary.settings.output.rstrip('/')}/masks")
+    if summary.gaps and not summary.rows_left:
+        raise SystemExit(PUBLISHED_WITH_GAPS)
 
 
 def _print_deployment(made: dict[str, Any], json: bool) -> None:

@@ -27,6 +27,7 @@ from wordmask.schemas.runs import Receipt, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.shard import NO_HINTS, run_shard
 from wordmask.tasks.storage import STORE_ERRORS
+from wordmask.tasks.table.read import InputChangedError
 from wordmask.tasks.telemetry import metrics, traces
 from wordmask.tasks.telemetry.logs import logger, without_credentials
 
@@ -43,12 +44,15 @@ class StoreGoneError(RuntimeError):
 
 @dataclass(kw_only=True)
 class Outcome:
-    """Shards of a run that were not done.
+    """What became of the shards of a run.
 
-    `failures`: given up, each with the reason. `left`: not reached within the budget.
+    `done`: their ids. `failures`: given up, each with the reason. `changed_files`: names of files
+    that were not the planned ones any more. `left`: not reached within the budget.
     """
 
+    done: set[str] = field(default_factory=set)
     failures: list[tuple[Shard, str]] = field(default_factory=list)
+    changed_files: set[str] = field(default_factory=set)
     left: list[Shard] = field(default_factory=list)
 
 
@@ -168,13 +172,17 @@ class Dispatcher:
         if isinstance(result, Receipt):
             self._store_failed.clear()
             self._budget.record(result.timings.total)
-            self._on_receipt(result)
+            self._finish_done(result)
         elif isinstance(result, KilledWorker):
             self._finish_killed(job, result)
         elif _is_store_failure(result):
             self._finish_store_failure(job, result)
         else:
             self._give_up(job, result)
+
+    def _finish_done(self, receipt: Receipt) -> None:
+        self._outcome.done.add(receipt.shard.shard_id)
+        self._on_receipt(receipt)
 
     def _finish_killed(self, job: _Job, error: Exception) -> None:
         job.deaths += 1
@@ -206,6 +214,8 @@ class Dispatcher:
         reason = f"{type(error).__name__}: {error} (attempt {job.attempts})"
         reason = without_credentials(reason)
         self._outcome.failures.append((job.shard, reason))
+        if isinstance(error, InputChangedError):
+            self._outcome.changed_files.add(job.shard.name)
         logger.error("shard given up", extra=_log_fields(job.shard, reason))
 
     def _run_suspects(self) -> None:
@@ -222,7 +232,7 @@ class Dispatcher:
             self._submit(job, poison_rows)
             _, result = self._workers.next_finished()
             if isinstance(result, Receipt):
-                self._on_receipt(result)
+                self._finish_done(result)
             else:
                 self._give_up(job, result)
 

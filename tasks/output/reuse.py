@@ -264,6 +264,7 @@ def retry_plan(output: Store, codes: Collection[RejectCode]) -> tuple[Plan, RunS
         base_run=run.head.run_id,
         published=frozenset(published),
         hints=hints,
+        gaps=run.head.gaps,
         files=len(run.entries),
         input_bytes=0,
     )

@@ -5,7 +5,7 @@ It is done against a fresh listing, after every run.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from wordmask.schemas.losses import Gap, RowSpan, uncovered
 from wordmask.schemas.runs import Part, Plan, Shard, ShardRecord
 from wordmask.schemas.settings import Frozen
 from wordmask.tasks.output.catalog import latest_receipts, read_receipt, read_run
@@ -36,10 +37,14 @@ SHOWN = 20  # violations in an error
 
 
 class VerifyReport(Frozen):
-    """The extent of a verification, and each violation in words: shard, row, what is wrong."""
+    """The extent of a verification, and each violation in words: shard, row, what is wrong.
+
+    `rows_in_gaps`: rows of the input that the run names as missing.
+    """
 
     shards: int
     rows: int
+    rows_in_gaps: int = 0
     violations: tuple[str, ...] = Field(())
     files: tuple[FileRecords, ...] = Field(
         (), exclude=True, repr=False, description="what was verified, as it is to be published"
@@ -69,11 +74,16 @@ class _CheckedFile(NamedTuple):
     violations: list[str]
 
 
-def verify(plan: Plan, output: Store) -> VerifyReport:
+def verify(plan: Plan, output: Store, *, is_whole: bool = True) -> VerifyReport:
     """Compare a plan with the output.
 
     Shards that were done since the newest published run are checked row by row, the others by the
     listing. The report has the very records that were checked, whatever receipts say afterwards.
+
+    Args:
+        plan: the plan.
+        output: the output.
+        is_whole: the plan has each row of its files, in a shard or a named gap.
     """
     base = None
     if plan.published:
@@ -86,12 +96,27 @@ def verify(plan: Plan, output: Store) -> VerifyReport:
         return _check_file(file[1], done_since, base, listing)
 
     checked = _in_threads(check, list(by_file(plan.shards)))
+    violations = _joined(file.violations for file in checked)
+    if is_whole:
+        violations += tuple(_cover_violations(plan.shards, plan.gaps))
     return VerifyReport(
         shards=len(plan.shards),
         rows=plan.rows,
-        violations=_joined(file.violations for file in checked),
+        rows_in_gaps=sum(gap.rows for gap in plan.gaps),
+        violations=violations,
         files=tuple(file.records for file in checked if file.records is not None),
     )
+
+
+def _cover_violations(shards: Iterable[Shard], gaps: Iterable[Gap]) -> Iterator[str]:
+    """Yield the rows of each file that are in neither a shard nor a gap, or in several."""
+    spans: dict[str, list[RowSpan]] = defaultdict(list)
+    for shard in shards:
+        spans[shard.name].append(RowSpan(shard.first_row, shard.rows))
+    for gap in gaps:
+        spans[gap.name].append(RowSpan(gap.first_row, gap.rows))
+    for name, of_file in spans.items():
+        yield from (f"{name}: {problem}" for problem in uncovered(of_file))
 
 
 def _check_receipts(shards: Sequence[Shard], output: Store) -> dict[str, _CheckedShard]:
@@ -181,6 +206,8 @@ def verify_output(output: Store) -> VerifyReport:
         found = list(_row_violations(record.shard, record.parts, output))
         return found or list(_changed_parts(record.shard, record.parts, output))
 
+    gaps = run.head.gaps
+    violations += _cover_violations((), (gap for gap in gaps if gap.name not in names))
     for start in range(0, len(names), FILES_AT_ONCE):
         files = _in_threads(
             lambda name: _read_file(run, name), names[start : start + FILES_AT_ONCE]
@@ -188,7 +215,15 @@ def verify_output(output: Store) -> VerifyReport:
         records = [record for records, _ in files for record in records]
         violations += _joined(problems for _, problems in files)
         violations += _joined(_in_threads(check, records))
-    return VerifyReport(shards=run.head.shards, rows=run.head.rows, violations=tuple(violations))
+        read = {record.shard.name for record in records}
+        of_files = [gap for gap in gaps if gap.name in read]
+        violations += _cover_violations((record.shard for record in records), of_files)
+    return VerifyReport(
+        shards=run.head.shards,
+        rows=run.head.rows,
+        rows_in_gaps=run.head.rows_in_gaps,
+        violations=tuple(violations),
+    )
 
 
 def _head_violations(run: PublishedRun) -> Iterator[str]:
@@ -203,6 +238,9 @@ def _head_violations(run: PublishedRun) -> Iterator[str]:
     }
     for shard_id in run.lost:
         yield f"shard {shard_id}: has no receipt"
+    in_gaps = sum(gap.rows for gap in run.head.gaps)
+    if run.head.rows_in_gaps != in_gaps:
+        yield f"run {run.head.run_id}: rows_in_gaps is not {in_gaps}, as its gaps have"
     for name, found in sums.items():
         told = getattr(run.head, name)
         if told != found and not run.lost:

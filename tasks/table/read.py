@@ -14,6 +14,8 @@ from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet
 from wordmask.tasks.table.row_groups import ReaderCache
 
+# What a file with fewer row groups or rows than planned leads to.
+SHRUNK = (IndexError, RuntimeError)
 INVALID_UTF8 = "\0invalid_utf8"  # no column has such a name
 
 
@@ -49,7 +51,9 @@ def read_rows(
                 for batch in reader.read(part.start, part.stop):
                     for values in rows_of(batch):
                         rows.append(_row(len(rows), values, shard, settings))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, *SHRUNK) as error:
+        # Whatever is wrong, a file that was replaced meanwhile explains it.
+        _require_unchanged(table, shard)
         if not is_damaged_parquet(error):
             raise
         raise DamagedInputError(
@@ -59,7 +63,12 @@ def read_rows(
 
 
 def _require_unchanged(table: Store, shard: Shard) -> None:
-    found = fingerprint(table.fs.info(table.root))
+    try:
+        found = fingerprint(table.fs.info(table.root))
+    except FileNotFoundError:
+        raise InputChangedError(
+            f"{shard.name}: was there when planned, and is gone now. Run again to plan anew"
+        ) from None
     if found != shard.fingerprint:
         raise InputChangedError(
             f"{shard.name}: was {shard.fingerprint} when planned, is {found} now. Run again to plan"

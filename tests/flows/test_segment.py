@@ -19,16 +19,20 @@ from tests.support.fakes import FACTORY
 from tests.support.tables import png, read_rows, write_input
 from wordmask.flows import reporting
 from wordmask.flows import segment as segment_module
+from wordmask.flows.cli.runs import _show_run
 from wordmask.flows.execution.budget import Budget
 from wordmask.flows.reporting import OnProgress, Progress, ProgressReporter, ignore_progress
 from wordmask.flows.segment import ShardsFailedError, retry, segment, segment_flow
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Lease, RunSummary
+from wordmask.schemas.runs import Lease, RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks import shard as shard_module
 from wordmask.tasks.output import lease as lease_module
 from wordmask.tasks.output.catalog import lease_path, status
 from wordmask.tasks.output.lease import LeaseHandle, LeaseLostError, acquire_lease
+from wordmask.tasks.output.verify import verify_output
 from wordmask.tasks.storage import Store
+from wordmask.tasks.table.read import DamagedInputError
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -269,6 +273,78 @@ def test_a_budget_keeps_the_time_of_the_last_verification_back(
     monkeypatch.setattr(segment_module, "newest_run_if_any", lambda _: slow)
     write_input(Path(settings.input), [{"row_id": "r1", "image": png(), "query": "new"}])
     assert run(settings).rows_left == 1
+
+
+def folder_for(tmp_path: Path, standing: str, **options: Any) -> RunSettings:
+    """Write a table of the files a, b and c with one row each."""
+    for name in "abc":
+        write_words(tmp_path, name, "thing")
+    folders = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    return RunSettings.model_validate(folders | {"scheduler": standing} | options)
+
+
+def write_words(tmp_path: Path, name: str, words: str) -> None:
+    rows = [{"row_id": name, "image": png(), "query": words}]
+    write_input(tmp_path / "in" / f"{name}.parquet", rows)
+
+
+def test_a_file_that_is_rewritten_during_a_run_is_in_it_as_it_is_then(
+    tmp_path: Path, standing: str
+) -> None:
+    settings = folder_for(tmp_path, standing)
+
+    def rewrite_once(progress: Progress) -> None:
+        if progress.started is None:
+            write_words(tmp_path, "c", "other words")
+
+    summary = run(settings, rewrite_once)
+    assert (summary.rows, summary.kept, summary.gaps) == (3, (), ())
+    assert summary.shards_computed == 3
+    words = {row["row_id"]: row["query"] for row in read_rows(settings.output, "masks")}
+    assert words == {"a": "thing", "b": "thing", "c": "other words"}
+
+
+def test_a_file_that_is_rewritten_all_the_time_stays_as_it_was_published(
+    tmp_path: Path, standing: str
+) -> None:
+    settings = folder_for(tmp_path, standing)
+    run(settings)
+    write_words(tmp_path, "a", "other words")
+    write_words(tmp_path, "c", "other words")
+
+    def rewrite(_: Progress) -> None:
+        write_words(tmp_path, "c", f"at {time.monotonic_ns()}")
+
+    summary = run(settings, rewrite)
+    assert (summary.rows, [file.name for file in summary.kept]) == (3, ["c.parquet"])
+    words = {row["row_id"]: row["query"] for row in read_rows(settings.output, "masks")}
+    assert words == {"a": "other words", "b": "thing", "c": "thing"}
+    assert verify_output(Store.open(settings.output)).holds
+
+
+def test_a_run_is_published_with_gaps_up_to_the_limit(
+    tmp_path: Path, standing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = folder_for(tmp_path, standing)
+    real = shard_module.read_rows
+
+    def read(table: Store, shard: Shard, *rest: Any) -> Any:
+        if shard.name == "b.parquet":
+            raise DamagedInputError("a page of b.parquet is damaged")
+        return real(table, shard, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_module, "read_rows", read)
+        with pytest.raises(ShardsFailedError, match=r"Nothing was published\. --max-gaps 1 would"):
+            run(settings)
+        assert status(Store.open(settings.output)).runs == ()
+        summary = run(settings.model_copy(update={"max_gaps": 1}))
+    assert (summary.rows, summary.rows_in_gaps) == (2, 1)
+    assert str(summary.gaps[0]).startswith("b.parquet rows 0-0: DamagedInputError: a page of")
+    with pytest.raises(SystemExit) as ended:
+        _show_run(summary, json=True)
+    assert ended.value.code == 3
+    assert run(settings).rows == 3, "the next run fills the gap"
 
 
 def test_rejected_rows_are_tried_again_alone(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""Rounds of a run: files that change while it is under way are planned anew, a few times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wordmask.flows.execution.dispatcher import Outcome
+from wordmask.schemas.queries import InputError
+from wordmask.schemas.runs import Plan
+from wordmask.tasks.telemetry.logs import logger
+
+REPLANS = 2  # of a run: a file that changes all the time would never be done
+
+
+def run_rounds(
+    plan: Plan,
+    run: Callable[[Plan], Outcome],
+    replan: Callable[[], Plan] | None,
+    on_replan: Callable[[Plan], object] = lambda _: None,
+) -> tuple[Plan, Outcome]:
+    """Carry out a plan, and plan the input anew while files of it changed.
+
+    Args:
+        plan: the plan.
+        run: carries out the pending shards of a plan.
+        replan: plans the input as it is now; None where a run is not about the input as it is.
+        on_replan: called with each such plan.
+
+    Returns:
+        The plan that was carried out last, and what came of it.
+    """
+    outcome = run(plan)
+    done = set(outcome.done)
+    for _ in range(REPLANS):
+        if replan is None or outcome.left or not outcome.changed_files:
+            break
+        logger.warning("planned anew", extra={"changed_files": sorted(outcome.changed_files)[:10]})
+        try:
+            plan = _without_work_on(replan(), done)
+        except InputError as error:  # such as a file that is half written
+            logger.warning("cannot be planned anew", extra={"reason": str(error)})
+            break
+        on_replan(plan)
+        outcome = run(plan)
+        done |= outcome.done
+    # What this run did was not done before, as a plan that was made later has it.
+    return plan.model_copy(update={"done": plan.done - done}), outcome
+
+
+def _without_work_on(plan: Plan, done: set[str]) -> Plan:
+    """Return a plan in which shards that this run did are done, whatever its settings ask for."""
+    own = done.intersection(shard.shard_id for shard in plan.shards)
+    return plan.model_copy(update={"done": plan.done | own, "published": plan.published - own})

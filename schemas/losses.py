@@ -1,0 +1,66 @@
+"""Records of what a run lacks of its input: gaps, files kept as they were, files that vanished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pydantic import Field
+
+from wordmask.schemas.settings import Frozen
+
+
+class Gap(Frozen):
+    """Rows of an input file that are in neither masks nor rejects, as their shard failed."""
+
+    name: str = Field(description="the file relative to the input")
+    first_row: int = Field(description="index in the file of the first row")
+    rows: int
+    reason: str = Field(description="what failed, without credentials")
+
+    def __str__(self) -> str:
+        """File, rows and reason, for people."""
+        return f"{self.name} rows {self.first_row}-{self.first_row + self.rows - 1}: {self.reason}"
+
+
+class KeptFile(Frozen):
+    """A file that changed during the run, whose rows are those of the run before."""
+
+    name: str = Field(description="the file relative to the input")
+    fingerprint: str = Field(description="of the version that is published")
+    rows: int = Field(description="of that version")
+
+
+class Vanished(Frozen):
+    """Files of the newest published run that the input does not have any more."""
+
+    files: int = 0
+    rows: int = 0
+    share: float = Field(0.0, description="of the rows of that run, 0..1")
+    names: tuple[str, ...] = Field((), description="of the first files, relative to the input")
+
+    def __str__(self) -> str:
+        """Files, rows and the first names, for people."""
+        more = ""
+        if self.files > len(self.names):
+            more = ", ..."
+        counts = f"{self.files:,} files with {self.rows:,} rows ({self.share:.1%})"
+        return f"{counts}: {', '.join(self.names)}{more}"
+
+
+class RowSpan(NamedTuple):
+    """Rows first..first+rows of a file."""
+
+    first: int
+    rows: int
+
+
+def uncovered(spans: Iterable[RowSpan]) -> Iterator[str]:
+    """Yield the rows of a file that are in none of the spans, or in several."""
+    next_row = 0
+    for span in sorted(spans):
+        if span.first > next_row:
+            yield f"rows {next_row}-{span.first - 1} are in no shard and no named gap"
+        if span.first < next_row:
+            yield f"rows {span.first}-{next_row - 1} are in two shards or gaps"
+        next_row = max(next_row, span.first + span.rows)
