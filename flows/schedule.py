@@ -12,7 +12,8 @@ from uuid import UUID
 from prefect.client.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
-from wordmask.schemas.settings import RunSettings, ScheduleSettings
+from wordmask.schemas.commands import ScheduleSettings
+from wordmask.schemas.settings import RunSettings
 
 
 class PrefectServerError(RuntimeError):

@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from wordmask.flows.execution.budget import Budget
 from wordmask.flows.execution.cluster import RESUME_HINT, open_cluster
 from wordmask.flows.execution.dispatcher import Dispatcher, Outcome, StoreGoneError
-from wordmask.flows.execution.rounds import run_rounds
+from wordmask.flows.execution.rounds import require_few_gaps, run_rounds
 from wordmask.flows.reporting import (
     OnProgress,
     Progress,
@@ -26,13 +26,12 @@ from wordmask.flows.reporting import (
     publish_artifacts,
 )
 from wordmask.model.hub.registry import resolve_model
-from wordmask.schemas.losses import Gap
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan, RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.losses import settle
 from wordmask.tasks.output.catalog import newest_run, newest_run_if_any, publish
-from wordmask.tasks.output.lease import acquire_lease
+from wordmask.tasks.output.lease import LeaseHandle, acquire_lease
 from wordmask.tasks.output.manifests import write_manifests
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.output.summary import summarize
@@ -42,12 +41,6 @@ from wordmask.tasks.storage import STORE_ERRORS, Store
 from wordmask.tasks.telemetry import logs, traces
 from wordmask.tasks.telemetry.logs import logger
 from wordmask.tasks.worker import SEGMENTER
-
-FAILURES_SHOWN = 10  # failed shards named in an error
-
-
-class ShardsFailedError(RuntimeError):
-    """Shards failed after all retries. What was done has receipts: a further run does the rest."""
 
 
 def segment_flow(
@@ -157,32 +150,44 @@ def _run(
         def replan() -> Plan:
             return planner()[0].model_copy(update=of_lease)
 
-        reached, rows_left = plan, 0
+        reached = Dispatched(plan, 0)
         if plan.pending:
-            again = replan if replans else None
-            control = Control(lease.check, budget, again)
-            reached, rows_left = dispatch(plan, settings, factory, on_progress, control)
+            control = Control(lease.check, budget, replan if replans else None)
+            reached = dispatch(plan, settings, factory, on_progress, control)
         with _store_errors_explained():
-            lease.require()
-            began_verification = time.monotonic()
-            report = verify_run(reached, output, is_whole=not rows_left)
-            summary = summarize(
-                reached,
-                settings,
-                report.files,
-                rows_left=rows_left,
-                started_at=started_at,
-                finished_at=datetime.now(UTC),
-            )
-            if not summary.rows_left:
-                index = write_manifests(output, report.files)
-                seconds = round(time.monotonic() - began_verification, 3)
-                written = {"index": index, "verify_seconds": seconds}
-                summary = summary.model_copy(update=written)
-                lease.require()
-                publish(output, summary)
+            summary = _verify_and_publish(reached, settings, output, lease, started_at)
         _log_finished(summary)
     publish_artifacts(summary)
+    return summary
+
+
+def _verify_and_publish(
+    reached: Dispatched,
+    settings: RunSettings,
+    output: Store,
+    lease: LeaseHandle,
+    started_at: datetime,
+) -> RunSummary:
+    """Verify what was reached, and publish it unless the budget left something."""
+    lease.require()
+    began = time.monotonic()
+    plan, rows_left = reached
+    report = verify_run(plan, output, is_whole=not rows_left)
+    summary = summarize(
+        plan,
+        settings,
+        report.files,
+        rows_left=rows_left,
+        started_at=started_at,
+        finished_at=datetime.now(UTC),
+    )
+    if rows_left:
+        return summary
+    index = write_manifests(output, report.files)
+    took = round(time.monotonic() - began, 3)
+    summary = summary.model_copy(update={"index": index, "verify_seconds": took})
+    lease.require()
+    publish(output, summary)
     return summary
 
 
@@ -305,27 +310,9 @@ def dispatch(
 
         done, outcome = run_rounds(plan, run, control.replan, reporter.replanned)
     settled = settle(done, outcome.failures, outcome.changed_files, Store.open(settings.output))
-    _require_few_gaps(settled.gaps[len(done.gaps) :], settings.max_gaps)
+    require_few_gaps(settled.gaps[len(done.gaps) :], settings.max_gaps)
     reached = settled.without(outcome.left)
     return Dispatched(reached, settled.rows - reached.rows)
-
-
-def _require_few_gaps(gaps: Sequence[Gap], most_rows: int) -> None:
-    rows = sum(gap.rows for gap in gaps)
-    if rows <= most_rows:
-        return
-    lines = [
-        f"{len(gaps)} shards failed; the rest are done, and the same command takes up these:",
-        *map(str, gaps[:FAILURES_SHOWN]),
-    ]
-    hidden = len(gaps) - FAILURES_SHOWN
-    if hidden > 0:
-        lines.append(f"... and {hidden} more")
-    lines.append(
-        f"Nothing was published. --max-gaps {rows} would publish the rest without these {rows:,}"
-        f" rows, and name them; the limit is {most_rows:,}"
-    )
-    raise ShardsFailedError("\n".join(lines))
 
 
 @task(name="verify", cache_policy=NO_CACHE)

@@ -10,6 +10,14 @@ from pydantic import Field
 from wordmask.schemas.settings import Frozen
 
 
+class Unusable(Frozen):
+    """A file of the input that no run can use."""
+
+    name: str = Field(description="relative to the input")
+    rows: int | None = Field(description="None: not even its footer can be read")
+    why: str = Field(description="what is wrong with it, and the remedy")
+
+
 class Gap(Frozen):
     """Rows of an input file that are in neither masks nor rejects, as their shard failed."""
 

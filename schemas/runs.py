@@ -1,17 +1,17 @@
-"""Records of a run: shards, the plan, receipts, the lease and the summary.
+"""Records of a run: shards, the plan, receipts and the summary.
 
-Receipts, the lease and summaries are files of the output (`tasks/output/catalog.py` says where).
+Receipts and summaries are files of the output (`tasks/output/catalog.py` says where).
 Times are ISO 8601, UTC.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from wordmask.schemas.losses import Gap, KeptFile, Vanished
+from wordmask.schemas.losses import Gap, KeptFile, Unusable, Vanished
 from wordmask.schemas.settings import Frozen, RunSettings
 
 
@@ -122,14 +122,6 @@ class ShardHints(Frozen):
     poison_rows: tuple[int, ...] = Field(
         (), description="rows that end the process that works on them; they are rejected unseen"
     )
-
-
-class Unusable(Frozen):
-    """A file of the input that no run can use."""
-
-    name: str = Field(description="relative to the input")
-    rows: int | None = Field(description="None: not even its footer can be read")
-    why: str = Field(description="what is wrong with it, and the remedy")
 
 
 class ImageCheck(Frozen):
@@ -268,26 +260,6 @@ class Receipt(ShardRecord):
     timings: Timings
     worker: str = Field(description="name of the machine")
     started_at: str
-
-
-class Lease(Frozen):
-    """Which run works on an output, wants to, or did last.
-
-    Records of older versions have no fence and none of what identifies the process.
-    """
-
-    token: str = Field(description="of this lease alone")
-    run_id: str
-    fence: int = Field(0, description="greater than that of every earlier lease of the output")
-    state: Literal["claimed", "held", "released"] = "held"
-    host: str = Field(description="name of the machine that the run was started on")
-    boot_id: str = Field("", description="of that machine since it was started")
-    pid_namespace: str = Field("", description="that `pid` belongs to")
-    pid: int = Field(description="process there")
-    process_start: str = Field("", description="of the process, in ticks since the machine's")
-    since: str = Field(description="when the run began")
-    renewed: str = Field(description="the last sign of life")
-    renewals: int = Field(0, description="how many there were")
 
 
 class RunSummary(Frozen):

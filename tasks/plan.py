@@ -18,8 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wordmask.schemas import method
+from wordmask.schemas.losses import Unusable
 from wordmask.schemas.queries import InputError
-from wordmask.schemas.runs import ImageCheck, Plan, RowRange, Shard, ShardHints, Unusable
+from wordmask.schemas.runs import ImageCheck, Plan, RowRange, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.images.changed import check_images
 from wordmask.tasks.losses import find_vanished, require_few_vanished

@@ -29,7 +29,8 @@ from wordmask.flows.cli.app import app
 from wordmask.flows.cli.options import build
 from wordmask.flows.cli.runs import within_budget
 from wordmask.flows.schedule import make_deployment
-from wordmask.schemas.settings import BudgetSettings, RunSettings, ScheduleSettings
+from wordmask.schemas.commands import BudgetSettings, ScheduleSettings
+from wordmask.schemas.settings import RunSettings
 
 BIN = Path(sys.executable).parent
 DEPLOY = ROOT / "deploy"

@@ -22,7 +22,8 @@ from wordmask.flows.cli.console import (
 from wordmask.flows.cli.options import Fields, Json, settings_options
 from wordmask.flows.cli.runs import RESUME
 from wordmask.flows.prefect_api import configure, silence_libraries
-from wordmask.schemas.settings import BudgetSettings, RunSettings
+from wordmask.schemas.commands import BudgetSettings
+from wordmask.schemas.settings import RunSettings
 
 if TYPE_CHECKING:
     from wordmask.schemas.runs import Plan, Receipt

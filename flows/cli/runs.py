@@ -20,12 +20,8 @@ from wordmask.flows.cli.options import (
     settings_options,
 )
 from wordmask.flows.prefect_api import configure, start_own_api
-from wordmask.schemas.settings import (
-    BudgetSettings,
-    RunSettings,
-    ScheduleSettings,
-    TelemetrySettings,
-)
+from wordmask.schemas.commands import BudgetSettings, ScheduleSettings, TelemetrySettings
+from wordmask.schemas.settings import RunSettings
 
 if TYPE_CHECKING:
     from wordmask.flows.reporting import OnProgress

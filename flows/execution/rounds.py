@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from wordmask.flows.execution.dispatcher import Outcome
+from wordmask.schemas.losses import Gap
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan
 from wordmask.tasks.telemetry.logs import logger
 
+FAILURES_SHOWN = 10  # failed shards named in an error
 REPLANS = 2  # of a run: a file that changes all the time would never be done
+
+
+class ShardsFailedError(RuntimeError):
+    """Shards failed after all retries. What was done has receipts: a further run does the rest."""
 
 
 def run_rounds(
@@ -51,3 +57,26 @@ def _without_work_on(plan: Plan, done: set[str]) -> Plan:
     """Return a plan in which shards that this run did are done, whatever its settings ask for."""
     own = done.intersection(shard.shard_id for shard in plan.shards)
     return plan.model_copy(update={"done": plan.done | own, "published": plan.published - own})
+
+
+def require_few_gaps(gaps: Sequence[Gap], most_rows: int) -> None:
+    """Check that shards with no more rows failed than a run may be published without.
+
+    Raises:
+        ShardsFailedError: more did.
+    """
+    rows = sum(gap.rows for gap in gaps)
+    if rows <= most_rows:
+        return
+    lines = [
+        f"{len(gaps)} shards failed; the rest are done, and the same command takes up these:",
+        *map(str, gaps[:FAILURES_SHOWN]),
+    ]
+    hidden = len(gaps) - FAILURES_SHOWN
+    if hidden > 0:
+        lines.append(f"... and {hidden} more")
+    lines.append(
+        f"Nothing was published. --max-gaps {rows} would publish the rest without these {rows:,}"
+        f" rows, and name them; the limit is {most_rows:,}"
+    )
+    raise ShardsFailedError("\n".join(lines))

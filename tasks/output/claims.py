@@ -10,16 +10,36 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from wordmask.schemas.runs import Lease
+from wordmask.schemas.settings import Frozen
 from wordmask.tasks.output import process
 from wordmask.tasks.output.catalog import OLD_LEASE_PATH, lease_fences, recorded_fence
 from wordmask.tasks.storage import Store
 
 STALE_SECONDS = 60.0  # without a renewal, by the clock of the one who waits for it
+
+
+class Lease(Frozen):
+    """Which run works on an output, wants to, or did last.
+
+    Records of older versions have no fence and none of what identifies the process.
+    """
+
+    token: str = Field(description="of this lease alone")
+    run_id: str
+    fence: int = Field(0, description="greater than that of every earlier lease of the output")
+    state: Literal["claimed", "held", "released"] = "held"
+    host: str = Field(description="name of the machine that the run was started on")
+    boot_id: str = Field("", description="of that machine since it was started")
+    pid_namespace: str = Field("", description="that `pid` belongs to")
+    pid: int = Field(description="process there")
+    process_start: str = Field("", description="of the process, in ticks since the machine's")
+    since: str = Field(description="when the run began")
+    renewed: str = Field(description="the last sign of life")
+    renewals: int = Field(0, description="how many there were")
 
 
 class Claim(NamedTuple):

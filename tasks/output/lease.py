@@ -18,11 +18,10 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from uuid import uuid4
 
-from wordmask.schemas.runs import Lease
 from wordmask.tasks.objects import create, creates_exclusively
 from wordmask.tasks.output import claims
 from wordmask.tasks.output.catalog import lease_path, next_run_id
-from wordmask.tasks.output.claims import Claim, Watch, describe
+from wordmask.tasks.output.claims import Claim, Lease, Watch, describe
 from wordmask.tasks.storage import STORE_ERRORS, Store
 from wordmask.tasks.telemetry.logs import logger
 

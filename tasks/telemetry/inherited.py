@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from wordmask.schemas.settings import LOG_JSON, LOG_QUERIES, METRICS_DIR, TelemetrySettings
+from wordmask.schemas.commands import LOG_JSON, LOG_QUERIES, METRICS_DIR, TelemetrySettings
 
 
 def telemetry_settings() -> TelemetrySettings:

@@ -12,13 +12,8 @@ from typer.testing import CliRunner
 
 from tests.support import options_page
 from wordmask.flows.cli.options import Fields, option_of, options_of, settings_options
-from wordmask.schemas.settings import (
-    NO_FLAG,
-    BudgetSettings,
-    Flag,
-    RunSettings,
-    TelemetrySettings,
-)
+from wordmask.schemas.commands import BudgetSettings, TelemetrySettings
+from wordmask.schemas.settings import NO_FLAG, Flag, RunSettings
 
 
 class Paint(BaseModel):

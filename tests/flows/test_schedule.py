@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from wordmask.flows.cli.app import app
 from wordmask.flows.schedule import PrefectServerError, make_deployment, register_deployment
-from wordmask.schemas.settings import RunSettings, ScheduleSettings
+from wordmask.schemas.commands import ScheduleSettings
+from wordmask.schemas.settings import RunSettings
 
 SETTINGS = RunSettings(input="s3://lake/in/", output="s3://lake/out/")
 WHEN = ScheduleSettings(cron="30 1 * * 1-5", timezone="Europe/Berlin")

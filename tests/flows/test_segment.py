@@ -21,14 +21,16 @@ from wordmask.flows import reporting
 from wordmask.flows import segment as segment_module
 from wordmask.flows.cli.runs import _show_run
 from wordmask.flows.execution.budget import Budget
+from wordmask.flows.execution.rounds import ShardsFailedError
 from wordmask.flows.reporting import OnProgress, Progress, ProgressReporter, ignore_progress
-from wordmask.flows.segment import ShardsFailedError, retry, segment, segment_flow
+from wordmask.flows.segment import retry, segment, segment_flow
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Lease, RunSummary, Shard
+from wordmask.schemas.runs import RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks import shard as shard_module
 from wordmask.tasks.output import lease as lease_module
 from wordmask.tasks.output.catalog import lease_path, status
+from wordmask.tasks.output.claims import Lease
 from wordmask.tasks.output.lease import LeaseHandle, LeaseLostError, acquire_lease
 from wordmask.tasks.output.verify import verify_output
 from wordmask.tasks.storage import Store

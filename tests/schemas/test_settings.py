@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from wordmask.schemas.settings import Columns, RunSettings, SegmentSettings, seconds_of_budget
+from wordmask.schemas.commands import seconds_of_budget
+from wordmask.schemas.settings import Columns, RunSettings, SegmentSettings
 
 RUN = {"input": "in.parquet", "output": "out"}
 

@@ -9,15 +9,8 @@ from pydantic import BaseModel
 
 from tests.support.folders import ROOT
 from wordmask.flows.cli.options import SettingOption, fields_of, item_type
-from wordmask.schemas.settings import (
-    BudgetSettings,
-    Columns,
-    ModelSettings,
-    RunSettings,
-    ScheduleSettings,
-    SegmentSettings,
-    TelemetrySettings,
-)
+from wordmask.schemas.commands import BudgetSettings, ScheduleSettings, TelemetrySettings
+from wordmask.schemas.settings import Columns, ModelSettings, RunSettings, SegmentSettings
 from wordmask.schemas.training import TrainSettings
 
 PAGE = ROOT / "docs/options.md"

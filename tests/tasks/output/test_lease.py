@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from wordmask.schemas.runs import Lease
 from wordmask.tasks.output import claims, lease
 from wordmask.tasks.output.catalog import OLD_LEASE_PATH, lease_path
+from wordmask.tasks.output.claims import Lease
 from wordmask.tasks.output.lease import (
     LeaseHandle,
     LeaseLostError,

@@ -16,8 +16,9 @@ from tests.support.fakes import REVISION, Gossip
 from tests.support.folders import ROOT
 from tests.support.runs import plan_of
 from tests.support.tables import png, write_input
+from wordmask.schemas.commands import LOG_JSON, LOG_QUERIES
 from wordmask.schemas.redaction import redacted
-from wordmask.schemas.settings import LOG_JSON, LOG_QUERIES, RunSettings
+from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.telemetry import logs
