@@ -310,7 +310,8 @@ def dispatch(
 
         done, outcome = run_rounds(plan, run, control.replan, reporter.replanned)
     settled = settle(done, outcome.failures, outcome.changed_files, Store.open(settings.output))
-    require_few_gaps(settled.gaps[len(done.gaps) :], settings.max_gaps)
+    failed = settled.gaps[len(done.gaps) :]
+    require_few_gaps(failed, settings.max_gaps, len(plan.pending))
     reached = settled.without(outcome.left)
     return Dispatched(reached, settled.rows - reached.rows)
 

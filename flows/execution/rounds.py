@@ -59,8 +59,13 @@ def _without_work_on(plan: Plan, done: set[str]) -> Plan:
     return plan.model_copy(update={"done": plan.done | own, "published": plan.published - own})
 
 
-def require_few_gaps(gaps: Sequence[Gap], most_rows: int) -> None:
+def require_few_gaps(gaps: Sequence[Gap], most_rows: int, pending: int) -> None:
     """Check that shards with no more rows failed than a run may be published without.
+
+    Args:
+        gaps: the shards that failed.
+        most_rows: that may be left out.
+        pending: shards that were to be done.
 
     Raises:
         ShardsFailedError: more did.
@@ -69,7 +74,8 @@ def require_few_gaps(gaps: Sequence[Gap], most_rows: int) -> None:
     if rows <= most_rows:
         return
     lines = [
-        f"{len(gaps)} shards failed; the rest are done, and the same command takes up these:",
+        f"{len(gaps)} of {pending} shards failed; the rest are done, and the same command takes up"
+        " these:",
         *map(str, gaps[:FAILURES_SHOWN]),
     ]
     hidden = len(gaps) - FAILURES_SHOWN
