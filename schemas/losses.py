@@ -1,4 +1,4 @@
-"""Records of what a run lacks of its input: gaps, files kept as they were, files that vanished."""
+"""Records of what a run lacks of its input: files not read, kept as they were or gone, and gaps."""
 
 from __future__ import annotations
 
@@ -16,6 +16,23 @@ class Unusable(Frozen):
     name: str = Field(description="relative to the input")
     rows: int | None = Field(description="None: not even its footer can be read")
     why: str = Field(description="what is wrong with it, and the remedy")
+
+
+class LeftOut(Frozen):
+    """Files that lie in the input and are not read, for one reason."""
+
+    why: str = Field(description="what they are")
+    files: int
+    names: tuple[str, ...] = Field(description="of the first few, relative to the input")
+
+    def __str__(self) -> str:
+        """How many there are, what they are, and the first names."""
+        names = ", ".join(self.names)
+        if self.files == 1:
+            return f"1 file, {self.why}: {names}"
+        if self.files > len(self.names):
+            names += ", ..."
+        return f"{self.files:,} files, {self.why}: {names}"
 
 
 class Gap(Frozen):

@@ -30,6 +30,7 @@ SHARD = pa.struct(
         ("model_revision", STRING),
         ("settings_hash", STRING),
         ("method_version", INT),
+        ("partition", pa.map_(STRING, STRING)),
     ]
 )
 PART = pa.struct([("path", STRING), ("rows", LONG), ("bytes", LONG), ("sha256", STRING)])

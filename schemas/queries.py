@@ -41,8 +41,16 @@ def _input_columns(settings: SegmentSettings) -> Iterator[_InputColumn]:
     yield _InputColumn(columns.mode, _is_string, "string")
 
 
-def check_columns(schema: pa.Schema, settings: SegmentSettings, file: str) -> None:
+def check_columns(
+    schema: pa.Schema, settings: SegmentSettings, file: str, carried: pa.Schema | None = None
+) -> None:
     """Check that the needed columns are there, and that all that are used have usable types.
+
+    Args:
+        schema: of the file.
+        settings: the names of the columns.
+        file: the file's name, for messages.
+        carried: the columns that can be carried, if others than the file's.
 
     Raises:
         InputError: one is missing, is there twice, has another type or cannot be carried.
@@ -50,7 +58,7 @@ def check_columns(schema: pa.Schema, settings: SegmentSettings, file: str) -> No
     for column in _input_columns(settings):
         _check_column(schema, column, file)
     for name in settings.carry:
-        _check_carried(schema, name, file)
+        _check_carried(carried or schema, name, file)
 
 
 def _check_column(schema: pa.Schema, column: _InputColumn, file: str) -> None:

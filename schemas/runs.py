@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from wordmask.schemas.losses import Gap, KeptFile, Unusable, Vanished
+from wordmask.schemas.losses import Gap, KeptFile, LeftOut, Unusable, Vanished
 from wordmask.schemas.settings import Frozen, RunSettings
 
 
@@ -44,6 +44,9 @@ class Shard(Frozen):
     settings_hash: str = Field(description="hash of the settings that answers depend on")
     method_version: int = Field(
         0, description="`METHOD_VERSION` of the code; 0: of a code before there was one"
+    )
+    partition: dict[str, str | None] = Field(
+        {}, description="carried columns that stand in the file's folders or its table's log"
     )
 
     @property
@@ -163,6 +166,9 @@ class Plan(Frozen):
     vanished: Vanished = Field(
         Vanished(), description="files of the newest published run that are gone"
     )
+    left_out: tuple[LeftOut, ...] = Field(
+        (), description="what else lies in the input and is not read"
+    )
 
     @property
     def rows(self) -> int:
@@ -200,6 +206,7 @@ class Plan(Frozen):
             "files": self.files,
             "files_invalid": len(self.unusable),
             "files_vanished": self.vanished.files,
+            "files_left_out": sum(each.files for each in self.left_out),
             "input_bytes": self.input_bytes,
             "rows": self.rows + invalid,
             "rows_done": self.rows - pending,
@@ -319,6 +326,11 @@ class RunSummary(Frozen):
     )
     method_version: int = Field(
         0, description="`METHOD_VERSION` of its shards; 0: of a code before there was one"
+    )
+    files_skipped: int = Field(0, description="bad input files that were left out")
+    skipped: tuple[Unusable, ...] = Field((), description="the first of them")
+    left_out: tuple[LeftOut, ...] = Field(
+        (), description="what else lies in the input and was not read"
     )
 
 

@@ -221,6 +221,16 @@ class RunSettings(Frozen):
         description="Also publish where files with more than a tenth of the newest published run's"
         " rows are gone from the input.",
     )
+    where: Annotated[tuple[str, ...], Flag(metavar="KEY=VALUE")] = Field(
+        (),
+        description="Read only files of this partition, in folders KEY=VALUE. May be given again:"
+        " of one key any may hold, of several all must.",
+    )
+    skip_bad_files: bool = Field(
+        False,
+        description="Leave out input files that cannot be used, and name them, instead of refusing"
+        " the run.",
+    )
     budget_seconds: Annotated[float | None, NO_FLAG] = Field(
         None,
         gt=0,
@@ -245,6 +255,15 @@ class RunSettings(Frozen):
     requests_per_host: int = Field(
         4, ge=1, le=256, description="Most https requests of a worker to one host at a time."
     )
+
+    @field_validator("where")
+    @classmethod
+    def _conditions(cls, where: tuple[str, ...]) -> tuple[str, ...]:
+        for condition in where:
+            key, separator, _ = condition.partition("=")
+            if not key or not separator:
+                raise ValueError(f"{condition!r}: must be KEY=VALUE, such as split=train")
+        return where
 
     @field_validator("user_agent")
     @classmethod

@@ -21,7 +21,7 @@ from wordmask.schemas import method
 from wordmask.schemas.losses import Unusable
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import ImageCheck, Plan, RowRange, Shard, ShardHints
-from wordmask.schemas.settings import RunSettings
+from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.images.changed import check_images
 from wordmask.tasks.losses import find_vanished, require_few_vanished
 from wordmask.tasks.output.done import DoneShards, find_done
@@ -49,14 +49,15 @@ def make_plan(
         settings: the settings of the run.
         model_revision: the revision of its model.
         output: the store of its output.
-        refuse: raise on a file that a run cannot use, instead of leaving it out of the shards and
-            naming it in the plan.
+        refuse: raise on a file that a run cannot use, unless the settings skip them, instead of
+            leaving it out of the shards and naming it in the plan.
 
     Raises:
         InputError: there is no Parquet file, or one is unreadable, or its row ids are, or a column
             is missing or of the wrong type, or too many files vanished.
     """
-    found = input_files(Store.open(settings.input), output, settings.segment, refuse=refuse)
+    refuse = refuse and not settings.skip_bad_files
+    found, left_out = input_files(settings, output, refuse=refuse)
     usable = [file for file in found if not file.problem]
     shards = _all_shards(usable, settings, model_revision)
     newest = open_newest_run_if_any(output)
@@ -71,6 +72,7 @@ def make_plan(
         unusable=tuple(_unusable(found)),
         hints=done_hints,
         image_check=check,
+        left_out=left_out,
     )
     if newest is None:
         return plan
@@ -246,9 +248,15 @@ def file_shards(
             duplicates=own_duplicates,
             model_revision=model_revision,
             settings_hash=settings_hash,
+            partition=_carried_partition(file, settings.segment),
             method_version=method.METHOD_VERSION,
         )
         first_row += rows
+
+
+def _carried_partition(file: InputFile, settings: SegmentSettings) -> dict[str, str | None]:
+    """Return the columns of a file's partition that are carried. The file's name implies them."""
+    return {key: file.partition[key] for key in settings.carry if key in file.partition}
 
 
 def cut(

@@ -167,6 +167,18 @@ class Store:
             return self.root
         return f"{self.root}/{path}"
 
+    def info(self) -> dict[str, Any]:
+        """Return what the file system says of the root; of a link, of what it leads to.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        path = self.root
+        if self.is_local:
+            path = os.path.realpath(path)
+        info: dict[str, Any] = self.fs.info(path)
+        return info
+
     def names(self, folder: str, suffix: str) -> set[str]:
         """Return the names, without the suffix, of the files directly in a folder.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from wordmask.flows.reporting import OnProgress
     from wordmask.flows.reporting import Progress as RunProgress
     from wordmask.model.costs.roofline import Costs
+    from wordmask.schemas.losses import LeftOut, Unusable
     from wordmask.schemas.runs import RunSummary
     from wordmask.tasks.output.results import Rejected
     from wordmask.tasks.review.estimate import Rate, TimeEstimate
 
 LOG_EVERY = 30.0  # seconds
 LOSSES_SHOWN = 5  # files and gaps of a run
+UNUSABLE_SHOWN = 10  # files
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -79,6 +81,10 @@ def summary_table(summary: RunSummary) -> Group:
     if summary.rows_left:
         rows.append(("rows left", f"{summary.rows_left:,}; the same command takes them up"))
     rows += _loss_lines(summary)
+    if summary.files_skipped:
+        rows.append(("files skipped", f"{summary.files_skipped:,}"))
+    if summary.left_out:
+        rows.append(("files left out", f"{sum(each.files for each in summary.left_out):,}"))
     rows.append(("time", f"{summary.seconds:.1f} s, {summary.rows_per_second:.1f} rows/s"))
     if summary.model_busy:
         rows.append(("model busy", f"{summary.model_busy:.1%} of the time"))
@@ -102,6 +108,23 @@ def _loss_lines(summary: RunSummary) -> list[tuple[str, str]]:
         lines.append(("gaps", f"{rows} in {counted(len(summary.gaps), 'shard')} that failed"))
     lines += [("", str(gap)) for gap in summary.gaps[:LOSSES_SHOWN]]
     return lines
+
+
+def warn_of_files(unusable: Sequence[Unusable], left_out: Iterable[LeftOut], what: str) -> None:
+    """Print on the error stream which files of an input are not read, and why.
+
+    Args:
+        unusable: files that cannot be used.
+        left_out: what else lies in the input.
+        what: says what became of a file that cannot be used.
+    """
+    for file in unusable[:UNUSABLE_SHOWN]:
+        err.print(Text.assemble((f"{what}: ", "yellow"), file.why), soft_wrap=True)
+    if len(unusable) > UNUSABLE_SHOWN:
+        more = counted(len(unusable) - UNUSABLE_SHOWN, "more file")
+        err.print(f"... and {more} of the kind")
+    for each in left_out:
+        err.print(Text.assemble(("not read: ", "yellow"), str(each)), soft_wrap=True)
 
 
 def rejects_table(found: list[Rejected]) -> Group:

@@ -12,12 +12,12 @@ from rich.text import Text
 
 from wordmask.flows.cli.console import (
     complain,
-    counted,
     err,
     estimate_lines,
     out,
     print_json,
     two_columns,
+    warn_of_files,
 )
 from wordmask.flows.cli.options import Fields, Json, settings_options
 from wordmask.flows.cli.runs import RESUME
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from wordmask.schemas.runs import Plan, Receipt
     from wordmask.tasks.review.estimate import TimeEstimate
     from wordmask.tasks.review.nights import Nights
-
-UNUSABLE_SHOWN = 10
 
 OfRun = Fields(
     without=("retries", "wait"),
@@ -112,6 +110,7 @@ class _Report:
             document["nights"] = self.nights.model_dump(mode="json")
         document["vanished"] = self.plan.vanished.model_dump(mode="json")
         document["unusable"] = [file.model_dump(mode="json") for file in self.plan.unusable]
+        document["left_out"] = [each.model_dump(mode="json") for each in self.plan.left_out]
         if self.preview is not None:
             document["preview"] = self.preview
         return document
@@ -130,13 +129,10 @@ class _Report:
         if self.plan.vanished.files:
             line = Text.assemble(("gone since the newest run: ", "yellow"), str(self.plan.vanished))
             err.print(line, soft_wrap=True)
-        unusable = self.plan.unusable
-        for file in unusable[:UNUSABLE_SHOWN]:
-            line = Text.assemble(("a run refuses this input: ", "yellow"), file.why)
-            err.print(line, soft_wrap=True)
-        if len(unusable) > UNUSABLE_SHOWN:
-            more = counted(len(unusable) - UNUSABLE_SHOWN, "more file")
-            err.print(f"... and {more} of the kind")
+        what = "a run refuses this input"
+        if self.settings.skip_bad_files:
+            what = "a run leaves out a file that cannot be used"
+        warn_of_files(self.plan.unusable, self.plan.left_out, what)
 
 
 def _make_report(settings: RunSettings, budget: BudgetSettings, calibrate: bool) -> _Report:

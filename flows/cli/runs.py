@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wordmask.flows.cli.console import complain, out, print_json, progress, summary_table
+from wordmask.flows.cli.console import (
+    complain,
+    out,
+    print_json,
+    progress,
+    summary_table,
+    warn_of_files,
+)
 from wordmask.flows.cli.options import (
     Fields,
     Json,
@@ -171,9 +178,9 @@ def _check_local_input(settings: RunSettings) -> None:
     from wordmask.tasks.storage import Store
     from wordmask.tasks.table.footers import input_files
 
-    source = Store.open(settings.input)
-    if source.is_local:
-        input_files(source, Store.open(settings.output), settings.segment)
+    if Store.open(settings.input).is_local:
+        refuse = not settings.skip_bad_files
+        input_files(settings, Store.open(settings.output), refuse=refuse)
 
 
 def _export(telemetry: TelemetrySettings) -> None:
@@ -203,6 +210,7 @@ def _show_run(summary: RunSummary, json: bool) -> None:
         print_json(summary.model_dump(mode="json"))
     else:
         out.print(summary_table(summary))
+        warn_of_files(summary.skipped, summary.left_out, "left out a file that cannot be used")
         if not summary.rows_left:
             out.print(f"[dim]masks are in[/dim] {summary.settings.output.rstrip('/')}/masks")
     if summary.gaps and not summary.rows_left:

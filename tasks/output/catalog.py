@@ -37,10 +37,12 @@ GARBAGE_PATH = "garbage/named.parquet"
 JSON, PARQUET = ".json", ".parquet"
 DIGEST_DIGITS = 16  # of a part's SHA-256, in its name
 RECORD_DIGITS = 32  # of a manifest's or an index's
-OWN_TABLES = (
+OWN_FILES = (
     re.compile(rf"({'|'.join(PART_KINDS)})/part-[0-9a-f]{{32}}-[0-9a-f]{{16}}\.parquet"),
     re.compile(rf"({MANIFESTS}|{INDEXES})/[0-9a-f]{{32}}\.parquet"),
     re.compile(re.escape(GARBAGE_PATH)),
+    re.compile(rf"({RUNS}|{RECEIPTS}|{LEASES})/[^/]+\.json"),
+    re.compile(re.escape(OLD_LEASE_PATH)),
 )
 LEASE_NAME = re.compile(r"(\d{10})(-[0-9a-f]{32})?")
 RUN_TIME = "%Y%m%dT%H%M%S.%f"
@@ -135,9 +137,9 @@ def is_named_by_content(path: str, digest: str) -> bool:
     return bool(in_name) and digest.startswith(in_name)
 
 
-def is_own_table(path: str) -> bool:
-    """Return whether a path, relative to an output, is that of a table which runs or `gc` write."""
-    return any(pattern.fullmatch(path) for pattern in OWN_TABLES)
+def is_own_file(path: str) -> bool:
+    """Return whether a path, relative to an output, is that of a file which runs or `gc` write."""
+    return any(pattern.fullmatch(path) for pattern in OWN_FILES)
 
 
 def lease_path(fence: int, token: str = "") -> str:

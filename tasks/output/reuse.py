@@ -267,6 +267,8 @@ def retry_plan(output: Store, codes: Collection[RejectCode]) -> tuple[Plan, RunS
         gaps=run.head.gaps,
         files=len(run.entries),
         input_bytes=0,
+        unusable=run.head.skipped,
+        left_out=run.head.left_out,
     )
     return plan, run.head.settings
 

@@ -9,6 +9,8 @@ from wordmask.schemas.runs import Plan, Receipt, RunSummary
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.output.manifests import FileRecords, add_counts
 
+SKIPPED_NAMED = 100  # bad files that a run names: its head grows with no table
+
 
 def summarize(
     plan: Plan,
@@ -55,6 +57,9 @@ def summarize(
         seconds=round(seconds, 3),
         rows_per_second=_rows_per_second(plan, seconds),
         model_busy=_model_busy(_computed(plan, files)),
+        files_skipped=len(plan.unusable),
+        skipped=plan.unusable[:SKIPPED_NAMED],
+        left_out=plan.left_out,
     )
 
 

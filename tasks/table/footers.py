@@ -5,25 +5,25 @@ A footer gives rows, bytes and columns, and sometimes how many images there are.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import takewhile
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wordmask.schemas.losses import LeftOut
 from wordmask.schemas.queries import InputError, check_columns, columns_read
-from wordmask.schemas.settings import SegmentSettings
-from wordmask.tasks.output.catalog import is_own_table
-from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet, retry_reads
+from wordmask.schemas.settings import RunSettings, SegmentSettings
+from wordmask.tasks.inputs.kinds import why_not_parquet
+from wordmask.tasks.inputs.lake import read_partitions
+from wordmask.tasks.inputs.listing import Entry, Listing, list_input
+from wordmask.tasks.inputs.partitions import chosen, with_partition
+from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet
 from wordmask.tasks.table.relative_uris import may_have_relative_uris
 
 FOOTERS_AT_ONCE = 16
-PARQUET_SUFFIXES = (".parquet", ".pq")
-HIDDEN_PREFIXES = (".", "_")  # such names are not data, by the convention of Hadoop and Spark
 
 
 class RowGroup(NamedTuple):
@@ -43,7 +43,8 @@ class InputFile:
     """A Parquet file of the input, and the content of its footer.
 
     `name` is relative to the input. `problem` says why a run cannot use the file. `readable`: at
-    least the footer can be read. `image_folder`: where relative image URIs start, "" where the
+    least the footer can be read. `partition`: columns that its folders or its table's log give.
+    `image_folder`: where relative image URIs start, "" where the
     footer proves that there are none.
     """
 
@@ -54,6 +55,7 @@ class InputFile:
     row_groups: tuple[RowGroup, ...] = ()
     has_row_ids: bool = False
     image_folder: str = ""
+    partition: dict[str, str | None] = field(default_factory=dict)
     readable: bool = True
     problem: str | None = None
 
@@ -63,47 +65,71 @@ class InputFile:
         return sum(group.rows for group in self.row_groups)
 
 
-class _Listing(NamedTuple):
-    """Files of an input by path, with what the store says of each; names are relative to `base`."""
+class Input(NamedTuple):
+    """The Parquet files of an input, and what else lies there and is not read."""
 
-    base: str
-    files: list[tuple[str, dict[str, Any]]]
+    files: list[InputFile]
+    left_out: tuple[LeftOut, ...]
 
 
-def input_files(
-    source: Store, output: Store, settings: SegmentSettings, *, refuse: bool = True
-) -> list[InputFile]:
+def input_files(settings: RunSettings, output: Store, *, refuse: bool = True) -> Input:
     """Return every Parquet file of the input, sorted by name, without those that runs wrote.
 
     Args:
-        source: the store of the input: a file, a folder or a glob.
+        settings: the input, the partitions asked for, and the names of the columns.
         output: the store of the output, which may lie in the input.
-        settings: they name the columns.
         refuse: raise on the first file that a run cannot use, instead of giving it with its
             problem.
 
     Raises:
         InputError: there is no file, or `refuse` and one cannot be used, or none can.
     """
-    listing = retry_reads(lambda: _find(source))
-    found = listing.files
-    if output.fs == source.fs:
-        found = [(path, info) for path, info in found if not _is_part(path, output)]
-    if not found:
-        patterns = ", ".join(f"*{suffix}" for suffix in PARQUET_SUFFIXES)
-        raise InputError(f"input {source.uri}: no Parquet file there ({patterns}). Check the path")
+    source = Store.open(settings.input)
+    listing = list_input(source, output, settings.segment.allow_roots)
+    listing, partitions = read_partitions(listing, source)
+    _require_tables(listing, source)
+    wanted = chosen(partitions, settings.where)
 
-    def read(item: tuple[str, dict[str, Any]]) -> InputFile:
+    def read(item: Entry) -> InputFile:
         path, info = item
-        name = path.removeprefix(listing.base).lstrip("/")
-        return _input_file(source.at(path), info, name, settings)
+        store = source.at(path)
+        unread = InputFile(
+            uri=store.uri,
+            name=listing.name(path),
+            fingerprint=fingerprint(info),
+            size=int(info["size"]),
+            partition=dict(partitions[path]),
+        )
+        return _with_footer(unread, store, settings.segment)
 
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        files = list(pool.map(read, found))
+        files = list(pool.map(read, (entry for entry in listing.tables if entry[0] in wanted)))
+    files += _bad_files(listing, source)
+    files.sort(key=lambda file: file.name)
     problems = [file.problem for file in files if file.problem]
     if problems and (refuse or len(problems) == len(files)):
         raise InputError(problems[0])
-    return files
+    return Input(files, listing.left_out())
+
+
+def _require_tables(listing: Listing, source: Store) -> None:
+    if listing.tables or listing.bad:
+        return
+    left = "".join(f"; {told}" for told in map(str, listing.left_out()))
+    raise InputError(f"input {source.uri}: no Parquet file there{left}. Check the path")
+
+
+def _bad_files(listing: Listing, source: Store) -> Iterator[InputFile]:
+    for path, why in listing.bad.items():
+        name = listing.name(path)
+        yield InputFile(
+            uri=source.at(path).uri,
+            name=name,
+            fingerprint="",
+            size=0,
+            readable=False,
+            problem=_problem(name, why),
+        )
 
 
 def distinct_images(files: Iterable[InputFile]) -> tuple[int, int] | None:
@@ -119,66 +145,34 @@ def distinct_images(files: Iterable[InputFile]) -> tuple[int, int] | None:
     return max(counts, default=0), sum(counts)
 
 
-def _is_part(path: str, output: Store) -> bool:
-    """Return whether a file is a part that a run wrote to the output."""
-    folder = f"{output.root}/"
-    return path.startswith(folder) and is_own_table(path.removeprefix(folder))
-
-
-def _find(source: Store) -> _Listing:
-    """Return the files of an input. A folder is searched with those below it.
-
-    A path that exists under its very name is no pattern.
-    """
-    fs, root = source.fs, source.root
-    if fs.isfile(root):
-        return _Listing(root.rsplit("/", 1)[0], [(root, fs.info(root))])
-    if glob.has_magic(root) and not fs.isdir(root):
-        fixed = takewhile(lambda part: not glob.has_magic(part), root.split("/"))
-        base = "/".join(fixed)
-        entries = fs.glob(root, detail=True)
-    else:
-        base = root
-        entries = fs.find(root, detail=True)
-    files = [(path, info) for path, info in entries.items() if _is_data(path, info, base)]
-    files.sort(key=lambda item: item[0])
-    return _Listing(base, files)
-
-
-def _is_data(path: str, info: dict[str, Any], base: str) -> bool:
-    if info["type"] != "file" or not path.endswith(PARQUET_SUFFIXES):
-        return False
-    inside = path.removeprefix(base).split("/")
-    return not any(part.startswith(HIDDEN_PREFIXES) for part in inside)
-
-
-def _input_file(
-    store: Store, info: dict[str, Any], name: str, settings: SegmentSettings
-) -> InputFile:
-    unread = InputFile(
-        uri=store.uri, name=name, fingerprint=fingerprint(info), size=int(info["size"])
-    )
+def _with_footer(file: InputFile, store: Store, settings: SegmentSettings) -> InputFile:
+    """Return a file with what its footer says, or with what is wrong with it."""
     try:
         footer, schema = _read_footer(store)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if not is_damaged_parquet(error):
             raise
-        problem = (
-            f"input {name}: not a readable Parquet file ({error}). Export it again, or move it out"
-            " of the input"
-        )
-        return replace(unread, readable=False, problem=problem)
+        why = why_not_parquet(store, file.size) or f"damaged ({error})"
+        return replace(file, readable=False, problem=_problem(file.name, why))
     columns = columns_read(schema, settings)
     groups = tuple(_row_groups(footer, columns, settings.columns.image))
     try:
-        check_columns(schema, settings, name)
+        carried = with_partition(schema, file.partition)
+        check_columns(schema, settings, file.name, carried)
     except InputError as error:
-        return replace(unread, row_groups=groups, problem=str(error))
+        return replace(file, row_groups=groups, problem=str(error))
     return replace(
-        unread,
+        file,
         row_groups=groups,
         has_row_ids=settings.columns.row_id in schema.names,
         image_folder=_image_folder(store, footer, schema, settings.columns.image),
+    )
+
+
+def _problem(name: str, why: str) -> str:
+    return (
+        f"input {name}: not a readable Parquet file: it is {why}. Export it again, or move it out"
+        " of the input, or leave it out with --skip-bad-files"
     )
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from wordmask.schemas.runs import Shard
 from wordmask.schemas.settings import SegmentSettings
+from wordmask.tasks.inputs.partitions import with_partition
 from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet
 from wordmask.tasks.table.row_groups import ReaderCache
@@ -30,7 +31,7 @@ class InputChangedError(RuntimeError):
 def read_rows(
     table: Store, shard: Shard, settings: SegmentSettings, readers: ReaderCache
 ) -> tuple[list[Row], pa.Schema]:
-    """Read the rows of a shard, in order, and the schema of their file.
+    """Read the rows of a shard, in order, and the schema of their file with its partition.
 
     Args:
         table: the store of the shard's file.
@@ -59,12 +60,12 @@ def read_rows(
         raise DamagedInputError(
             f"input {shard.label}: the file is damaged ({error}). Export it again, and run again"
         ) from error
-    return rows, schema
+    return rows, with_partition(schema, shard.partition)
 
 
 def _require_unchanged(table: Store, shard: Shard) -> None:
     try:
-        found = fingerprint(table.fs.info(table.root))
+        found = fingerprint(table.info())
     except FileNotFoundError:
         raise InputChangedError(
             f"{shard.name}: was there when planned, and is gone now. Run again to plan anew"
@@ -151,7 +152,7 @@ def _row(position: int, values: dict[str, Any], shard: Shard, settings: SegmentS
         query=query,
         spatial_refs=spatial_refs,
         mode=values.get(columns.mode),
-        carried={name: values.get(name) for name in settings.carry},
+        carried={name: values.get(name) for name in settings.carry} | shard.partition,
         invalid_utf8=values.get(INVALID_UTF8, ()),
     )
 

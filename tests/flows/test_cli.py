@@ -166,6 +166,24 @@ def test_plan_names_files_that_a_run_refuses(tmp_path: Path) -> None:
     assert "wrong.parquet" in wordmask("run", tmp_path, tmp_path / "out", code=2).stderr
 
 
+def test_bad_files_are_skipped_where_that_is_asked_for_and_all_is_told(
+    tmp_path: Path, shared_api: dict[str, str]
+) -> None:
+    wordmask("scenes", tmp_path / "in/good.parquet", "--count", 2)
+    (tmp_path / "in/bad.parquet").touch()
+    (tmp_path / "in/notes.txt").touch()
+    command = [tmp_path / "in", tmp_path / "out", "--skip-bad-files"]
+    planned = wordmask("plan", *command)
+    ran = wordmask("run", *command, **shared_api)
+    for told in (planned.stderr, ran.stderr):
+        assert "a file that cannot be used: input bad.parquet: not a readable Parquet" in told
+        assert "not read: 1 file, no tables by their names (.txt): notes.txt" in told
+    (run,) = json.loads(wordmask("status", tmp_path / "out", "--json").stdout)["runs"]
+    assert run["rows"] == 2
+    assert [file["name"] for file in run["skipped"]] == ["bad.parquet"]
+    assert run["left_out"][0]["names"] == ["notes.txt"]
+
+
 def test_the_default_model_writes_the_same_bytes_again(
     done: Path, tmp_path: Path, shared_api: dict[str, str]
 ) -> None:

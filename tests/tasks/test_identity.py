@@ -17,7 +17,7 @@ from tests.support.tables import png, read_rows
 from wordmask.schemas import method
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.settings import RunSettings, SegmentSettings
+from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.shard import ModelChangedError, process_shard
@@ -137,8 +137,8 @@ def test_a_shards_folder_counts_only_where_a_uri_may_be_relative(
 def test_a_footer_without_statistics_excludes_no_relative_uri(tmp_path: Path) -> None:
     table = pa.table({"image": ["s3://lake/a.png"], "query": ["a thing"]})
     pq.write_table(table, tmp_path / "in.parquet", write_statistics=False)
-    settings = SegmentSettings()
-    (file,) = input_files(Store.open(str(tmp_path)), Store.open(f"{tmp_path}/out"), settings)
+    settings = RunSettings(input=str(tmp_path), output=f"{tmp_path}/out")
+    (file,) = input_files(settings, Store.open(settings.output)).files
     assert file.image_folder == f"file://{tmp_path}"
 
 

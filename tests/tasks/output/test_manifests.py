@@ -41,6 +41,7 @@ RECORD = ShardRecord(
         model_revision="revision",
         settings_hash="hash",
         method_version=7,
+        partition={"day": "2026-11-30", "split": None},
     ),
     masks=4,
     absent=1,
@@ -48,6 +49,7 @@ RECORD = ShardRecord(
     masks_part=Part(path="masks/a", rows=4, bytes=100, sha256="aa"),
     rejects_part=Part(path="rejects/b", rows=3, bytes=50, sha256="bb"),
     copied=3,
+    environment={"torch": "2.13.0"},
 )
 
 

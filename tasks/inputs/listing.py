@@ -1,0 +1,191 @@
+"""The files of an input: which of them are tables, and which are left out and why."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from fsspec.utils import glob_translate
+
+from wordmask.schemas.losses import LeftOut
+from wordmask.tasks.inputs.kinds import is_table_by_name, other_suffix, why_not_parquet
+from wordmask.tasks.inputs.walk import Found, LocalWalk, is_hidden
+from wordmask.tasks.output.catalog import is_own_file
+from wordmask.tasks.storage import Store, retry_reads
+
+FILES_AT_ONCE = 16
+NAMES_SHOWN = 3
+
+Entry = tuple[str, dict[str, Any]]  # a path, and what the store says of the file
+
+
+class Listing(NamedTuple):
+    """The files of an input by path. Names are relative to `base`.
+
+    `tables` are Parquet by their names, or by their first and last bytes. `bad` should be read and
+    cannot be, and `left` are not read, both with the reason. `hidden` are folders that were
+    skipped.
+    """
+
+    base: str
+    tables: list[Entry]
+    bad: dict[str, str]
+    left: dict[str, str]
+    hidden: set[str]
+    is_pattern: bool = False
+
+    def name(self, path: str) -> str:
+        """Return the name of a file of the input."""
+        return path.removeprefix(self.base).lstrip("/")
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Return what is left out, by reason."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(self.left):
+            names[self.left[path]].append(self.name(path))
+        return tuple(
+            LeftOut(why=why, files=len(of_it), names=tuple(of_it[:NAMES_SHOWN]))
+            for why, of_it in sorted(names.items())
+        )
+
+
+def list_input(source: Store, output: Store, allow_roots: Sequence[str]) -> Listing:
+    """Return the files of an input: of a file, a folder with those below it, or a glob.
+
+    A path that exists under its very name is no pattern. A file that is named by itself is a table,
+    whatever it is called.
+
+    Args:
+        source: the store of the input.
+        output: the store of the output, which may lie in the input: its files are left out.
+        allow_roots: roots below which links may lead, besides the input.
+    """
+    if source.fs.isfile(source.root):
+        folder = source.root.rsplit("/", 1)[0]
+        return Listing(folder, [(source.root, source.info())], {}, {}, set())
+    base = source.root
+    is_pattern = _is_pattern(source)
+    if is_pattern:
+        base = _fixed_part(source.root)
+    found = retry_reads(lambda: _find(source, base, allow_roots))
+    if output.fs == source.fs:
+        _leave_own_files(found, output)
+    kinds = _kinds(source, found.files)
+    tables = sorted(item for item in found.files.items() if kinds[item[0]] is None)
+    left = found.left | {path: why for path, why in kinds.items() if why is not None}
+    return Listing(base, tables, found.bad, left, found.hidden, is_pattern)
+
+
+def _is_pattern(source: Store) -> bool:
+    return glob.has_magic(source.root) and not source.fs.isdir(source.root)
+
+
+def _fixed_part(pattern: str) -> str:
+    """Return the folder of a pattern that is above all that it matches."""
+    fixed = takewhile(lambda part: not glob.has_magic(part), pattern.split("/"))
+    return "/".join(fixed)
+
+
+def _find(source: Store, base: str, allow_roots: Sequence[str]) -> Found:
+    if source.is_local:
+        return _find_local(source, base, allow_roots)
+    return _find_remote(source, base)
+
+
+def _find_local(source: Store, base: str, allow_roots: Sequence[str]) -> Found:
+    walk = LocalWalk(source, base or "/", allow_roots)
+    pattern = source.root
+    if not _is_pattern(source):
+        if os.path.isdir(base):
+            walk.add_all([base])
+        return walk.found
+    if "**" not in pattern:
+        matched = [path for path in sorted(glob.glob(pattern)) if not _has_hidden(path, base)]
+        walk.add_all(matched)
+        return walk.found
+    walk.add_all([base])
+    _keep_matched(walk.found, pattern)
+    return walk.found
+
+
+def _keep_matched(found: Found, pattern: str) -> None:
+    """Forget the files of a folder that a pattern does not match."""
+    matches = re.compile(glob_translate(pattern)).match
+    found.files = {path: info for path, info in found.files.items() if matches(path)}
+    found.left = {path: why for path, why in found.left.items() if matches(path)}
+
+
+def _find_remote(source: Store, base: str) -> Found:
+    """Return the files of a store that has no links."""
+    fs = source.fs
+    if not _is_pattern(source):
+        return _found_among(fs.find(base, detail=True), base)
+    entries: dict[str, dict[str, Any]] = {}
+    for path, info in fs.glob(source.root, detail=True).items():
+        if info["type"] == "directory":
+            entries |= fs.find(path, detail=True)
+        else:
+            entries[path] = info
+    return _found_among(entries, base)
+
+
+def _found_among(entries: dict[str, dict[str, Any]], base: str) -> Found:
+    found = Found()
+    for path, info in entries.items():
+        hidden = _hidden_part(path, base)
+        if hidden is not None:
+            found.hidden.add(hidden)
+        elif info["type"] == "file":
+            found.files[path] = info
+    return found
+
+
+def _has_hidden(path: str, base: str) -> bool:
+    return _hidden_part(path, base) is not None
+
+
+def _hidden_part(path: str, base: str) -> str | None:
+    """Return the outermost hidden file or folder on the way to a path, None where there is none."""
+    here = base
+    for name in path.removeprefix(base).strip("/").split("/"):
+        here = f"{here}/{name}"
+        if is_hidden(name):
+            return here
+    return None
+
+
+def _leave_own_files(found: Found, output: Store) -> None:
+    """Forget the files that runs wrote to the output."""
+    folder = f"{output.root}/"
+    own = [path for path in found.files if path.startswith(folder)]
+    for path in own:
+        if is_own_file(path.removeprefix(folder)):
+            del found.files[path]
+
+
+def _kinds(source: Store, files: Mapping[str, dict[str, Any]]) -> dict[str, str | None]:
+    """Return why each file is no table, None for those that are. Unknown ones are opened to see."""
+
+    def why_no_table(path: str) -> str | None:
+        if is_table_by_name(path):
+            return None
+        suffix = other_suffix(path)
+        if suffix is not None:
+            return f"no tables by their names ({suffix})"
+        return _why_not_opened(source.at(path), int(files[path]["size"]))
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        return dict(zip(files, pool.map(why_no_table, files), strict=True))
+
+
+def _why_not_opened(store: Store, size: int) -> str | None:
+    try:
+        return why_not_parquet(store, size)
+    except PermissionError:
+        return "files that may not be read"
