@@ -232,12 +232,14 @@ class ResidentModel(WorkerPlugin):  # type: ignore[misc]  # distributed has no t
         try:
             device = own_device(self.model.device)
             model = self.model.model_copy(update={"device": device})
-            segmenter = load_segmenter(model, self.segment, self.factory)
+            # Plainly: a worker may lack what this run's way to segment needs, and do the next run.
+            plain = SegmentSettings(dtype=self.segment.dtype)
+            segmenter = load_segmenter(model, plain, self.factory)
         except Exception as error:
             self.loaded = error
         else:
             context = _share(worker, segmenter, device)
-            self.loaded = LoadedModel(context, self.segment)
+            self.loaded = LoadedModel(context, plain)
 
     def teardown(self, worker: Worker) -> None:
         """Let go of the model, and send the traces that were not sent yet."""

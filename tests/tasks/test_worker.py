@@ -42,6 +42,8 @@ class Family:
         self.weights = object()
 
     def with_method(self, **method: Any) -> Family:
+        if method["path_style"] == "smooth":
+            raise ImportError("path_style = smooth: needs vtracer")
         other = Family(**(self.asked | method))
         other.weights = self.weights
         return other
@@ -125,7 +127,6 @@ def test_runs_with_other_weights_on_one_worker_each_have_their_own_model() -> No
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("path_style", "smooth"),
         ("early_stop", False),
         ("grammar", False),
         ("refiner_iterations", 5),
@@ -145,6 +146,15 @@ def test_runs_that_differ_in_how_they_segment_share_the_weights(name: str, value
     assert contexts[0].segmenter.weights is contexts[1].segmenter.weights
     assert contexts[0].model_lock is contexts[1].model_lock
     assert contexts[1] is contexts[2]
+
+
+def test_a_worker_that_lacks_what_one_run_needs_does_the_next_one() -> None:
+    smooth, exact = SegmentSettings(path_style="smooth"), SegmentSettings()
+    dask = WorkerStub()
+    dask.add(ResidentModel(ModelSettings(), smooth, revision="r1", factory=FACTORY))
+    with pytest.raises(NoModelError, match="cannot segment as set: ImportError: path_style"):
+        dask.context("r1", smooth)
+    assert dask.context("r1", exact).segmenter.asked["path_style"] == "exact"
 
 
 def test_a_segmenter_of_another_method_has_the_same_weights_and_its_own_answers() -> None:
