@@ -292,10 +292,21 @@ def _write_local(path: str, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _sync_folder(folder)
     except BaseException:
         if os.path.exists(partial):
             os.remove(partial)
         raise
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the names in a folder last, so that what is written later cannot outlive them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems cannot, and need not
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _name(path: str) -> str:

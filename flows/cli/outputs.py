@@ -44,7 +44,7 @@ def status(output: Output, json: Json = False) -> None:
         return
     line = f"[bold]{output}[/bold]: {counted(len(found.runs), 'published run')}, {shards}"
     if found.unpublished:
-        line += f", {found.unpublished:,} of them in no published run"
+        line += f", {found.unpublished:,} of them done since the newest"
     out.print(line)
     for summary in found.runs:
         out.print(summary_table(summary))

@@ -133,6 +133,17 @@ def test_a_late_writer_of_the_same_shard_neither_loses_nor_doubles_a_row(
     )
 
 
+def test_a_written_file_and_its_name_outlast_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+    )
+    Store.open(str(tmp_path)).write_bytes("runs/a.json", b"{}")
+    assert [name.rsplit(".", 1)[0] for name in synced] == [".a.json", "runs"]
+
+
 def test_a_write_whose_reply_was_lost_counts_as_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
 
 import wordmask
 from tests.support.fakes import REVISION
+from tests.support.folders import ROOT
 from tests.support.runs import GOOD, carry_out, compute, plan_of, publish_run
 from tests.support.tables import read_rows, write_input
 from wordmask.schemas.manifests import INDEX, MANIFEST, SHARD, IndexEntry
 from wordmask.schemas.masks import MASKS
 from wordmask.schemas.runs import Part, RowRange, Shard, ShardRecord
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.output.catalog import newest_run, run_path
+from wordmask.tasks.output.catalog import newest_run, run_path, status
 from wordmask.tasks.output.garbage import find_garbage, remove_files
 from wordmask.tasks.output.manifests import (
     FileRecords,
@@ -71,6 +73,25 @@ def night(settings: RunSettings) -> list[str]:
     return carry_out(plan_of(settings, REVISION), settings)[0]
 
 
+def noted_reads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return the folders of the output that files are read from, from now on."""
+    read: set[str] = set()
+    read_bytes, reading = Store.read_bytes, Store.reading
+
+    def note(store: Store, path: str) -> bytes:
+        read.add(path.split("/")[0])
+        return read_bytes(store, path)
+
+    def note_reading(store: Store, path: str) -> Any:
+        if path:  # else a file of the input
+            read.add(path.split("/")[0])
+        return reading(store, path)
+
+    monkeypatch.setattr(Store, "read_bytes", note)
+    monkeypatch.setattr(Store, "reading", note_reading)
+    return read
+
+
 def test_every_field_of_a_record_has_a_column(tmp_path: Path) -> None:
     assert set(MANIFEST.names) == set(ShardRecord.model_fields)
     assert {field.name for field in SHARD} == set(Shard.model_fields)
@@ -111,16 +132,16 @@ def test_a_night_with_nothing_new_reads_no_manifest_no_receipt_and_no_part(
     settings: RunSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     night(settings)
-    read: list[str] = []
-    read_bytes = Store.read_bytes
-
-    def noted(store: Store, path: str) -> bytes:
-        read.append(path.split("/")[0])
-        return read_bytes(store, path)
-
-    monkeypatch.setattr(Store, "read_bytes", noted)
+    read = noted_reads(monkeypatch)
     assert night(settings) == []
-    assert set(read) == {"runs", "indexes"}
+    assert read == {"runs", "indexes"}
+
+
+def test_status_reads_heads_only(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    night(settings)
+    read = noted_reads(monkeypatch)
+    assert status(Store.open(settings.output)).runs[0].rows == 8
+    assert read == {"runs"}
 
 
 def test_a_head_does_not_grow_with_the_table(settings: RunSettings, tmp_path: Path) -> None:
@@ -199,6 +220,17 @@ def test_a_head_that_says_other_than_its_files_is_a_violation(settings: RunSetti
     path.write_text(json.dumps(head.model_dump(mode="json") | {"masks": 9}))
     (violation,) = verify_output(Store.open(settings.output)).violations
     assert "masks is 9, but its files have 8" in violation
+
+
+def test_the_documented_way_leads_other_programs_to_the_masks(
+    settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night(settings.model_copy(update={"output": str(tmp_path / "masks")}))
+    snippet = (ROOT / "docs/formats.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(snippet, found)
+    assert found["masks"].num_rows == 8
 
 
 def test_the_newest_masks_are_an_arrow_dataset(settings: RunSettings, tmp_path: Path) -> None:
