@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+import wordmask
 from tests.faults.proxy import Fault, FaultProxy
 from tests.support.fakes import REVISION, FakeSegmenter
 from tests.support.runs import plan_of, publish_run, require_every_row_once
@@ -23,7 +24,7 @@ from wordmask.tasks.output.catalog import (
     read_receipts,
     status,
 )
-from wordmask.tasks.output.verify import verify
+from wordmask.tasks.output.verify import verify, verify_output
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.storage import READ_ATTEMPTS, STORE_ERRORS, Store
 from wordmask.tasks.table.read import InputChangedError
@@ -69,6 +70,8 @@ def test_a_folder_from_plan_to_published_and_again(lake: Store, tmp_path: Path) 
     output = Store.open(settings.output)
     assert (newest_run(output).masks, newest_run(output).rejects) == (6, {"image_not_found": 1})
     assert status(Store.open(settings.output)).unpublished == 0
+    assert wordmask.open_masks(settings.output).count_rows() == 6
+    assert verify_output(output).holds
 
     written = read_receipts(output, latest_receipts(output))
     assert plan_of(settings, REVISION).pending == ()
