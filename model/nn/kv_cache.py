@@ -148,15 +148,15 @@ class SharedPrefix:
         return self.entries.max_len
 
     def scores(self, layer: int, q_BHTd: Tensor) -> Tensor:
-        """Return the products of queries with the keys of each row's prefix, (B, H, T, P)."""
+        """Return float32 products of queries with the keys of each row's prefix, (B, H, T, P)."""
         k_EHdP = self.entries.k[layer].transpose(2, 3)
-        scores_EHNP = self._group(q_BHTd) @ k_EHdP
+        scores_EHNP = float32_product(self._group(q_BHTd), k_EHdP)
         return self._ungroup(scores_EHNP, steps=q_BHTd.shape[2])
 
     def weighted_values(self, layer: int, weights_BHTP: Tensor) -> Tensor:
-        """Return the sums of the values of each row's prefix by weight, (B, H, T, d)."""
+        """Return float32 sums of the values of each row's prefix by weight, (B, H, T, d)."""
         v_EHPd = self.entries.v[layer]
-        sums_EHNd = self._group(weights_BHTP) @ v_EHPd
+        sums_EHNd = float32_product(self._group(weights_BHTP), v_EHPd)
         return self._ungroup(sums_EHNd, steps=weights_BHTP.shape[2])
 
     def _group(self, x_BHTc: Tensor) -> Tensor:
@@ -173,6 +173,22 @@ class SharedPrefix:
         x_EGHTc = x_EHNc.unflatten(2, (-1, steps)).transpose(1, 2)
         grouped = x_EGHTc.reshape(-1, heads, steps, width)
         return grouped[self.grouped_index]
+
+
+def float32_product(a_BHmn: Tensor, b_BHno: Tensor) -> Tensor:
+    """Return the products of matrices in float32, whatever the dtype that both are in.
+
+    bfloat16 has 8 bits: a score of 40 would be rounded to quarters before its exponential is taken.
+    """
+    if a_BHmn.dtype == torch.float32:
+        return a_BHmn @ b_BHno
+    if a_BHmn.device.type != "cuda":
+        return a_BHmn.float() @ b_BHno.float()
+    # Tensor cores sum in float32 anyway. So neither matrix is copied.
+    a_Nmn = a_BHmn.flatten(0, 1)
+    b_Nno = b_BHno.flatten(0, 1)
+    product_Nmo = torch.bmm(a_Nmn, b_Nno, out_dtype=torch.float32)
+    return product_Nmo.unflatten(0, a_BHmn.shape[:2])
 
 
 def next_power_of_two(count: int) -> int:

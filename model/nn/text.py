@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wordmask.model.nn.config import TextConfig
-from wordmask.model.nn.kv_cache import KVCache, SharedPrefix
+from wordmask.model.nn.kv_cache import KVCache, SharedPrefix, float32_product
 from wordmask.model.nn.layers import NORM_EPS, Mlp
 from wordmask.model.nn.moe import MixtureOfExperts
 from wordmask.model.nn.rope import rotary_table, rotate
@@ -137,19 +137,29 @@ def attend_with_prefix(
 ) -> Tensor:
     """Attend to the whole of each row's prefix, and to the row's own keys as the mask says.
 
+    Scores, weights and sums are in float32, as within fused attention; weights are rounded to the
+    dtype of the values that they are multiplied with.
+
     Returns:
         The attention's result before its projection, (B, H, T, d).
     """
-    q_BHTd = q_BHTd * q_BHTd.shape[-1] ** -0.5
-    own_scores = q_BHTd @ k_BHSd.transpose(2, 3)
+    scale = q_BHTd.shape[-1] ** -0.5
+    dtype = q_BHTd.dtype
+    if dtype == torch.float32:  # queries are few, and lose nothing; in bfloat16 they would
+        q_BHTd = q_BHTd * scale
+    own_scores = float32_product(q_BHTd, k_BHSd.transpose(2, 3))
     own_scores = torch.where(mask_B1TS, own_scores, -torch.inf)
     prefix_scores = prefix.scores(layer, q_BHTd)
     scores = torch.cat([prefix_scores, own_scores], dim=-1)
-    weights = scores.softmax(dim=-1)
+    if dtype != torch.float32:
+        scores.mul_(scale)
+    weights = scores.softmax(dim=-1).to(dtype)
     own_length = own_scores.shape[-1]
     prefix_length = weights.shape[-1] - own_length
     prefix_weights, own_weights = weights.split([prefix_length, own_length], dim=-1)
-    return prefix.weighted_values(layer, prefix_weights) + own_weights @ v_BHSd
+    prefix_sums = prefix.weighted_values(layer, prefix_weights)
+    sums_BHTd = prefix_sums + float32_product(own_weights, v_BHSd)
+    return sums_BHTd.to(dtype)
 
 
 class TextBlock(nn.Module):

@@ -9,8 +9,13 @@ from torch import Tensor
 
 from tests.support.tiny import tiny_model
 from wordmask.model.nn.config import TextConfig
-from wordmask.model.nn.kv_cache import SharedPrefix
-from wordmask.model.nn.text import TextDecoder, causal_mask, position_scales
+from wordmask.model.nn.kv_cache import KVCache, SharedPrefix
+from wordmask.model.nn.text import (
+    TextDecoder,
+    attend_with_prefix,
+    causal_mask,
+    position_scales,
+)
 
 PREFIX = 26  # BOS and 25 image tokens
 WIDTH = 32
@@ -185,3 +190,22 @@ def test_full_size_prefill_has_the_published_shapes():
         7,
         51200,
     )
+
+
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("deviation", [1, 4, 9])
+def test_in_bfloat16_attention_beside_a_prefix_is_as_exact_as_fused_attention(deviation, width):
+    """The published sizes: 730 positions of an image, 64 of the row, scores of some deviation."""
+    generator = torch.Generator().manual_seed(0)
+    own, heads = 64, 32
+    k, v = torch.randn(2, 1, heads, 730 + own, width, generator=generator).bfloat16()
+    q = (deviation * torch.randn(1, heads, 1, width, generator=generator)).bfloat16()
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    fused = F.scaled_dot_product_attention(q, k, v)
+
+    entries = KVCache(k[None, :, :, :730], v[None, :, :, :730])
+    prefix = SharedPrefix.build(entries, [0], torch.device("cpu"))
+    mask = torch.ones(1, 1, 1, own, dtype=torch.bool)
+    found = attend_with_prefix(prefix, 0, q, k[:, :, 730:], v[:, :, 730:], mask)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() < 1.5 * (fused - exact).norm()
