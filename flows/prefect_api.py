@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from pathlib import Path
 
 from wordmask.flows.execution.signals import interrupts_blocked
+from wordmask.model.runtime.folders import private_temporary_folder
 from wordmask.tasks.telemetry import logs
 from wordmask.tasks.telemetry.inherited import telemetry_settings
 
+PREFECT_HOME = Path("~/.prefect")
 LIBRARIES = ("distributed", "prefect", "asyncio", "tornado")
 
 
@@ -30,11 +33,30 @@ def configure(verbose: bool) -> None:
         "PREFECT_SERVER_LOGGING_LEVEL": server_level,
         "PREFECT_CLI_COLORS": "false",
     }
+    if not _can_write_prefect_home():
+        defaults |= _home_of_prefect_elsewhere()
     if telemetry_settings().log_json:
         defaults["PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"] = "json"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     logs.set_up()
+
+
+def _can_write_prefect_home() -> bool:
+    """Return whether Prefect can keep its database in the folder that it takes by default."""
+    try:
+        PREFECT_HOME.expanduser().mkdir(parents=True, exist_ok=True)
+        return os.access(PREFECT_HOME.expanduser(), os.W_OK)
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        return False
+
+
+def _home_of_prefect_elsewhere() -> dict[str, str]:
+    """Return the variables that put Prefect's home below the temporary folder, if possible."""
+    try:
+        return {"PREFECT_HOME": str(private_temporary_folder() / "prefect")}
+    except OSError:
+        return {}  # Prefect itself says what it cannot write
 
 
 def silence_libraries() -> None:

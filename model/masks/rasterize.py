@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from math import ceil, floor, isfinite
 
-import numba
 import numpy as np
 
+from wordmask.model.masks.compiled import compiled
 from wordmask.model.masks.flatten import clipped, flatten
 
 # The reference's pixels are cells here, half a pixel wide. Each tests CELL x CELL points and adds
@@ -100,7 +100,7 @@ def _covered(low: float, high: float, extent: int) -> tuple[int, int]:
     return first, last
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _first_row(y: float, low: int, high: int) -> int:
     """Return the first test row at or below y, within low..high.
 
@@ -109,7 +109,7 @@ def _first_row(y: float, low: int, high: int) -> int:
     return int(min(max(np.ceil(y * SUB - 0.5), low), high))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _scan(
     edges: np.ndarray, mask: np.ndarray, top: int, bottom: int, left: int, right: int
 ) -> None:
@@ -137,7 +137,7 @@ def _scan(
             mask[y, left + x] = total + cell > HALF
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _crossings(edges: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return where edges cross the test rows low..high.
 
@@ -169,7 +169,7 @@ def _crossings(edges: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.n
     return ends, crossing, turn
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _crossing_ends(edges: np.ndarray, low: int, high: int) -> np.ndarray:
     """Count the crossings of each test row, added up from `low` on."""
     counts = np.zeros(high - low + 1, np.int64)
@@ -183,7 +183,7 @@ def _crossing_ends(edges: np.ndarray, low: int, high: int) -> np.ndarray:
     return np.cumsum(counts)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _add_row(
     crossing: np.ndarray,
     turn: np.ndarray,
@@ -222,7 +222,7 @@ def _add_row(
             _add_span(alpha, begin - first, column - first, full)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _add_span(alpha: np.ndarray, begin: int, end: int, full: int) -> None:
     """Add points begin..end of a row: POINT for each in a cell partly covered, else `full`."""
     # Cells first + 1 .. last - 1 are wholly covered; last may lie past the end.

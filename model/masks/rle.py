@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TypedDict
 
 import cv2
-import numba
 import numpy as np
 from pycocotools import mask as coco
+
+from wordmask.model.masks.compiled import compiled
 
 MAX_PIXELS = 2**32 - 1  # pycocotools counts in 32 bits, unchecked
 
@@ -84,7 +85,7 @@ def _is_size(size: object) -> bool:
     return all(isinstance(extent, int | np.integer) and extent >= 0 for extent in size)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _run_ends(mask: np.ndarray, x0: int, y0: int, w: int, h: int) -> np.ndarray:
     """Return the column-major indices at which the value changes; the first is from 0 to 1."""
     height = mask.shape[0]
@@ -112,7 +113,7 @@ def _run_ends(mask: np.ndarray, x0: int, y0: int, w: int, h: int) -> np.ndarray:
     return ends[:n]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _compress(ends: np.ndarray, pixels: int) -> np.ndarray:
     """Turn changes into compressed counts.
 
@@ -146,7 +147,7 @@ def _compress(ends: np.ndarray, pixels: int) -> np.ndarray:
     return out[:length]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _total(text: np.ndarray) -> tuple[int, bool, bool]:
     """Add up compressed counts.
 

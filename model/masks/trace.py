@@ -8,8 +8,9 @@ Mask cleanup and outline.
 from __future__ import annotations
 
 import cv2
-import numba
 import numpy as np
+
+from wordmask.model.masks.compiled import compiled
 
 # Directions right, down, left, up; the pixel ahead to the right and to the left of a vertex, as
 # (dy, dx) to its index.
@@ -61,7 +62,7 @@ def trace(mask_HW: np.ndarray) -> str:
     return " ".join(parts)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the outlines of a mask with an empty frame of one pixel, one after another.
 
@@ -105,7 +106,7 @@ def _outlines(framed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers[:n], np.array(ends)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _next_direction(framed: np.ndarray, y: int, x: int, direction: int) -> int:
     """Return the direction in which an outline goes on from a vertex."""
     right_y = y + _RIGHT_AHEAD[direction, 0]
@@ -119,7 +120,7 @@ def _next_direction(framed: np.ndarray, y: int, x: int, direction: int) -> int:
     return direction
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _append(numbers: np.ndarray, n: int, value: int) -> np.ndarray:
     """Return `numbers` with `value` at index n, moved to a larger block if it was full."""
     if n == len(numbers):
