@@ -21,13 +21,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiled(function: Function) -> Function:
     """Return a function that is compiled when it is first called, and does not hold the GIL."""
-    dispatcher: Any = numba.njit(nogil=True)(function)
+    dispatcher = numba.njit(nogil=True)(function)
     try:
         dispatcher.enable_caching()
     except RuntimeError:  # neither beside the code nor at home
         with suppress(RuntimeError, OSError):
             _cache_in(private_temporary_folder(), dispatcher)
-    return dispatcher  # type: ignore[no-any-return]  # stands for the function
+    stand_in: Function = dispatcher
+    return stand_in
 
 
 def _cache_in(folder: Path, dispatcher: Any) -> None:
