@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
@@ -26,6 +28,63 @@ def disk(tmp_path: Path) -> Store:
 def bucket(s3: str) -> Store:
     """A folder of a server that ignores If-None-Match, as compatible stores do."""
     return Store.open(f"{s3}/{uuid4().hex}")
+
+
+class ConditionalS3(BaseHTTPRequestHandler):
+    """As much of S3 as creating takes, with If-None-Match: the other server does not know it."""
+
+    protocol_version = "HTTP/1.1"
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("If-None-Match") == "*" and self.path in self.objects:
+            error = "<Error><Code>PreconditionFailed</Code><Message>it exists</Message></Error>"
+            self.answer(412, error.encode())
+            return
+        self.objects[self.path] = data
+        self.answer(200)
+
+    def do_GET(self) -> None:
+        found = self.objects.get(self.path.partition("?")[0])
+        if found is None:
+            self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            return
+        self.answer(200, found)
+
+    do_HEAD = do_GET
+
+    def do_DELETE(self) -> None:
+        self.objects.pop(self.path, None)
+        self.answer(204)
+
+    def answer(self, code: int, data: bytes = b"") -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def conditional_bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A folder of a server that heeds If-None-Match, as S3 does."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), ConditionalS3) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        yield Store.open(f"{s3}/{uuid4().hex}")
+        server.shutdown()
+
+
+def test_s3_is_asked_by_if_none_match(conditional_bucket: Store) -> None:
+    assert creates_exclusively(conditional_bucket)
+    assert ConditionalS3.objects == {}, "the probe leaves nothing"
+    assert create(conditional_bucket, "a", b"mine")
+    assert not create(conditional_bucket, "a", b"another's")
+    assert conditional_bucket.read_bytes("a") == b"mine"
 
 
 @pytest.fixture
