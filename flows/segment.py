@@ -135,7 +135,7 @@ def _run(
     traces.set_up()
     output.check_writable()
     with (
-        acquire_lease(output, wait=wait) as lease,
+        acquire_lease(output, wait=wait, patience=budget.seconds_left) as lease,
         traces.span("run", run_id=lease.run_id) as span,
         logs.log_context(run_id=lease.run_id),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def summary_table(summary: RunSummary) -> Group:
     shards = f"{summary.shards_computed:,} computed now, {done_before:,} done before"
     rows.append(("shards", f"{summary.shards:,} ({shards})"))
     if summary.rows_left:
-        rows.append(("rows left", f"{summary.rows_left:,}; the same command takes them up"))
+        rows.append(("rows left", _rows_left(summary)))
     rows += _loss_lines(summary)
     if summary.files_skipped:
         rows.append(("files skipped", f"{summary.files_skipped:,}"))
@@ -90,6 +91,15 @@ def summary_table(summary: RunSummary) -> Group:
         rows.append(("model busy", f"{summary.model_busy:.1%} of the time"))
     rows.append(("model", f"{summary.settings.model.model} ({summary.model_revision})"))
     return two_columns(f"run {summary.run_id}", rows)
+
+
+def _rows_left(summary: RunSummary) -> str:
+    """Return how many rows a budget left, and in how many such runs they are done."""
+    text = f"{summary.rows_left:,}; nothing was published, and the same command takes them up"
+    rows = summary.rows_per_second * summary.seconds
+    if rows < 1:
+        return f"{text}. There was no time for a row: raise the budget"
+    return f"{text}, in {counted(math.ceil(summary.rows_left / rows), 'run')} of this speed"
 
 
 def _loss_lines(summary: RunSummary) -> list[tuple[str, str]]:

@@ -38,11 +38,11 @@ class Budget:
         self._longest = max(self._longest, seconds)
 
     @property
-    def is_over(self) -> bool:
-        """Whether all of the time has passed."""
+    def seconds_left(self) -> float | None:
+        """The seconds until all of the time has passed; None without a limit."""
         if self.seconds is None:
-            return False
-        return time.monotonic() >= self._began + self.seconds
+            return None
+        return max(0.0, self._began + self.seconds - time.monotonic())
 
     @property
     def allows_another(self) -> bool:

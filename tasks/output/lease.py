@@ -122,7 +122,11 @@ class LeaseHandle:
 
 @contextmanager
 def acquire_lease(
-    output: Store, run_id: str | None = None, *, wait: bool = False
+    output: Store,
+    run_id: str | None = None,
+    *,
+    wait: bool = False,
+    patience: float | None = None,
 ) -> Generator[LeaseHandle, None, None]:
     """Acquire the lease of an output, renew it in the background, and release it at the end.
 
@@ -135,11 +139,12 @@ def acquire_lease(
         run_id: the run that wants the lease. By default a new id, made when no other run is left:
             ids are in the order in which runs publish.
         wait: wait for another run to end.
+        patience: most seconds of that. None: no limit.
 
     Raises:
-        OutputInUseError: another run has the lease, and `wait` is false.
+        OutputInUseError: another run has the lease, and `wait` is false or took too long.
     """
-    handle = LeaseHandle(output, _acquire(output, run_id, wait))
+    handle = LeaseHandle(output, _acquire(output, run_id, wait, patience))
     ended = threading.Event()
     renewer = threading.Thread(target=_renew_until, args=(ended, handle), name="lease", daemon=True)
     renewer.start()
@@ -161,8 +166,9 @@ def read_lease(output: Store) -> Lease | None:
     return lease
 
 
-def _acquire(output: Store, run_id: str | None, wait: bool) -> Claim:
+def _acquire(output: Store, run_id: str | None, wait: bool, patience: float | None) -> Claim:
     watch = Watch()
+    began = time.monotonic()
     told = ""
     while True:
         found = claims.look(output)
@@ -175,6 +181,11 @@ def _acquire(output: Store, run_id: str | None, wait: bool) -> Claim:
             continue
         if not wait and watch.is_alive(rivals[-1]):
             raise _in_use(output, rivals[-1])
+        if wait and patience is not None and time.monotonic() > began + patience:
+            raise OutputInUseError(
+                f"output {output.root}: {describe(rivals[-1].lease)} was still at work on it when"
+                " the budget was spent. Nothing was done; run again when it has ended"
+            )
         other = describe(rivals[-1].lease)
         if other != told:
             told = other

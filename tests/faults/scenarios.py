@@ -333,7 +333,6 @@ SCENARIOS = (
     Scenario(
         name="input replaced in the middle of a run",
         disturb=input_replaced,
-        ends="Run again to plan it anew",
         changed_input=True,
     ),
     Scenario(name="disk full", disturb=disk_full, ends="No space left on device"),

@@ -115,6 +115,13 @@ def test_a_second_run_fails_and_names_the_first_and_its_start(store: Store) -> N
         assert read_lease(store).run_id == "third"  # type: ignore[union-attr]
 
 
+def test_a_second_run_waits_no_longer_than_its_budget(store: Store) -> None:
+    with acquire_lease(store, "first"):
+        spent = pytest.raises(OutputInUseError, match=r"run first .* when the budget was spent")
+        with spent, acquire_lease(store, "second", wait=True, patience=0.0):
+            pass
+
+
 def test_a_second_run_waits_if_asked_to(store: Store) -> None:
     order: list[str] = []
 
