@@ -27,14 +27,14 @@ NAMES_SHOWN = 5
 def find_vanished(newest: PublishedRun, settings: RunSettings, names: Collection[str]) -> Vanished:
     """Return the files of the newest published run that are not in the plan.
 
-    Where that run had another input, none count.
+    Where that run had another input, or another part of it, none count.
 
     Args:
         newest: the newest published run.
         settings: the settings of the run that is planned.
         names: the files of the plan, relative to the input.
     """
-    if newest.head.settings.input.rstrip("/") != settings.input.rstrip("/"):
+    if _input_of(newest.head.settings) != _input_of(settings):
         return Vanished()
     gone = [entry for name, entry in newest.entries.items() if name not in names]
     rows = sum(entry.rows for entry in gone)
@@ -44,6 +44,10 @@ def find_vanished(newest: PublishedRun, settings: RunSettings, names: Collection
         share=rows / max(1, newest.head.rows),
         names=tuple(entry.name for entry in gone[:NAMES_SHOWN]),
     )
+
+
+def _input_of(settings: RunSettings) -> tuple[str, tuple[str, ...]]:
+    return settings.input.rstrip("/"), settings.where
 
 
 def require_few_vanished(vanished: Vanished, settings: RunSettings) -> None:

@@ -56,8 +56,8 @@ def make_plan(
         InputError: there is no Parquet file, or one is unreadable, or its row ids are, or a column
             is missing or of the wrong type, or too many files vanished.
     """
-    refuse = refuse and not settings.skip_bad_files
-    found, left_out = input_files(settings, output, refuse=refuse)
+    refuse_bad = refuse and not settings.skip_bad_files
+    found, left_out = input_files(settings, output, refuse=refuse_bad)
     usable = [file for file in found if not file.problem]
     shards = _all_shards(usable, settings, model_revision)
     newest = open_newest_run_if_any(output)

@@ -19,8 +19,9 @@ from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan, RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
-from wordmask.tasks.losses import settle
+from wordmask.tasks.losses import find_vanished, settle
 from wordmask.tasks.output.catalog import publish
+from wordmask.tasks.output.published import open_newest_run
 from wordmask.tasks.output.reuse import retry_plan
 from wordmask.tasks.output.verify import verify, verify_output
 from wordmask.tasks.shard import process_shard
@@ -143,6 +144,8 @@ def test_a_run_refuses_an_input_that_lost_many_of_the_published_rows(tmp_path: P
         InputError, match=r"2 files with 6 rows \(66\.7%\): a\.parquet, b\.parquet\..*--allow-miss"
     ):
         plan_of(settings, REVISION)
+    with pytest.raises(InputError, match="Give --allow-missing-files"):
+        plan_of(settings.model_copy(update={"skip_bad_files": True}), REVISION)
     allowed = settings.model_copy(update={"allow_missing_files": True})
     _, summary = carry_out(allowed, lambda _: False)
     assert (summary.rows, summary.vanished.names) == (3, ("a.parquet", "b.parquet"))
@@ -153,9 +156,11 @@ def test_a_few_vanished_rows_and_another_input_are_no_reason_to_refuse(tmp_path:
     carry_out(settings, lambda _: False)
     (tmp_path / "in" / "a.parquet").unlink()
     _, summary = carry_out(settings, lambda _: False)
+    newest = open_newest_run(Store.open(settings.output))
     assert (summary.rows, str(summary.vanished)) == (27, "1 files with 3 rows (10.0%): a.parquet")
     one = settings.model_copy(update={"input": str(tmp_path / "in" / "b.parquet")})
     assert plan_of(one, REVISION).vanished.files == 0
+    assert find_vanished(newest, settings.model_copy(update={"where": ("day=1",)}), ()).files == 0
 
 
 def test_a_file_that_is_gone_or_changes_while_it_is_read_has_changed(
