@@ -142,7 +142,9 @@ class Plan(Frozen):
     fence: int = Field(0, description="number of the lease under which it is carried out")
     shards: tuple[Shard, ...] = Field(description="in the order of the input")
     done: frozenset[str] = Field(description="ids of the shards that need not be computed")
-    base_run: str = Field("", description="the newest published run, or empty if there is none")
+    base_run: str = Field(
+        "", description="the published run that shards are taken from, or empty if there is none"
+    )
     published: frozenset[str] = Field(
         frozenset(),
         description="which of the done are taken from that run; the others have receipts",

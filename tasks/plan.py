@@ -24,7 +24,7 @@ from wordmask.schemas.runs import ImageCheck, Plan, RowRange, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.images.changed import check_images
 from wordmask.tasks.losses import find_vanished, require_few_vanished
-from wordmask.tasks.output.done import DoneShards, find_done
+from wordmask.tasks.output.done import DoneShards, find_base, find_done
 from wordmask.tasks.output.published import PublishedRun, open_newest_run_if_any
 from wordmask.tasks.output.reuse import changed_shards, retry_hints, reuse_hints
 from wordmask.tasks.storage import Store, is_damaged_parquet
@@ -61,7 +61,8 @@ def make_plan(
     usable = [file for file in found if not file.problem]
     shards = _all_shards(usable, settings, model_revision)
     newest = open_newest_run_if_any(output)
-    done, done_hints, check = _find_done(settings, output, shards, newest)
+    base = find_base(output, shards, newest)
+    done, done_hints, check = _find_done(settings, output, shards, base)
     plan = Plan(
         shards=shards,
         done=done.all,
@@ -74,7 +75,7 @@ def make_plan(
         image_check=check,
         left_out=left_out,
     )
-    if newest is None:
+    if newest is None or base is None:
         return plan
     vanished = find_vanished(newest, settings, {shard.name for shard in shards})
     if refuse:
@@ -85,14 +86,14 @@ def make_plan(
     return plan.model_copy(
         update={
             "vanished": vanished,
-            "base_run": newest.head.run_id,
+            "base_run": base.head.run_id,
             "changed": changed_shards(newest, plan.pending),
         }
     )
 
 
 def _find_done(
-    settings: RunSettings, output: Store, shards: Sequence[Shard], newest: PublishedRun | None
+    settings: RunSettings, output: Store, shards: Sequence[Shard], base: PublishedRun | None
 ) -> tuple[DoneShards, dict[str, ShardHints], ImageCheck | None]:
     """Return what need not be computed, hints for shards that were done, and the look at images.
 
@@ -100,12 +101,12 @@ def _find_done(
     """
     if settings.recompute:
         return DoneShards(), {}, None
-    done = find_done(output, shards, newest)
+    done = find_done(output, shards, base)
     changed: dict[str, ShardHints] = {}
     check = None
     if settings.check_images:
-        done, changed, check = check_images(done, output, settings, newest)
-    done, retried = retry_hints(done, output, newest, settings)
+        done, changed, check = check_images(done, output, settings, base)
+    done, retried = retry_hints(done, output, base, settings)
     return done, changed | retried, check
 
 

@@ -1,4 +1,4 @@
-"""What need not be computed: shards of the newest published run, and those that have receipts.
+"""What need not be computed: shards of a published run, and those that have receipts.
 
 A shard of the published run is taken from that run's own record, whatever its receipts say. Both
 count only if their parts are there, by the output's listing.
@@ -18,11 +18,12 @@ from wordmask.tasks.output.catalog import (
     is_named_by_content,
     latest_receipts,
     part_files,
+    published_runs,
     read_receipts,
     record_files,
 )
 from wordmask.tasks.output.manifests import digest_of
-from wordmask.tasks.output.published import PublishedRun
+from wordmask.tasks.output.published import PublishedRun, open_run
 from wordmask.tasks.storage import Store
 
 FILES_AT_ONCE = 8
@@ -86,21 +87,43 @@ def by_file(shards: Iterable[Shard]) -> Iterator[tuple[str, list[Shard]]]:
         yield name, list(group)
 
 
-def find_done(output: Store, shards: Sequence[Shard], newest: PublishedRun | None) -> DoneShards:
+def find_base(
+    output: Store, shards: Sequence[Shard], newest: PublishedRun | None
+) -> PublishedRun | None:
+    """Return the published run that shards can be taken from.
+
+    It is the newest one by the same model, settings and method, as back to the settings of two runs
+    ago; the newest of all where there is none.
+    """
+    if newest is None or not shards or _has_answers_of(newest.head, shards[0]):
+        return newest
+    for head in published_runs(output):
+        if _has_answers_of(head, shards[0]):
+            return open_run(output, head)
+    return newest
+
+
+def _has_answers_of(head: RunSummary, shard: Shard) -> bool:
+    """Return whether a run's shards have the model, the settings and the method of a shard."""
+    answers = (head.model_revision, head.settings_hash, head.method_version)
+    return answers == (shard.model_revision, shard.settings_hash, shard.method_version)
+
+
+def find_done(output: Store, shards: Sequence[Shard], base: PublishedRun | None) -> DoneShards:
     """Return which shards need not be computed.
 
     Args:
         output: the output.
         shards: those of the run that is planned.
-        newest: the newest published run, if there is one.
+        base: the published run that shards are taken from, if there is one (`find_base`).
     """
     receipts = latest_receipts(output)
-    if newest is None and not receipts:
+    if base is None and not receipts:
         return DoneShards()
     listing = Listing(output)
     published = frozenset[str]()
-    if newest is not None:
-        published = published_shards(newest, shards, listing)
+    if base is not None:
+        published = published_shards(base, shards, listing)
     fences = {
         shard.shard_id: receipts[shard.shard_id]
         for shard in shards
@@ -127,8 +150,7 @@ def published_shards(
 ) -> frozenset[str]:
     """Return the ids of those shards that a published run has, and whose parts are there."""
 
-    answers = (run.head.model_revision, run.head.settings_hash)
-    if not shards or answers != (shards[0].model_revision, shards[0].settings_hash):
+    if not shards or not _has_answers_of(run.head, shards[0]):
         return frozenset()
     entries = run.entries  # read before there are threads
 

@@ -65,6 +65,18 @@ def test_a_late_worker_turns_no_published_mask_into_a_reject(
     assert verify_output(Store.open(settings.output)).holds
 
 
+def test_a_late_worker_changes_nothing_of_an_earlier_run_whose_settings_come_back(
+    settings: RunSettings, tmp_path: Path
+) -> None:
+    plan = night(settings)
+    before = read_rows(settings.output, "masks")
+    other = settings.segment.model_copy(update={"refiner_iterations": 1})
+    night(settings.model_copy(update={"segment": other}))
+    write_late(plan, settings, tmp_path)
+    assert night(settings).pending == ()
+    assert read_rows(settings.output, "masks") == before
+
+
 def test_a_receipt_between_verification_and_publication_stops_no_later_night(
     settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
