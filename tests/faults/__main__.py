@@ -55,7 +55,7 @@ def try_fault(scenario: Scenario, bucket: Bucket, undisturbed: UndisturbedRuns) 
         disturbed = _describe(end)
         _require_end(scenario, end)
         bucket.grow_disk()
-        again = bucket.run()
+        again = bucket.run(**scenario.repeat)
         assert again.code == 0, f"the repeated run failed: {again.report}"
         repeated = (
             f"{again.report['rows']} rows, {again.report['shards_computed']} of"

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from tests.faults.flow_process import PRELOADED, run_flow
 from tests.faults.proxy import Fault, FaultProxy
+from tests.support.fakes import FACTORY
 from tests.support.folders import ROOT
-from tests.support.tables import IMAGE, png
+from tests.support.tables import IMAGE, image_value, png
 from wordmask.schemas.settings import RunSettings
 
 RUN_SECONDS = 400
@@ -35,10 +36,11 @@ FORKS.set_forkserver_preload(PRELOADED)
 
 def table_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
     """Return a Parquet file of rows, three in a row group."""
-    with_images = [row | {"image": {"bytes": row["image"], "path": None}} for row in rows]
+    with_images = [row | {"image": image_value(row["image"])} for row in rows]
     table = pa.Table.from_pylist(with_images)
     column = table.schema.get_field_index("image")
-    table = table.set_column(column, pa.field("image", IMAGE), table["image"].cast(IMAGE))
+    images = pa.array([row["image"] for row in with_images], IMAGE)
+    table = table.set_column(column, pa.field("image", IMAGE), images)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=3)
     return buffer.getvalue()
@@ -129,7 +131,12 @@ class Bucket:
         if self.disk is not None:
             subprocess.run(["mount", "-o", "remount,size=64m", str(self.disk)], check=True)
 
-    def start(self, rows: Sequence[dict[str, Any]] | None = None, **options: Any) -> BaseProcess:
+    def start(
+        self,
+        rows: Sequence[dict[str, Any]] | None = None,
+        factory: str = FACTORY,
+        **options: Any,
+    ) -> BaseProcess:
         """Start a run; `rows` become the table first, twelve plain ones if there is no table."""
         if rows is not None or not self._fs().exists("lake/in/table.parquet"):
             self.put("in/table.parquet", table_bytes(rows or self.rows(12)))
@@ -142,7 +149,8 @@ class Bucket:
         settings = RunSettings.model_validate(base | options)
         self.report_path.unlink(missing_ok=True)
         process = FORKS.Process(
-            target=run_flow, args=(settings.model_dump_json(), self.environ(), self.report_path)
+            target=run_flow,
+            args=(settings.model_dump_json(), self.environ(), self.report_path, factory),
         )
         process.start()
         return process

@@ -8,15 +8,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tests.faults.bucket import Bucket, RunEnd, table_bytes
 from tests.faults.proxy import Fault
+from tests.support.fakes import OLDER_FACTORY
 from tests.support.servers import free_port
 from tests.support.tables import png
 
@@ -35,6 +37,7 @@ class Scenario:
     Attributes:
         disturb: does the run.
         ends: "done", "killed", or words of the error that it must end with.
+        repeat: settings of the repeated run.
         changed_input: whether the repeated run is compared with one over the new input.
         quick: whether it is one of the few that `--quick` does.
     """
@@ -42,6 +45,7 @@ class Scenario:
     name: str
     disturb: Callable[[Bucket], RunEnd]
     ends: str = "done"
+    repeat: Mapping[str, Any] = field(default_factory=dict)
     changed_input: bool = False
     quick: bool = False
 
@@ -263,6 +267,28 @@ def input_deleted(bucket: Bucket) -> RunEnd:
     return end
 
 
+def image_overwritten(bucket: Bucket) -> RunEnd:
+    """Put another image behind a URI of the table, which stays as it is, after a whole run."""
+    for number in range(4):
+        bucket.put(f"in/{number}.png", png(number))
+    rows = bucket.rows(12)
+    for number, row in enumerate(rows):
+        row["image"] = f"{number % 4}.png"
+    end = bucket.run(rows=rows)
+    bucket.put("in/1.png", png(9))
+    return end
+
+
+def upgraded(bucket: Bucket) -> RunEnd:
+    """Kill a run of older code in the middle of the table: newer code goes on with it."""
+    process = bucket.start(factory=OLDER_FACTORY)
+    fault = Fault(request=RECEIPTS, kind="call", call=lambda _pid: _kill(process.pid), skip=1)
+    bucket.proxy.faults = [fault]
+    end = bucket.wait(process)
+    assert fault.happened, f"the flow was not killed: {end}"
+    return end
+
+
 def disk_full(bucket: Bucket) -> RunEnd:
     """Write the output to a local disk with room for a part or two."""
     bucket.use_small_disk()
@@ -333,6 +359,18 @@ SCENARIOS = (
     Scenario(
         name="input replaced in the middle of a run",
         disturb=input_replaced,
+        changed_input=True,
+    ),
+    Scenario(
+        name="an image replaced behind an unchanged URI",
+        disturb=image_overwritten,
+        repeat={"check_images": True},
+        changed_input=True,
+    ),
+    Scenario(
+        name="upgrade of the method in the middle of a table",
+        disturb=upgraded,
+        ends="killed",
         changed_input=True,
     ),
     Scenario(name="disk full", disturb=disk_full, ends="No space left on device"),

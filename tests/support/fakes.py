@@ -18,10 +18,13 @@ from wordmask.model.hub.registry import resolve_model
 from wordmask.model.masks import rle
 from wordmask.model.masks.trace import trace
 from wordmask.model.types import Query, QueryError, Segmentation
+from wordmask.schemas import method
 from wordmask.schemas.rejects import RejectCode
 
 REVISION = "fake-1"
 FACTORY = "tests.support.fakes:FakeSegmenter"  # as a flow is given it
+OLDER_FACTORY = "tests.support.fakes:OlderCode"
+NEWEST_METHOD = method.METHOD_VERSION
 
 
 class FakeSegmenter:
@@ -61,6 +64,19 @@ class FakeSegmenter:
                 future: Future[Segmentation] = Future()
                 future.set_result(_answer(image, query.object))
                 yield tag, future
+
+
+class OlderCode(FakeSegmenter):
+    """That of a worker whose code has the version before of the method."""
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        super().__init__(model, **settings)
+        use_older_code()
+
+
+def use_older_code() -> None:
+    """Give this process the version before of the method."""
+    method.METHOD_VERSION = NEWEST_METHOD - 1
 
 
 class Counting(FakeSegmenter):

@@ -30,7 +30,7 @@ def write_input(
     path: Path, rows: list[dict[str, Any]], *, row_group_size: int | None = None
 ) -> str:
     """A Parquet table of rows whose `image` is bytes, a path, or a dict of both."""
-    table = pa.Table.from_pylist([row | {"image": _image(row["image"])} for row in rows])
+    table = pa.Table.from_pylist([row | {"image": image_value(row["image"])} for row in rows])
     schema = pa.schema(
         [pa.field("image", IMAGE) if field.name == "image" else field for field in table.schema]
     )
@@ -39,7 +39,8 @@ def write_input(
     return str(path)
 
 
-def _image(value: Any) -> Any:
+def image_value(value: Any) -> Any:
+    """The image of a row in a table: of bytes, of a path, or as it is."""
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}
     return {"bytes": None, "path": value} if isinstance(value, str) else value
