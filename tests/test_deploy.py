@@ -106,6 +106,14 @@ def test_the_image_is_built_from_the_pinned_versions_and_is_not_root() -> None:
     assert all(pod["securityContext"]["runAsUser"] == int(user) for pod in PODS.values())
 
 
+def test_any_user_of_the_images_group_can_write_its_home() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    (home,) = re.findall(r"--home-dir (\S+)", text)
+    assert f"ENV HOME={home}\nWORKDIR {home}\n" in text
+    assert "--gid 0" in text
+    assert f"chmod -R g=u {home}" in text
+
+
 def test_compose_opens_ports_on_this_machine_alone_and_has_no_default_passwords() -> None:
     assert all(
         port.startswith("127.0.0.1:")
