@@ -203,6 +203,8 @@ def _log_planned(plan: Plan) -> None:
         "rows": plan.rows,
         "rows_done": plan.rows - _rows(plan.pending),
         "shards_pending": len(plan.pending),
+        "files_skipped": len(plan.unusable),
+        "files_left_out": sum(each.files for each in plan.left_out),
     }
     if plan.image_check is not None:
         counts["images_checked"] = plan.image_check.requests

@@ -22,6 +22,8 @@ OTHER_SUFFIX = re.compile(
     )$""",
     re.IGNORECASE | re.VERBOSE,
 )
+DVC_SUFFIX = ".dvc"
+DVC_POINTERS = "pointers of DVC; fetch the files with `dvc pull`"
 LFS_POINTER = "a Git LFS pointer: fetch the file with `git lfs pull`"
 # Other kinds by their first bytes, in words that go on with "is".
 KINDS = {
@@ -46,12 +48,15 @@ def is_table_by_name(path: str) -> bool:
     return path.lower().endswith(PARQUET_SUFFIXES)
 
 
-def other_suffix(path: str) -> str | None:
-    """Return the suffix of a file whose name says that it is no table, else None."""
+def why_no_table_by_name(path: str) -> str | None:
+    """Return why a file is no table, as far as its name says so, else None."""
     found = OTHER_SUFFIX.search(path)
     if found is None:
         return None
-    return found.group().lower()
+    suffix = found.group().lower()
+    if suffix == DVC_SUFFIX:
+        return DVC_POINTERS
+    return f"no tables by their names ({suffix})"
 
 
 def why_not_parquet(store: Store, size: int) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fsspec.utils import glob_translate
 
 from wordmask.schemas.losses import LeftOut
-from wordmask.tasks.inputs.kinds import is_table_by_name, other_suffix, why_not_parquet
+from wordmask.tasks.inputs.kinds import is_table_by_name, why_no_table_by_name, why_not_parquet
 from wordmask.tasks.inputs.walk import Found, LocalWalk, is_hidden
 from wordmask.tasks.output.catalog import is_own_file
 from wordmask.tasks.storage import Store, retry_reads
@@ -175,9 +175,9 @@ def _kinds(source: Store, files: Mapping[str, dict[str, Any]]) -> dict[str, str 
     def why_no_table(path: str) -> str | None:
         if is_table_by_name(path):
             return None
-        suffix = other_suffix(path)
-        if suffix is not None:
-            return f"no tables by their names ({suffix})"
+        by_name = why_no_table_by_name(path)
+        if by_name is not None:
+            return by_name
         return _why_not_opened(source.at(path), int(files[path]["size"]))
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:

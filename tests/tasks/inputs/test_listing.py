@@ -167,6 +167,12 @@ def test_an_input_without_a_table_says_what_there_is(tmp_path: Path) -> None:
         listed(tmp_path / "in")
 
 
+def test_files_that_dvc_has_not_fetched_are_told_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet.dvc").write_text("outs:\n")
+    with pytest.raises(InputError, match=r"DVC; fetch .* `dvc pull`: a\.parquet\.dvc"):
+        listed(tmp_path)
+
+
 def test_records_of_runs_in_the_input_are_not_told(tmp_path: Path) -> None:
     table(tmp_path / "a.parquet")
     index = f"indexes/{'0f' * 16}.parquet"
