@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from wordmask.tasks.storage import S3_SCHEMES, STORE_ERRORS, WRITE_ATTEMPTS, Store
+from wordmask.tasks.storage import S3_SCHEMES, STORE_ERRORS, WRITE_ATTEMPTS, Store, write_beside
 
 REMOVED_AT_ONCE = 1000  # the most keys in one request to S3
 REMOVERS = 16  # requests at once, where each removes one file
@@ -77,25 +77,10 @@ def _is_s3(store: Store) -> bool:
 def _create(store: Store, path: str, data: bytes) -> None:
     full = store.full(path)
     if store.is_local:
-        _create_local(full, data)
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        write_beside(full, data, os.link)
     else:
         store.fs.pipe_file(full, data, mode="create")
-
-
-def _create_local(path: str, data: bytes) -> None:
-    """Write a file beside its name, and link the name to it: that fails where it is taken."""
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    partial = f"{folder}/.{name}.{uuid.uuid4().hex}"
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(partial, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.remove(partial)
 
 
 def _content(store: Store, path: str) -> bytes | None:

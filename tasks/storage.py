@@ -271,7 +271,7 @@ class Store:
         full = self.full(path)
         if self.is_local:
             self.fs.makedirs(os.path.dirname(full), exist_ok=True)
-            _write_local(full, data)
+            write_beside(full, data, os.replace)
         else:
             self.fs.pipe_file(full, data)
 
@@ -282,8 +282,8 @@ class Store:
             return False
 
 
-def _write_local(path: str, data: bytes) -> None:
-    """Write a file beside its name and rename it."""
+def write_beside(path: str, data: bytes, give_name: Callable[[str, str], None]) -> None:
+    """Write a file on a disk beside its name, and give it the name by `os.replace` or `os.link`."""
     folder, name = os.path.split(path)
     partial = f"{folder}/.{name}.{uuid.uuid4().hex}"
     try:
@@ -291,12 +291,11 @@ def _write_local(path: str, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        give_name(partial, path)
         _sync_folder(folder)
-    except BaseException:
-        if os.path.exists(partial):
+    finally:
+        with suppress(FileNotFoundError):
             os.remove(partial)
-        raise
 
 
 def _sync_folder(folder: str) -> None:
@@ -338,20 +337,6 @@ def is_damaged_parquet(error: Exception) -> bool:
     if isinstance(error, pa.ArrowInvalid | pa.ArrowNotImplementedError):
         return True
     return type(error) is OSError and error.errno is None
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """Return a Parquet file with one row group. The same table gives the same bytes."""
-    buffer = io.BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        compression="zstd",
-        version="2.6",
-        data_page_version="1.0",
-        row_group_size=max(table.num_rows, 1),
-    )
-    return buffer.getvalue()
 
 
 def sha256(data: bytes) -> str:

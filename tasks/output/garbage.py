@@ -31,8 +31,9 @@ from wordmask.tasks.output.catalog import (
 )
 from wordmask.tasks.output.claims import newest_fence
 from wordmask.tasks.output.lease import LeaseHandle
+from wordmask.tasks.output.manifests import parquet_bytes
 from wordmask.tasks.output.published import kept_paths
-from wordmask.tasks.storage import Store, parquet_bytes
+from wordmask.tasks.storage import Store
 
 NAMED = pa.schema(
     {

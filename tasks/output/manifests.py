@@ -6,6 +6,7 @@ Both are Parquet files that are named by their content, so that none of them eve
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from wordmask.schemas.manifests import INDEX, MANIFEST, IndexEntry
 from wordmask.schemas.runs import Part, ShardRecord
 from wordmask.schemas.settings import Frozen
 from wordmask.tasks.output.catalog import index_path, is_named_by_content, manifest_path
-from wordmask.tasks.storage import Store, parquet_bytes, sha256
+from wordmask.tasks.storage import Store, sha256
 
 WRITES_AT_ONCE = 16
 
@@ -88,6 +89,20 @@ def _with_manifest(output: Store, file: FileRecords) -> IndexEntry:
     path = manifest_path(sha256(data))
     output.write_bytes(path, data)
     return file.entry.model_copy(update={"manifest": path, "manifest_bytes": len(data)})
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return a Parquet file with one row group. The same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        version="2.6",
+        data_page_version="1.0",
+        row_group_size=max(table.num_rows, 1),
+    )
+    return buffer.getvalue()
 
 
 def read_index(output: Store, path: str) -> list[IndexEntry]:

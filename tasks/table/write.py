@@ -15,9 +15,10 @@ from wordmask.schemas.rejects import REJECTS
 from wordmask.schemas.runs import Part, Shard
 from wordmask.schemas.settings import SegmentSettings
 from wordmask.tasks.output.catalog import part_path
+from wordmask.tasks.output.manifests import parquet_bytes
 from wordmask.tasks.output.reuse import row_key
 from wordmask.tasks.rows import Mask, Reject, ShardResult
-from wordmask.tasks.storage import Store, parquet_bytes, sha256
+from wordmask.tasks.storage import Store, sha256
 
 
 def write_parts(
