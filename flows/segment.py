@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
 from prefect import Flow, flow, task
@@ -70,7 +71,10 @@ def segment_flow(
         def planner() -> tuple[Plan, RunSettings]:
             return plan_run(settings, output), settings
 
-        return _run(planner, output, settings.wait, factory, on_progress, budget, replans=True)
+        def replan(revision: str) -> Plan:
+            return make_plan(settings, revision, output)
+
+        return _run(planner, output, settings.wait, factory, on_progress, budget, replan)
 
     return segment
 
@@ -123,13 +127,13 @@ def _run(
     factory: str,
     on_progress: OnProgress,
     budget: Budget,
-    *,
-    replans: bool = False,
+    replan: Callable[[str], Plan] | None = None,
 ) -> RunSummary:
     """Plan and carry out a run while it has the output's lease.
 
     The plan is made only then: a run that was waited for may have done the work, or published what
-    the plan starts from.
+    the plan starts from. Where the input changes meanwhile, `replan` plans it anew, with the model
+    of a revision: workers have no other.
     """
     logs.set_up()
     traces.set_up()
@@ -141,24 +145,29 @@ def _run(
     ):
         started_at = datetime.now(UTC)
         budget.keep_back(_seconds_of_last_verification(output))
-        of_lease = {"run_id": lease.run_id, "fence": lease.fence}
         plan, settings = planner()
-        plan = plan.model_copy(update=of_lease)
+        plan = plan.model_copy(update={"run_id": lease.run_id, "fence": lease.fence})
         span.set_attributes({"rows": plan.rows})
         _log_planned(plan)
 
-        def replan() -> Plan:
-            return planner()[0].model_copy(update=of_lease)
-
         reached = Dispatched(plan, 0)
         if plan.pending:
-            control = Control(lease.check, budget, replan if replans else None)
+            again = None
+            if replan is not None:
+                again = partial(_replan, replan, plan)
+            control = Control(lease.check, budget, again)
             reached = dispatch(plan, settings, factory, on_progress, control)
         with _store_errors_explained():
             summary = _verify_and_publish(reached, settings, output, lease, started_at)
         _log_finished(summary)
     publish_artifacts(summary)
     return summary
+
+
+def _replan(replan: Callable[[str], Plan], plan: Plan) -> Plan:
+    """Return the plan of the same run over the input as it is now."""
+    of_run = {"run_id": plan.run_id, "fence": plan.fence}
+    return replan(plan.model_revision).model_copy(update=of_run)
 
 
 def _verify_and_publish(
@@ -311,7 +320,9 @@ def dispatch(
             return dispatcher.run(plan.pending, reporter.name_unfit)
 
         done, outcome = run_rounds(plan, run, control.replan, reporter.replanned)
-    settled = settle(done, outcome.failures, outcome.changed_files, Store.open(settings.output))
+    output = Store.open(settings.output)
+    with _store_errors_explained():
+        settled = settle(done, outcome.failures, outcome.changed_files, output)
     failed = settled.gaps[len(done.gaps) :]
     require_few_gaps(failed, settings.max_gaps, len(plan.pending))
     reached = settled.without(outcome.left)

@@ -8,6 +8,7 @@ from wordmask.flows.execution.dispatcher import Outcome
 from wordmask.schemas.losses import Gap
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan
+from wordmask.tasks.storage import STORE_ERRORS
 from wordmask.tasks.telemetry.logs import logger
 
 FAILURES_SHOWN = 10  # failed shards named in an error
@@ -43,7 +44,7 @@ def run_rounds(
         logger.warning("planned anew", extra={"changed_files": sorted(outcome.changed_files)[:10]})
         try:
             plan = _without_work_on(replan(), done)
-        except InputError as error:  # such as a file that is half written
+        except (InputError, *STORE_ERRORS) as error:  # a file is half written, or gone by now
             logger.warning("cannot be planned anew", extra={"reason": str(error)})
             break
         on_replan(plan)

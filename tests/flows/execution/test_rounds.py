@@ -58,6 +58,9 @@ def test_nothing_is_planned_anew_without_need_time_or_way() -> None:
     def unreadable() -> Plan:
         raise InputError("half written")
 
+    def gone() -> Plan:
+        raise FileNotFoundError("gone since it was listed")
+
     def never() -> Plan:
         raise AssertionError
 
@@ -68,6 +71,7 @@ def test_nothing_is_planned_anew_without_need_time_or_way() -> None:
         (spent, never),
         (changed(), None),
         (changed(), unreadable),
+        (changed(), gone),
     ]:
         found = run_rounds(plan, lambda _, outcome=outcome: outcome, replan)
         assert (found[0].shards, found[1]) == (plan.shards, outcome)
