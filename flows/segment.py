@@ -30,7 +30,7 @@ from wordmask.model.hub.registry import resolve_model
 from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan, RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.losses import settle
+from wordmask.tasks.losses import look_again, settle
 from wordmask.tasks.output.catalog import newest_run, newest_run_if_any, publish
 from wordmask.tasks.output.lease import LeaseHandle, acquire_lease
 from wordmask.tasks.output.manifests import write_manifests
@@ -192,9 +192,11 @@ def _verify_and_publish(
     )
     if rows_left:
         return summary
+    vanished = look_again(plan, settings, output)
     index = write_manifests(output, report.files)
     took = round(time.monotonic() - began, 3)
-    summary = summary.model_copy(update={"index": index, "verify_seconds": took})
+    written = {"index": index, "verify_seconds": took, "vanished": vanished}
+    summary = summary.model_copy(update=written)
     lease.require()
     publish(output, summary)
     return summary

@@ -63,6 +63,9 @@ class Vanished(Frozen):
     rows: int = 0
     share: float = Field(0.0, description="of the rows of that run, 0..1")
     names: tuple[str, ...] = Field((), description="of the first files, relative to the input")
+    returned: int = Field(
+        0, description="files of these that were there again before the run was published"
+    )
 
     def __str__(self) -> str:
         """Files, rows and the first names, for people."""
@@ -70,7 +73,10 @@ class Vanished(Frozen):
         if self.files > len(self.names):
             more = ", ..."
         counts = f"{self.files:,} files with {self.rows:,} rows ({self.share:.1%})"
-        return f"{counts}: {', '.join(self.names)}{more}"
+        text = f"{counts}: {', '.join(self.names)}{more}"
+        if self.returned:
+            text += f". {self.returned:,} are there again: the listing was short, so run again"
+        return text
 
 
 class RowSpan(NamedTuple):

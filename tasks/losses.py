@@ -13,9 +13,10 @@ from wordmask.schemas.losses import Gap, KeptFile, Vanished
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan, RunSummary, Shard, ShardRecord
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.inputs.listing import list_input
 from wordmask.tasks.output.catalog import read_run
 from wordmask.tasks.output.published import PublishedRun, open_run
-from wordmask.tasks.storage import Store
+from wordmask.tasks.storage import STORE_ERRORS, Store
 
 # Share of the newest published run's rows whose files may vanish without a word from the user.
 # Lakes that drop a day of a month stay below it. A listing that lacks a page or a folder does not,
@@ -44,6 +45,21 @@ def find_vanished(newest: PublishedRun, settings: RunSettings, names: Collection
         share=rows / max(1, newest.head.rows),
         names=tuple(entry.name for entry in gone[:NAMES_SHOWN]),
     )
+
+
+def look_again(plan: Plan, settings: RunSettings, output: Store) -> Vanished:
+    """Return the vanished files of a plan, and how many are listed now: no such file is read."""
+    if not plan.vanished.files:
+        return plan.vanished
+    base = open_run(output, read_run(output, plan.base_run))
+    try:
+        listing = list_input(Store.open(settings.input), output, settings.segment.allow_roots)
+    except (InputError, *STORE_ERRORS):  # what was done is published all the same
+        return plan.vanished
+    listed = {listing.name(path) for path, _ in listing.tables}
+    present = {shard.name for shard in plan.shards} | {file.name for file in plan.unusable}
+    returned = listed.intersection(base.entries) - present
+    return plan.vanished.model_copy(update={"returned": len(returned)})
 
 
 def _input_of(settings: RunSettings) -> tuple[str, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from wordmask.schemas.rejects import RejectCode
 from wordmask.schemas.runs import Plan, RunSummary, Shard
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
-from wordmask.tasks.losses import find_vanished, settle
+from wordmask.tasks.losses import find_vanished, look_again, settle
 from wordmask.tasks.output.catalog import publish
 from wordmask.tasks.output.published import open_newest_run
 from wordmask.tasks.output.reuse import retry_plan
@@ -161,6 +161,21 @@ def test_a_few_vanished_rows_and_another_input_are_no_reason_to_refuse(tmp_path:
     one = settings.model_copy(update={"input": str(tmp_path / "in" / "b.parquet")})
     assert plan_of(one, REVISION).vanished.files == 0
     assert find_vanished(newest, settings.model_copy(update={"where": ("day=1",)}), ()).files == 0
+
+
+def test_a_file_that_was_only_missing_in_a_short_listing_is_told_when_it_is_there_again(
+    tmp_path: Path,
+) -> None:
+    settings = settings_for(tmp_path, "abcdefghij")
+    carry_out(settings, lambda _: False)
+    (tmp_path / "in" / "a.parquet").unlink()
+    plan, output = plan_of(settings, REVISION), Store.open(settings.output)
+    assert look_again(plan, settings, output).returned == 0
+    write_file(tmp_path, "a", "thing")
+    write_file(tmp_path, "new", "thing")
+    again = look_again(plan, settings, output)
+    assert again.returned == 1
+    assert str(again).endswith("a.parquet. 1 are there again: the listing was short, so run again")
 
 
 def test_a_file_that_is_gone_or_changes_while_it_is_read_has_changed(
