@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 
-import torch
-
-from wordmask.model.runtime.devices import resolve_device
 from wordmask.schemas.settings import RunSettings
 
 CODE = "wordmask"
@@ -34,6 +31,9 @@ def environment_of(device: str | None = None) -> dict[str, str]:
     Args:
         device: as in the settings. None: a GPU if there is one, else the CPU.
     """
+    # It takes seconds to import, by way of torch. Commands that plan nothing do without it.
+    from wordmask.model.runtime.devices import resolve_device
+
     return _versions() | {DEVICE: _device_name(resolve_device(device))}
 
 
@@ -46,6 +46,10 @@ def possible_environments(settings: RunSettings) -> list[dict[str, str]]:
     versions = _versions()
     if settings.scheduler is not None:
         return [{CODE: versions[CODE]}]
+    import torch
+
+    from wordmask.model.runtime.devices import resolve_device
+
     device = resolve_device(settings.model.device)
     devices = [device]
     if device == "cuda":
@@ -74,6 +78,8 @@ def _versions() -> dict[str, str]:
 
 def _device_name(device: str) -> str:
     """Return the name of a GPU; for the CPU, which instructions PyTorch takes."""
+    import torch
+
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{device} {torch.backends.cpu.get_cpu_capability()}"
