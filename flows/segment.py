@@ -193,7 +193,7 @@ def _verify_and_publish(
     if rows_left:
         return summary
     vanished = look_again(plan, settings, output)
-    index = write_manifests(output, report.files)
+    index = write_manifests(output, report.files, plan.fence)
     took = round(time.monotonic() - began, 3)
     written = {"index": index, "verify_seconds": took, "vanished": vanished}
     summary = summary.model_copy(update=written)

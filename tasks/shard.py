@@ -122,7 +122,7 @@ def process_shard(
             span.set_attributes(_span_attributes(result))
 
         with timer.stage("write"):
-            parts = write_parts(result, shard, settings.segment, schema, output)
+            parts = write_parts(result, shard, settings.segment, schema, output, fence)
 
     receipt = _make_receipt(shard, result, parts, context, timer, fence)
     # Last of all: where there is a receipt, both parts are whole.

@@ -20,7 +20,7 @@ from wordmask.flows.cli.console import (
 from wordmask.flows.cli.options import Json, Output
 
 if TYPE_CHECKING:
-    from wordmask.tasks.output.garbage import Collection, Garbage
+    from wordmask.tasks.output.garbage import Collected, Garbage
 
 
 def status(output: Output, json: Json = False) -> None:
@@ -112,8 +112,8 @@ def gc(
     """Name what no published run names any more, and with --delete remove what was named before.
 
     That is parts of other settings, models and inputs, and of runs given up. Removal takes two
-    calls: the second removes what the first one named, unless a run names it or wrote it again
-    meanwhile. So a nightly `gc --delete` removes what it named the night before.
+    calls, an hour apart or more: the second removes what the first one named, unless a run names it
+    by then. So a nightly `gc --delete` removes what it named the night before.
 
     Example: [bold]wordmask gc masks/ --keep-runs 7 --delete[/bold]
     """
@@ -130,11 +130,12 @@ def gc(
     )
     if found.named.files:
         out.print(
-            "[dim]the next `wordmask gc --delete` removes those that no run names by then[/dim]"
+            "[dim]`wordmask gc --delete` removes those that no run names by then, an hour from now"
+            " or later[/dim]"
         )
 
 
-def _collect(output: str, keep_runs: int | None, delete: bool) -> Collection:
+def _collect(output: str, keep_runs: int | None, delete: bool) -> Collected:
     from wordmask.tasks.output.garbage import collect_garbage, name_garbage
     from wordmask.tasks.output.lease import acquire_lease
     from wordmask.tasks.storage import Store

@@ -1,14 +1,16 @@
 """The layout of an output, and the records in it. No other module spells these paths.
 
-masks/part-SHARD-DIGEST.parquet     rows that were answered
-rejects/part-SHARD-DIGEST.parquet   rows that were rejected
-receipts/SHARD-FENCE.json           a shard is done: both of its parts are written
-manifests/DIGEST.parquet            the shards of one input file, see `tasks/output/manifests.py`
-indexes/DIGEST.parquet              the manifests of a run
-runs/RUN.json                       a run is published: readers read the parts that it leads to
-garbage/named.parquet               files that can go, see `tasks/output/garbage.py`
-leases/FENCE[-TOKEN].json           the run at work, or the last one, see `tasks/output/lease.py`
-lease.json                          the same, of older versions
+masks/part-SHARD-FENCE-DIGEST.parquet     rows that were answered
+rejects/part-SHARD-FENCE-DIGEST.parquet   rows that were rejected
+receipts/SHARD-FENCE.json                 a shard is done: both of its parts are written
+manifests/FENCE-DIGEST.parquet            the shards of one input file, see `manifests.py`
+indexes/FENCE-DIGEST.parquet              the manifests of a run
+runs/RUN.json                             a run is published: readers read the parts of it
+garbage/named.parquet                     files that can go, see `garbage.py`
+leases/FENCE[-TOKEN].json                 the run at work, or the last one, see `lease.py`
+lease.json                                the same, of older versions
+
+FENCE is the number of the lease under which a file was written; older versions had none.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ JSON, PARQUET = ".json", ".parquet"
 DIGEST_DIGITS = 16  # of a part's SHA-256, in its name
 RECORD_DIGITS = 32  # of a manifest's or an index's
 OWN_FILES = (
-    re.compile(rf"({'|'.join(PART_KINDS)})/part-[0-9a-f]{{32}}-[0-9a-f]{{16}}\.parquet"),
-    re.compile(rf"({MANIFESTS}|{INDEXES})/[0-9a-f]{{32}}\.parquet"),
+    re.compile(rf"({'|'.join(PART_KINDS)})/part-[0-9a-f]{{32}}-(\d+-)?[0-9a-f]{{16}}\.parquet"),
+    re.compile(rf"({MANIFESTS}|{INDEXES})/(\d+-)?[0-9a-f]{{32}}\.parquet"),
     re.compile(re.escape(GARBAGE_PATH)),
     re.compile(rf"({RUNS}|{RECEIPTS}|{LEASES})/[^/]+\.json"),
     re.compile(re.escape(OLD_LEASE_PATH)),
@@ -71,19 +73,23 @@ class ShardFile(NamedTuple):
     changed: str
 
 
-def next_run_id(output: Store) -> str:
+def next_run_id(output: Store, latest: str = "") -> str:
     """Return a new run's id: the time and six random digits. It is greater than all published ones.
 
     Only the holder of the lease may ask: the newest run is the one with the greatest id, whatever
     clocks say. The time has microseconds; where the clock is behind the newest run, the id has that
     run's time and one microsecond.
+
+    Args:
+        output: the output.
+        latest: the greatest id of a run that had the lease before. What it publishes, if it does so
+            late, is not the newest then.
     """
-    published = published_ids(output)
+    newest = max([latest, *published_ids(output)])
     now = datetime.now(UTC).strftime(RUN_TIME)
     digits = uuid4().hex[:6]
-    if not published or published[-1] < now:
+    if newest < now:
         return f"{now}-{digits}"
-    newest = published[-1]
     logger.warning(
         "clock is behind the newest run: it is wrong here, or was where that run was made",
         extra={"clock": now, "newest_run": newest},
@@ -112,23 +118,30 @@ def receipt_path(shard_id: str, fence: int = 0) -> str:
     return f"{RECEIPTS}/{name}{JSON}"
 
 
-def part_path(kind: str, shard_id: str, digest: str) -> str:
+def part_path(kind: str, shard_id: str, digest: str, fence: int = 0) -> str:
     """Return the path of a shard's masks or rejects whose SHA-256 is `digest`.
 
     The name depends on the content. A worker that repeats the shard and finds other images writes
-    another file, and a published one stays as it is.
+    another file, and a published one stays as it is. It depends on the lease, too: a name that `gc`
+    may be about to remove is written by no later run.
     """
-    return f"{kind}/part-{shard_id}-{digest[:DIGEST_DIGITS]}{PARQUET}"
+    return f"{kind}/part-{shard_id}-{_name_of(digest[:DIGEST_DIGITS], fence)}"
 
 
-def manifest_path(digest: str) -> str:
-    """Return the path of a manifest whose SHA-256 is `digest`."""
-    return f"{MANIFESTS}/{digest[:RECORD_DIGITS]}{PARQUET}"
+def manifest_path(digest: str, fence: int = 0) -> str:
+    """Return the path of a manifest whose SHA-256 is `digest`, written under a lease."""
+    return f"{MANIFESTS}/{_name_of(digest[:RECORD_DIGITS], fence)}"
 
 
-def index_path(digest: str) -> str:
-    """Return the path of an index whose SHA-256 is `digest`."""
-    return f"{INDEXES}/{digest[:RECORD_DIGITS]}{PARQUET}"
+def index_path(digest: str, fence: int = 0) -> str:
+    """Return the path of an index whose SHA-256 is `digest`, written under a lease."""
+    return f"{INDEXES}/{_name_of(digest[:RECORD_DIGITS], fence)}"
+
+
+def _name_of(digest: str, fence: int) -> str:
+    if fence:
+        return f"{fence}-{digest}{PARQUET}"
+    return f"{digest}{PARQUET}"
 
 
 def is_named_by_content(path: str, digest: str) -> bool:

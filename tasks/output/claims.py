@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from wordmask.schemas.settings import Frozen
 from wordmask.tasks.output import process
-from wordmask.tasks.output.catalog import OLD_LEASE_PATH, lease_fences, recorded_fence
+from wordmask.tasks.output.catalog import OLD_LEASE_PATH, RUN_ID, lease_fences, recorded_fence
 from wordmask.tasks.storage import Store
 
 STALE_SECONDS = 60.0  # without a renewal, by the clock of the one who waits for it
@@ -30,6 +30,7 @@ class Lease(Frozen):
 
     token: str = Field(description="of this lease alone")
     run_id: str
+    latest_run: str = Field("", description="the greatest id of a run that had a lease before")
     fence: int = Field(0, description="greater than that of every earlier lease of the output")
     state: Literal["claimed", "held", "released"] = "held"
     host: str = Field(description="name of the machine that the run was started on")
@@ -94,6 +95,13 @@ def newest_lease(output: Store) -> Lease | None:
 def newest_fence(output: Store) -> int:
     """Return the highest fencing number among the records; 0 where there is none."""
     return max(lease_fences(output).values(), default=0)
+
+
+def latest_run(output: Store) -> str:
+    """Return the greatest id of a run that has or had a lease, "" where none is known."""
+    leases = [claim.lease for claim in look(output).claims]
+    ids = [run_id for lease in leases for run_id in (lease.run_id, lease.latest_run)]
+    return max(filter(RUN_ID.fullmatch, ids), default="")
 
 
 def next_fence(output: Store, found: Look) -> int:

@@ -21,7 +21,9 @@ from wordmask.tasks.output.catalog import (
     published_runs,
     read_receipts,
     record_files,
+    run_path,
 )
+from wordmask.tasks.output.garbage import named_garbage
 from wordmask.tasks.output.manifests import digest_of
 from wordmask.tasks.output.published import PublishedRun, open_run
 from wordmask.tasks.storage import Store
@@ -93,12 +95,14 @@ def find_base(
     """Return the published run that shards can be taken from.
 
     It is the newest one by the same model, settings and method, as back to the settings of two runs
-    ago; the newest of all where there is none.
+    ago; the newest of all where there is none. A run that `gc` has named may be removed at any
+    moment, and is none of them.
     """
     if newest is None or not shards or _has_answers_of(newest.head, shards[0]):
         return newest
+    named = named_garbage(output)
     for head in published_runs(output):
-        if _has_answers_of(head, shards[0]):
+        if _has_answers_of(head, shards[0]) and run_path(head.run_id) not in named:
             return open_run(output, head)
     return newest
 
@@ -172,9 +176,16 @@ def published_shards(
 
 
 def sound_receipts(output: Store, fences: Mapping[str, int], listing: Listing) -> list[Receipt]:
-    """Return the receipts of shards, by their numbers, whose parts are there."""
+    """Return the receipts of shards, by their numbers, whose parts are there and stay there."""
+    if not fences:
+        return []
     found = read_receipts(output, fences)
-    return [receipt for receipt in found if not listing.problem_of(receipt)]
+    named = named_garbage(output)
+    return [
+        receipt
+        for receipt in found
+        if not listing.problem_of(receipt) and named.isdisjoint(part.path for part in receipt.parts)
+    ]
 
 
 def receipts_since(output: Store, head: RunSummary, listing: Listing) -> dict[str, Receipt]:

@@ -1,15 +1,16 @@
 """Files of an output that no published run names any more, and their removal in two phases.
 
 These are parts and receipts of other settings, models and inputs, and of runs given up. One `gc`
-names what can go, in an object of the output; a later one removes what it finds named there, if no
-kept run names it by then and it was not written again. So nothing is removed on the strength of one
-look, however long the process stood still after it.
+names what can go, in an object of the output; an hour later or more another one removes what it
+finds named there, if no kept run names it by then. So nothing is removed on the strength of one
+look, however long the process stood still after it. What is named is never taken up by a run, and
+no run writes a file of that name again: the names have the numbers of leases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -35,6 +36,7 @@ from wordmask.tasks.output.manifests import parquet_bytes
 from wordmask.tasks.output.published import kept_paths
 from wordmask.tasks.storage import Store
 
+NAMED_FOR = timedelta(hours=1)  # at least, before it is removed
 NAMED = pa.schema(
     {
         "path": pa.string(),
@@ -73,14 +75,19 @@ class Garbage(Frozen):
         return sum(file.bytes for file in self.files)
 
 
-class Collection(Frozen):
+class Collected(Frozen):
     """The result of a `gc`: files that it named for a later one, and files that it removed."""
 
     named: Garbage
     removed: Garbage
 
 
-def name_garbage(output: Store, keep_runs: int | None = None) -> Collection:
+def named_garbage(output: Store) -> set[str]:
+    """Return the paths of the files that are named, and may be removed at any moment."""
+    return set(_named_before(output))
+
+
+def name_garbage(output: Store, keep_runs: int | None = None) -> Collected:
     """Name the files that can be removed, for a later `collect_garbage`, and remove none.
 
     No lease is needed: what a run at work has written by then is no garbage when it is published.
@@ -89,10 +96,10 @@ def name_garbage(output: Store, keep_runs: int | None = None) -> Collection:
     found = find_garbage(output, keep_runs)
     _write_names(output, found.files, _named_before(output), newest_fence(output))
     nothing = found.model_copy(update={"files": ()})
-    return Collection(named=found, removed=nothing)
+    return Collected(named=found, removed=nothing)
 
 
-def collect_garbage(output: Store, lease: LeaseHandle, keep_runs: int | None = None) -> Collection:
+def collect_garbage(output: Store, lease: LeaseHandle, keep_runs: int | None = None) -> Collected:
     """Remove the files that an earlier `gc` named and that still can go, and name the others.
 
     A file that was written again since it was named stays.
@@ -109,11 +116,12 @@ def collect_garbage(output: Store, lease: LeaseHandle, keep_runs: int | None = N
     """
     found = find_garbage(output, keep_runs)
     before = _named_before(output)
-    old = [file for file in found.files if _is_unchanged(file, before)]
-    new = [file for file in found.files if not _is_unchanged(file, before)]
+    old = [file for file in found.files if _can_go(file, before)]
+    new = [file for file in found.files if not _can_go(file, before)]
     remove_files(output, old, lease.require)
-    _write_names(output, new, before, lease.fence)
-    return Collection(
+    removed = {file.path for file in old}
+    _write_names(output, new, before, lease.fence, removed)
+    return Collected(
         named=found.model_copy(update={"files": tuple(new)}),
         removed=found.model_copy(update={"files": tuple(old)}),
     )
@@ -175,6 +183,17 @@ def _batches(files: Iterable[ShardFile]) -> Iterator[list[str]]:
             yield paths[start : start + REMOVED_AT_ONCE]
 
 
+def _can_go(file: ShardFile, named: dict[str, dict[str, Any]]) -> bool:
+    """Return whether a file was named long enough ago, and not written since.
+
+    A run that took it up before it was named, and has not published yet, has that time to end.
+    """
+    if not _is_unchanged(file, named):
+        return False
+    age = datetime.now(UTC) - datetime.fromisoformat(named[file.path]["named_at"])
+    return age >= NAMED_FOR
+
+
 def _is_unchanged(file: ShardFile, named: dict[str, dict[str, Any]]) -> bool:
     """Return whether a file was named, and not written since."""
     before = named.get(file.path)
@@ -193,16 +212,23 @@ def _named_before(output: Store) -> dict[str, dict[str, Any]]:
 
 
 def _write_names(
-    output: Store, files: Sequence[ShardFile], before: dict[str, dict[str, Any]], fence: int
+    output: Store,
+    files: Sequence[ShardFile],
+    before: dict[str, dict[str, Any]],
+    fence: int,
+    removed: Collection[str] = (),
 ) -> None:
-    """Write the names of files, with when and after which lease each was named first."""
+    """Write the names of files, with when and after which lease each was named first.
+
+    What was named before stays so until it is removed, also where another `gc` would keep it: the
+    one that named it may be about to remove it.
+    """
     if not files and not before:
         return
     named_at = datetime.now(UTC).isoformat(timespec="seconds")
-    rows = []
+    named = {path: row for path, row in before.items() if path not in removed}
     for file in files:
-        row = {**file._asdict(), "named_at": named_at, "fence": fence}
-        if _is_unchanged(file, before):
-            row = before[file.path]
-        rows.append(row)
-    output.write_bytes(GARBAGE_PATH, parquet_bytes(pa.Table.from_pylist(rows, NAMED)))
+        if not _is_unchanged(file, before):
+            named[file.path] = {**file._asdict(), "named_at": named_at, "fence": fence}
+    table = pa.Table.from_pylist(list(named.values()), NAMED)
+    output.write_bytes(GARBAGE_PATH, parquet_bytes(table))

@@ -275,7 +275,12 @@ def _comes_before(rival: Claim, own: Claim) -> bool:
 
 def _hold(output: Store, claim: Claim, run_id: str | None) -> Claim | None:
     """Write that a claim is held now, or return None where it was taken for dead meanwhile."""
-    changes = {"state": "held", "run_id": run_id or next_run_id(output)}
+    latest = claims.latest_run(output)
+    changes = {
+        "state": "held",
+        "run_id": run_id or next_run_id(output, latest),
+        "latest_run": latest,
+    }
     held = claim._replace(lease=claim.lease.model_copy(update=changes))
     claims.write_claim(output, held)
     if claims.is_superseded(output, held):

@@ -67,26 +67,26 @@ def digest_of(parts: Iterable[tuple[str, int]]) -> str:
     return sha256(json.dumps(sorted(parts)).encode())[:32]
 
 
-def write_manifests(output: Store, files: Sequence[FileRecords]) -> str:
+def write_manifests(output: Store, files: Sequence[FileRecords], fence: int = 0) -> str:
     """Write the manifests of a run that there are not yet, then its index; return its path.
 
     No reader looks at them until the run's head names the index.
     """
     with ThreadPoolExecutor(WRITES_AT_ONCE) as pool:
-        entries = list(pool.map(lambda file: _with_manifest(output, file), files))
+        entries = list(pool.map(lambda file: _with_manifest(output, file, fence), files))
     data = _table_bytes([entry.model_dump() for entry in entries], INDEX)
-    path = index_path(sha256(data))
+    path = index_path(sha256(data), fence)
     output.write_bytes(path, data)
     return path
 
 
-def _with_manifest(output: Store, file: FileRecords) -> IndexEntry:
+def _with_manifest(output: Store, file: FileRecords, fence: int) -> IndexEntry:
     """Return the index's row of a file, and write the file's manifest if there is none yet."""
     if file.entry.manifest:
         return file.entry
     columns = set(MANIFEST.names)
     data = _table_bytes([record.model_dump(include=columns) for record in file.records], MANIFEST)
-    path = manifest_path(sha256(data))
+    path = manifest_path(sha256(data), fence)
     output.write_bytes(path, data)
     return file.entry.model_copy(update={"manifest": path, "manifest_bytes": len(data)})
 

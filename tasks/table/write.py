@@ -27,6 +27,7 @@ def write_parts(
     settings: SegmentSettings,
     input_schema: pa.Schema,
     output: Store,
+    fence: int = 0,
 ) -> tuple[Part, Part]:
     """Write the masks and the rejects of a shard, also those that are empty.
 
@@ -36,6 +37,7 @@ def write_parts(
         settings: the columns of the input that masks carry on.
         input_schema: the types of these columns.
         output: the output of the run.
+        fence: the number of the lease under which the run works.
 
     Returns:
         The part of the masks and that of the rejects.
@@ -46,15 +48,15 @@ def write_parts(
     rejects = pa.Table.from_pylist(
         [_reject_row(reject, shard) for reject in result.rejects], schema=REJECTS
     )
-    return _write(output, "masks", shard, masks), _write(output, "rejects", shard, rejects)
 
+    def write(kind: str, table: pa.Table) -> Part:
+        data = parquet_bytes(table)
+        digest = sha256(data)
+        path = part_path(kind, shard.shard_id, digest, fence)
+        output.write_bytes(path, data)
+        return Part(path=path, rows=table.num_rows, bytes=len(data), sha256=digest)
 
-def _write(output: Store, kind: str, shard: Shard, table: pa.Table) -> Part:
-    data = parquet_bytes(table)
-    digest = sha256(data)
-    path = part_path(kind, shard.shard_id, digest)
-    output.write_bytes(path, data)
-    return Part(path=path, rows=table.num_rows, bytes=len(data), sha256=digest)
+    return write("masks", masks), write("rejects", rejects)
 
 
 def _mask_row(mask: Mask, shard: Shard) -> dict[str, Any]:

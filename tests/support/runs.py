@@ -79,6 +79,6 @@ def publish_run(plan: Plan, settings: RunSettings) -> RunSummary:
     plan = plan.model_copy(update={"run_id": next_run_id(output)})
     files = verify(plan, output).files
     summary = summarize(plan, settings, files, started_at=now, finished_at=now)
-    summary = summary.model_copy(update={"index": write_manifests(output, files)})
+    summary = summary.model_copy(update={"index": write_manifests(output, files, plan.fence)})
     publish(output, summary)
     return summary

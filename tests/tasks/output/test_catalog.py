@@ -12,6 +12,7 @@ from tests.support.runs import GOOD, publish_run, run_all, settings_for
 from wordmask.tasks.output import catalog
 from wordmask.tasks.output.catalog import RUN_ID, newest_run, next_run_id
 from wordmask.tasks.output.garbage import find_garbage
+from wordmask.tasks.output.lease import acquire_lease
 from wordmask.tasks.storage import Store
 
 
@@ -63,3 +64,15 @@ def test_a_run_of_any_name_is_followed_by_a_greater_one(tmp_path: Path) -> None:
     output.write_bytes(f"runs/{found}.json", b"{}")
     assert max(path.name for path in (tmp_path / "runs").iterdir()) == f"{found}.json"
     assert max(["zzz", found]) == found
+
+
+def test_a_run_that_publishes_late_is_not_the_newest(tmp_path: Path) -> None:
+    """Its clock is ahead, and another run has taken the output over and published meanwhile."""
+    output = Store.open(str(tmp_path))
+    ahead = f"{datetime.now(UTC) + timedelta(days=400):%Y%m%dT%H%M%S}.999999-ffffff"
+    with acquire_lease(output, ahead):
+        pass
+    with acquire_lease(output, "gc"):
+        pass
+    with acquire_lease(output) as lease:
+        assert lease.run_id > ahead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from tests.support.runs import GOOD, plan_of, publish_run, settings_for
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output import garbage
-from wordmask.tasks.output.garbage import Collection, collect_garbage, find_garbage, name_garbage
+from wordmask.tasks.output.garbage import Collected, collect_garbage, find_garbage, name_garbage
 from wordmask.tasks.output.lease import LeaseLostError, acquire_lease
 from wordmask.tasks.output.verify import verify_output
 from wordmask.tasks.shard import process_shard
@@ -23,11 +24,19 @@ from wordmask.tasks.storage import Store
 
 def publish_with(settings: RunSettings, revision: str) -> None:
     """Publish a run with a model of this revision, which takes up what is done."""
-    plan, model = plan_of(settings, revision), FakeSegmenter()
-    model.revision = revision
-    for shard in plan.pending:
-        process_shard(shard, settings, ShardContext(model))
-    publish_run(plan, settings)
+    with acquire_lease(Store.open(settings.output)) as lease:
+        plan = plan_of(settings, revision).model_copy(update={"fence": lease.fence})
+        model = FakeSegmenter()
+        model.revision = revision
+        for shard in plan.pending:
+            process_shard(shard, settings, ShardContext(model), fence=lease.fence)
+        publish_run(plan, settings)
+
+
+@pytest.fixture(autouse=True)
+def an_hour_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each collection come late enough after the one before."""
+    monkeypatch.setattr(garbage, "NAMED_FOR", timedelta(0))
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def settings(tmp_path: Path) -> RunSettings:
     return settings
 
 
-def collect(output: Store, keep_runs: int | None = 1) -> Collection:
+def collect(output: Store, keep_runs: int | None = 1) -> Collected:
     with acquire_lease(output, "gc") as lease:
         return collect_garbage(output, lease, keep_runs)
 
@@ -57,15 +66,24 @@ def test_a_nightly_collection_removes_what_the_one_before_named(settings: RunSet
     assert verify_output(output).holds
 
 
-def test_a_run_that_takes_up_what_was_named_keeps_it(settings: RunSettings) -> None:
-    """As when a process stands still between its look and the removal."""
+def test_a_run_neither_takes_up_nor_writes_again_what_was_named(settings: RunSettings) -> None:
+    """As a process that stood still between its look and the removal may still remove it."""
     output = Store.open(settings.output)
     named = name_garbage(output, keep_runs=1).named
     publish_with(settings, REVISION)
-    collected = collect(output, keep_runs=2)
     assert named.shards == 3
-    assert {path.split("/")[0] for path in collected.removed.paths} <= {"runs"}
+    garbage.remove_files(output, named.files, lambda: None)
     assert verify_output(output).holds
+
+
+def test_a_file_goes_an_hour_after_it_was_named(
+    settings: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    output = Store.open(settings.output)
+    named = collect(output).named
+    again = collect(output)
+    assert (again.removed.paths, again.named.paths) == ((), named.paths)
 
 
 def test_a_collection_that_lost_the_output_stops_before_its_next_request(
@@ -106,7 +124,7 @@ def test_what_is_named_says_since_when_and_after_which_lease(settings: RunSettin
         pass
     name_garbage(output, keep_runs=1)
     (first, *_) = found = pq.read_table(output.full("garbage/named.parquet")).to_pylist()
-    assert first["fence"] == 1
+    assert first["fence"] == 3
     assert first["named_at"]
     with acquire_lease(output, "another run"):
         pass
