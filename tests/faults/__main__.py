@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +26,15 @@ from rich.table import Table
 from s3fs import S3FileSystem
 
 from tests.faults.bucket import Bucket, RunEnd, open_bucket
-from tests.faults.scenarios import SCENARIOS, Scenario
+from tests.faults.scenario import Scenario
+from tests.faults.scenarios import SCENARIOS
 from tests.support.servers import free_port, serve_s3, wait_for
 from wordmask.flows.prefect_api import configure
+from wordmask.tasks.output.published import open_newest_run
 from wordmask.tasks.output.verify import verify_output
 from wordmask.tasks.storage import Store
+
+CALM = "s3://lake/calm"  # output of undisturbed runs
 
 
 @dataclass(frozen=True)
@@ -70,19 +74,26 @@ def try_fault(scenario: Scenario, bucket: Bucket, undisturbed: UndisturbedRuns) 
 
 
 class UndisturbedRuns:
-    """What runs write when nothing goes wrong: one such run for each table."""
+    """What runs publish when nothing goes wrong: one such run for each input."""
 
     def __init__(self) -> None:
-        self._parts: dict[bytes, dict[str, bytes]] = {}
+        self._parts: dict[Hashable, list[bytes]] = {}
 
-    def parts(self, bucket: Bucket) -> dict[str, bytes]:
-        """Return the masks and rejects of an undisturbed run over a bucket's table, by name."""
-        table = bucket.get("in/table.parquet")
-        if table not in self._parts:
-            end = bucket.run(output="s3://lake/calm")
+    def parts(self, bucket: Bucket) -> list[bytes]:
+        """Return the masks and rejects of an undisturbed run over a bucket's input, in order."""
+        inputs = bucket.inputs()
+        if inputs not in self._parts:
+            end = bucket.run(output=CALM)
             assert end.code == 0, f"the undisturbed run failed: {end.report}"
-            self._parts[table] = bucket.parts("s3://lake/calm")
-        return self._parts[table]
+            with _storage(bucket):
+                self._parts[inputs] = published_parts(Store.open(CALM))
+        return self._parts[inputs]
+
+
+def published_parts(output: Store) -> list[bytes]:
+    """Return masks and rejects of each shard of the newest published run, in the input's order."""
+    pairs = open_newest_run(output).parts()
+    return [output.read_bytes(part.path) for pair in pairs for part in pair]
 
 
 def _require_end(scenario: Scenario, end: RunEnd) -> None:
@@ -96,15 +107,15 @@ def _require_end(scenario: Scenario, end: RunEnd) -> None:
 
 
 def _require_parts(scenario: Scenario, bucket: Bucket, undisturbed: UndisturbedRuns) -> None:
-    with _storage(bucket):
-        report = verify_output(Store.open(bucket.output))
-    assert report.holds, report.violations
     expected = undisturbed.parts(bucket)
-    found = bucket.parts(bucket.output)
-    same = {name: found.get(name) for name in expected}
-    assert same == expected, "other bytes than an undisturbed run"
-    if not scenario.changed_input:
-        assert found.keys() == expected.keys(), "parts that nobody planned"
+    with _storage(bucket):
+        output = Store.open(bucket.output)
+        report = verify_output(output)
+        assert report.holds, report.violations
+        found = published_parts(output)
+    assert found == expected, "other bytes than an undisturbed run"
+    if not scenario.leaves_parts:
+        assert bucket.contents() == set(expected), "parts that nobody planned"
 
 
 def _describe(end: RunEnd) -> str:

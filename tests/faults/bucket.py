@@ -19,9 +19,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.faults.flow_process import PRELOADED, run_flow
+from tests.faults.flow_process import NO_QUIRKS, PRELOADED, Quirks, run_flow
 from tests.faults.proxy import Fault, FaultProxy
-from tests.support.fakes import FACTORY
+from tests.support.fakes import BAD_PROCESS, FACTORY
 from tests.support.folders import ROOT
 from tests.support.tables import IMAGE, image_value, png
 from wordmask.schemas.settings import RunSettings
@@ -61,13 +61,15 @@ class Bucket:
     folder: Path
     store: str
     proxy: FaultProxy
-    output: str = "s3://lake/out"  # of runs
+    input: str = "s3://lake/in/table.parquet"  # of runs
+    output: str = "s3://lake/out"
     disk: Path | None = None
+    runs: int = 0  # that were started
 
     @property
-    def report_path(self) -> Path:
-        """The file of a run's summary or error."""
-        return self.folder / "report.json"
+    def bad_process(self) -> Path:
+        """The file by which the first process that looks knows that it is the one at fault."""
+        return self.folder / "bad_process"
 
     def environ(self) -> dict[str, str]:
         """Return the environment of a run."""
@@ -78,6 +80,7 @@ class Bucket:
             "AWS_ENDPOINT_URL": self.proxy.url,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
+            BAD_PROCESS: str(self.bad_process),
         }
 
     def rows(self, count: int, words: str = "thing") -> list[dict[str, Any]]:
@@ -99,6 +102,15 @@ class Bucket:
     def delete(self, path: str) -> None:
         """Delete from the bucket past the proxy."""
         self._fs().rm_file(f"lake/{path}")
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of what is directly in a folder of the bucket."""
+        return [Path(path).name for path in self._fs().ls(f"lake/{folder}", detail=False)]
+
+    def inputs(self) -> tuple[tuple[str, bytes], ...]:
+        """Return the input's files, by path."""
+        fs = self._fs()
+        return tuple((path, fs.cat_file(path)) for path in sorted(fs.find("lake/in")))
 
     def empty(self) -> None:
         """Remove what an earlier scenario left, through the server: it caches its folders."""
@@ -135,22 +147,26 @@ class Bucket:
         self,
         rows: Sequence[dict[str, Any]] | None = None,
         factory: str = FACTORY,
+        quirks: Quirks = NO_QUIRKS,
         **options: Any,
     ) -> BaseProcess:
-        """Start a run; `rows` become the table first, twelve plain ones if there is no table."""
-        if rows is not None or not self._fs().exists("lake/in/table.parquet"):
+        """Start a run; `rows` become the table first, twelve plain ones if there is no input."""
+        if rows is not None or not self._fs().exists(self.input):
             self.put("in/table.parquet", table_bytes(rows or self.rows(12)))
         base = {
-            "input": "s3://lake/in/table.parquet",
+            "input": self.input,
             "output": self.output,
             "shard_rows": 3,
             "workers": 1,
         }
         settings = RunSettings.model_validate(base | options)
-        self.report_path.unlink(missing_ok=True)
+        self.runs += 1
+        name = f"run-{self.runs}"
+        report = self._report_path(name)
         process = FORKS.Process(
             target=run_flow,
-            args=(settings.model_dump_json(), self.environ(), self.report_path, factory),
+            args=(settings.model_dump_json(), self.environ(), report, factory, quirks),
+            name=name,
         )
         process.start()
         return process
@@ -166,10 +182,15 @@ class Bucket:
                 process.kill()
                 process.join()
         self.proxy.faults = []
-        if self.report_path.exists():
-            report = json.loads(self.report_path.read_text())
+        written = self._report_path(process.name)
+        if written.exists():
+            report = json.loads(written.read_text())
         assert process.exitcode is not None
         return RunEnd(code=process.exitcode, report=report)
+
+    def _report_path(self, name: str) -> Path:
+        """Return the file of a run's summary or error."""
+        return self.folder / f"{name}.json"
 
     def run(
         self,
@@ -182,14 +203,14 @@ class Bucket:
         self.proxy.faults = list(faults)
         return self.wait(process)
 
-    def parts(self, output: str) -> dict[str, bytes]:
-        """Return the masks and rejects of an output, by name."""
+    def contents(self) -> set[bytes]:
+        """Return the contents of all masks and rejects that lie in the output."""
         fs = fsspec.filesystem("file")
-        if output.startswith("s3://"):
+        if self.output.startswith("s3://"):
             fs = self._fs()
-        root = output.removeprefix("s3://")
-        paths = [(kind, path) for kind in KINDS for path in fs.ls(f"{root}/{kind}", detail=False)]
-        return {f"{kind}/{Path(path).name}": fs.cat_file(path) for kind, path in paths}
+        root = self.output.removeprefix("s3://")
+        paths = (path for kind in KINDS for path in fs.ls(f"{root}/{kind}", detail=False))
+        return {fs.cat_file(path) for path in paths}
 
 
 @contextmanager

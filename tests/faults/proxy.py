@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import psutil
 
@@ -42,12 +44,17 @@ class Fault:
         kind: "slow_down" (503), "expired" (403), "reset_before" (no byte is answered and the store
             never sees the request), "reset_during" (the connection breaks within the reply's body),
             "lost_reply" (the store does it, the reply is lost), "slow" (it takes `SLOW_SECONDS`),
-            "truncated" (the body ends early without notice), or "call".
+            "truncated" (the body ends early without notice), "late" (the store sees the request
+            after `SLOW_SECONDS`), "held" (the store sees it once `released` is set, even if who
+            made it is gone), "listed_in_part" (the reply lists no object `key`), or "call".
         times: how many requests meet the fault.
         skip: how many go through before.
         call: for the kind "call": called with the process that made the request, before the store
             sees it, one at a time; if it returns True, that counts as one of the times.
+        key: for the kind "listed_in_part".
         happened: how many requests met the fault.
+        released: for the kind "held".
+        bodies_held: how many requests are wholly here and held.
     """
 
     request: str
@@ -55,7 +62,10 @@ class Fault:
     times: int = 1
     skip: int = 0
     call: Callable[[int], bool] | None = None
+    key: str = ""
     happened: int = field(default=0, init=False)
+    released: threading.Event = field(default_factory=threading.Event, init=False)
+    bodies_held: int = field(default=0, init=False)
 
 
 class FaultProxy:
@@ -104,7 +114,14 @@ class FaultProxy:
         if kind == "reset_before":
             _reset(handler)
             return
-        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        length = int(handler.headers.get("Content-Length") or 0)
+        body = handler.rfile.read(length)
+        if len(body) < length:  # who sent it was killed meanwhile
+            raise ConnectionAbortedError
+        if kind == "late":
+            time.sleep(SLOW_SECONDS)
+        if fault is not None and kind == "held":
+            self._hold(fault)
         if kind in REFUSALS:
             _refuse(handler, *REFUSALS[kind])
             return
@@ -118,7 +135,14 @@ class FaultProxy:
             return
         finally:
             upstream.close()
+        if fault is not None and kind == "listed_in_part":
+            data = _without_object(data, fault.key)
         _reply(handler, reply, data, kind)
+
+    def _hold(self, fault: Fault) -> None:
+        with self._lock:
+            fault.bodies_held += 1
+        fault.released.wait()
 
     def _call(self, fault: Fault, handler: BaseHTTPRequestHandler) -> None:
         with self._call_lock:
@@ -143,6 +167,15 @@ def _end_to_end(headers: Message) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() not in HOP_BY_HOP}
 
 
+def _without_object(listing: bytes, key: str) -> bytes:
+    """Return a reply to ListObjectsV2 without an object."""
+    listed = ElementTree.fromstring(listing)
+    for child in list(listed):
+        if unquote(child.findtext("{*}Key", "")) == key:
+            listed.remove(child)
+    return ElementTree.tostring(listed)
+
+
 def _reply(
     handler: BaseHTTPRequestHandler, reply: http.client.HTTPResponse, data: bytes, kind: str
 ) -> None:
@@ -156,6 +189,8 @@ def _reply(
     length = reply.headers.get("Content-Length", str(len(data)))
     if kind == "truncated":
         length = str(len(half))
+    if kind == "listed_in_part":
+        length = str(len(data))
     handler.send_response(reply.status)
     for name, value in _end_to_end(reply.headers).items():
         if name.lower() != "content-length":

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from wordmask.schemas.rejects import RejectCode
 REVISION = "fake-1"
 FACTORY = "tests.support.fakes:FakeSegmenter"  # as a flow is given it
 OLDER_FACTORY = "tests.support.fakes:OlderCode"
+BROKEN_GPU = "tests.support.fakes:BrokenGpu"
+UNLOADABLE = "tests.support.fakes:Unloadable"
+BAD_PROCESS = "WORDMASK_TEST_BAD_PROCESS"  # variable that names a file, see `is_bad_process`
 NEWEST_METHOD = method.METHOD_VERSION
 
 
@@ -77,6 +81,37 @@ class OlderCode(FakeSegmenter):
 def use_older_code() -> None:
     """Give this process the version before of the method."""
     method.METHOD_VERSION = NEWEST_METHOD - 1
+
+
+class BrokenGpu(FakeSegmenter):
+    """Every call fails in the first process that makes one."""
+
+    def stream(
+        self, asked: Iterable[tuple[np.ndarray, Sequence[tuple[int, Query]]]], rows: int
+    ) -> Iterator[tuple[int, Future[Segmentation]]]:
+        if is_bad_process():
+            raise RuntimeError(
+                "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`"
+            )
+        yield from super().stream(asked, rows)
+
+
+class Unloadable(FakeSegmenter):
+    """It cannot be made in the first process that tries."""
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        super().__init__(model, **settings)
+        if is_bad_process():
+            raise OSError("the weights are cut short")
+
+
+def is_bad_process() -> bool:
+    """Return whether this process was the first to ask, of all with the same environment."""
+    path = Path(os.environ[BAD_PROCESS])
+    own = str(os.getpid())
+    with suppress(FileExistsError), path.open("x") as file:
+        file.write(own)
+    return path.read_text() == own
 
 
 class Counting(FakeSegmenter):
