@@ -325,7 +325,8 @@ def dispatch(
     output = Store.open(settings.output)
     with _store_errors_explained():
         settled = settle(done, outcome.failures, outcome.changed_files, output)
-    failed = settled.gaps[len(done.gaps) :]
+    kept = {file.name for file in settled.kept}
+    failed = [gap for gap in settled.gaps if gap not in done.gaps and gap.name not in kept]
     require_few_gaps(failed, settings.max_gaps, len(plan.pending))
     reached = settled.without(outcome.left)
     return Dispatched(reached, settled.rows - reached.rows)

@@ -15,6 +15,7 @@ from wordmask.schemas.runs import Plan, RunSummary, Shard, ShardRecord
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.inputs.listing import list_input
 from wordmask.tasks.output.catalog import read_run
+from wordmask.tasks.output.done import Listing
 from wordmask.tasks.output.published import PublishedRun, open_run
 from wordmask.tasks.storage import STORE_ERRORS, Store
 
@@ -89,8 +90,9 @@ def settle(
 ) -> Plan:
     """Return the plan without the shards that failed, with what is published in their place.
 
-    A file that changed is as the newest published run has it, if that gave the same answers. All
-    other failed shards are gaps.
+    A file that changed is as the newest published run has it, with the gaps that it has there, if
+    that run gave the same answers about the same input. All other failed shards are gaps, and are
+    the last ones in the plan.
 
     Args:
         plan: the plan as it was carried out.
@@ -98,7 +100,9 @@ def settle(
         changed: files that were not the planned ones any more, relative to the input.
         output: the output.
     """
-    kept = _earlier_versions(plan, changed, output)
+    base = _base_of(plan, output)
+    kept = _earlier_versions(base, plan, changed, output)
+    gaps_kept = [gap for gap in _gaps_of(base) if gap.name in kept and gap not in plan.gaps]
     failed = [(shard, reason) for shard, reason in failures if shard.name not in kept]
     gaps = [_gap(shard, reason) for shard, reason in failed]
     rest = plan.without(shard for shard, _ in failed)
@@ -109,23 +113,46 @@ def settle(
             "shards": shards,
             "done": plan.done | kept_ids,
             "published": plan.published | kept_ids,
-            "gaps": (*plan.gaps, *gaps),
+            "gaps": (*plan.gaps, *gaps_kept, *gaps),
             "kept": tuple(_kept_file(records) for records in kept.values()),
         }
     )
 
 
-def _earlier_versions(
-    plan: Plan, names: Collection[str], output: Store
-) -> dict[str, list[ShardRecord]]:
-    """Return, by file, the shards of the newest published run, if its answers are the plan's."""
-    if not names or not plan.base_run:
-        return {}
+def _base_of(plan: Plan, output: Store) -> PublishedRun | None:
+    """Return the published run of a plan, if its answers are the plan's."""
+    if not plan.base_run:
+        return None
     base = open_run(output, read_run(output, plan.base_run))
     if not _same_answers(base.head, plan):
+        return None
+    return base
+
+
+def _gaps_of(base: PublishedRun | None) -> tuple[Gap, ...]:
+    if base is None:
+        return ()
+    return base.head.gaps
+
+
+def _earlier_versions(
+    base: PublishedRun | None, plan: Plan, names: Collection[str], output: Store
+) -> dict[str, list[ShardRecord]]:
+    """Return, by file, the shards that a published run has of the same input, if they are whole."""
+    if base is None or not names:
         return {}
+    listing = Listing(output)
+    folder = plan.shards[0].input_folder
+
+    def is_sound(record: ShardRecord) -> bool:
+        return record.shard.input_folder == folder and not listing.problem_of(record)
+
     found = {name: base.records_of(name) for name in sorted(names)}
-    return {name: records for name, records in found.items() if records}
+    return {
+        name: records
+        for name, records in found.items()
+        if records and all(is_sound(record) for record in records)
+    }
 
 
 def _same_answers(head: RunSummary, plan: Plan) -> bool:

@@ -77,7 +77,7 @@ def make_plan(
     )
     if newest is None or base is None:
         return plan
-    vanished = find_vanished(newest, settings, {shard.name for shard in shards})
+    vanished = find_vanished(newest, settings, {file.name for file in found})
     if refuse:
         require_few_vanished(vanished, settings)
     if not settings.recompute:

@@ -19,12 +19,14 @@ from wordmask.flows.execution.budget import Budget, BudgetSpentError
 from wordmask.flows.execution.cluster import (
     RESUME_HINT,
     SHARDS_PER_WORKER,
+    ClusterError,
     OnUnfit,
     ignore_unfit,
 )
 from wordmask.flows.execution.futures import WorkerPool
 from wordmask.schemas.runs import Receipt, Shard, ShardHints
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.output.lease import LeaseLostError
 from wordmask.tasks.shard import NO_HINTS, run_shard
 from wordmask.tasks.storage import STORE_ERRORS
 from wordmask.tasks.table.read import InputChangedError
@@ -228,6 +230,11 @@ class Dispatcher:
                 self._budget.require()
             except BudgetSpentError:
                 self._waiting.append(job)
+                continue
+            except (ClusterError, LeaseLostError):
+                raise
+            except Exception as error:  # of a trial that met a fault of its own
+                self._give_up(job, error)
                 continue
             self._submit(job, poison_rows)
             _, result = self._workers.next_finished()

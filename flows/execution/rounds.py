@@ -50,8 +50,18 @@ def run_rounds(
         on_replan(plan)
         outcome = run(plan)
         done |= outcome.done
+    if outcome.left:
+        _leave_changed_files(outcome)
     # What this run did was not done before, as a plan that was made later has it.
     return plan.model_copy(update={"done": plan.done - done}), outcome
+
+
+def _leave_changed_files(outcome: Outcome) -> None:
+    """Leave files that changed to the next run, too, where the budget left something."""
+    changed = [shard for shard, _ in outcome.failures if shard.name in outcome.changed_files]
+    outcome.left += changed
+    outcome.failures = [each for each in outcome.failures if each[0] not in changed]
+    outcome.changed_files.clear()
 
 
 def _without_work_on(plan: Plan, done: set[str]) -> Plan:

@@ -155,6 +155,14 @@ def is_own_file(path: str) -> bool:
     return any(pattern.fullmatch(path) for pattern in OWN_FILES)
 
 
+def fence_of(path: str) -> int:
+    """Return the number of the lease under which a receipt or a table was written, 0 without."""
+    found = re.search(r"[-/](\d{1,12})(?=\.json$|-[0-9a-f]+\.parquet$)", path)
+    if found is None:
+        return 0
+    return int(found[1])
+
+
 def lease_path(fence: int, token: str = "") -> str:
     """Return the path of a lease. Those of stores that create no file exclusively have a token."""
     if not token:

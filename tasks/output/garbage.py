@@ -23,6 +23,7 @@ from wordmask.tasks.objects import REMOVED_AT_ONCE, remove_many
 from wordmask.tasks.output.catalog import (
     GARBAGE_PATH,
     ShardFile,
+    fence_of,
     part_files,
     publication_time,
     published_runs,
@@ -143,8 +144,9 @@ def remove_files(output: Store, files: Sequence[ShardFile], require: Callable[[]
 def find_garbage(output: Store, keep_runs: int | None = None) -> Garbage:
     """Return the files that can be removed.
 
-    Shards that were done since the newest run was published are kept: a run that was stopped, by
-    its budget or by Ctrl-C, goes on from them.
+    What was written under a later lease than that of the newest run is kept, and so are shards that
+    were done since it was published: a run that was stopped, by its budget or by Ctrl-C, goes on
+    from them, and one at work may be about to publish them.
 
     Args:
         output: the output.
@@ -172,7 +174,9 @@ def find_garbage(output: Store, keep_runs: int | None = None) -> Garbage:
     records = [file for file in record_files(output) if file.path not in paths_kept]
     receipts = [file for file in receipts if file.shard_id not in shards_kept]
     parts = [file for file in parts if file.shard_id not in recent and file.path not in paths_kept]
-    return Garbage(runs_kept=len(kept), files=(*heads, *records, *receipts, *parts))
+    found = [*records, *receipts, *parts]
+    old = [file for file in found if fence_of(file.path) <= runs[0].fence]
+    return Garbage(runs_kept=len(kept), files=(*heads, *old))
 
 
 def _batches(files: Iterable[ShardFile]) -> Iterator[list[str]]:

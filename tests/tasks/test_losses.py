@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.fakes import REVISION, FakeSegmenter
@@ -84,6 +85,44 @@ def test_a_file_of_another_model_is_not_kept_beside_new_answers(tmp_path: Path) 
     failures = [(shard, "changed") for shard in plan.shards if shard.name == "a.parquet"]
     settled = settle(plan, failures, ["a.parquet"], output)
     assert (settled.kept, sum(gap.rows for gap in settled.gaps)) == ((), 3)
+
+
+def test_a_kept_file_keeps_its_gaps(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    _, first = carry_out(settings, lambda shard: shard.label == "b.parquet rows 2-2")
+    write_file(tmp_path, "b", "other words")
+    _, second = carry_out(settings, lambda shard: shard.name == "b.parquet", ["b.parquet"])
+    assert (second.gaps, second.rows, second.rows_in_gaps) == (first.gaps, 8, 1)
+    assert [(file.name, file.rows) for file in second.kept] == [("b.parquet", 2)]
+    assert verify_output(Store.open(settings.output)).holds
+
+
+def test_a_file_of_another_input_is_not_kept(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path / "monday")
+    carry_out(settings, lambda _: False)
+    tuesday = settings_for(tmp_path / "tuesday").model_copy(update={"output": settings.output})
+    write_file(tmp_path / "tuesday", "a", "words of tuesday")
+    plan, _ = carry_out(tuesday, lambda shard: shard.name == "a.parquet", ["a.parquet"])
+    assert (plan.kept, sum(gap.rows for gap in plan.gaps)) == ((), 3)
+
+
+def test_a_file_whose_published_part_is_gone_is_not_kept(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    carry_out(settings, lambda _: False)
+    output = Store.open(settings.output)
+    (record, *_) = open_newest_run(output).records_of("a.parquet")
+    output.remove(record.masks_part.path)
+    write_file(tmp_path, "a", "other words")
+    plan, _ = carry_out(settings, lambda shard: shard.name == "a.parquet", ["a.parquet"])
+    assert (plan.kept, sum(gap.rows for gap in plan.gaps)) == ((), 3)
+
+
+def test_a_file_that_has_no_rows_any_more_did_not_vanish(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    carry_out(settings, lambda _: False)
+    empty = pq.read_table(tmp_path / "in/a.parquet").slice(0, 0)
+    pq.write_table(empty, tmp_path / "in/a.parquet")
+    assert plan_of(settings, REVISION).vanished.files == 0
 
 
 def test_failed_shards_are_named_gaps_until_a_later_run_fills_them(tmp_path: Path) -> None:

@@ -75,3 +75,13 @@ def test_nothing_is_planned_anew_without_need_time_or_way() -> None:
     ]:
         found = run_rounds(plan, lambda _, outcome=outcome: outcome, replan)
         assert (found[0].shards, found[1]) == (plan.shards, outcome)
+
+
+def test_a_changed_file_is_left_to_the_next_run_where_the_budget_left_something() -> None:
+    plan = plan_of("a", "b", "c")
+    a, b, c = plan.shards
+    failures = [(a, "changed"), (c, "a damaged page")]
+    spent = Outcome(changed_files={"a"}, failures=failures, left=[b])
+    _, outcome = run_rounds(plan, lambda _: spent, lambda: plan)
+    assert (outcome.left, outcome.changed_files) == ([b, a], set())
+    assert outcome.failures == [(c, "a damaged page")]

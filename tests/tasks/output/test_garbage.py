@@ -17,7 +17,8 @@ from wordmask.tasks.context import ShardContext
 from wordmask.tasks.output import garbage
 from wordmask.tasks.output.garbage import Collected, collect_garbage, find_garbage, name_garbage
 from wordmask.tasks.output.lease import LeaseLostError, acquire_lease
-from wordmask.tasks.output.verify import verify_output
+from wordmask.tasks.output.manifests import write_manifests
+from wordmask.tasks.output.verify import verify, verify_output
 from wordmask.tasks.shard import process_shard
 from wordmask.tasks.storage import Store
 
@@ -74,6 +75,18 @@ def test_a_run_neither_takes_up_nor_writes_again_what_was_named(settings: RunSet
     assert named.shards == 3
     garbage.remove_files(output, named.files, lambda: None)
     assert verify_output(output).holds
+
+
+def test_what_a_run_at_work_has_written_is_not_named(settings: RunSettings) -> None:
+    output = Store.open(settings.output)
+    with acquire_lease(output) as lease:
+        plan = plan_of(settings, "a third").model_copy(update={"fence": lease.fence})
+        model = FakeSegmenter()
+        model.revision = "a third"
+        for shard in plan.pending:
+            process_shard(shard, settings, ShardContext(model), fence=lease.fence)
+        write_manifests(output, verify(plan, output).files, lease.fence)
+        assert find_garbage(output).paths == ()
 
 
 def test_a_file_goes_an_hour_after_it_was_named(
