@@ -25,6 +25,7 @@ from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.images.changed import check_images
 from wordmask.tasks.losses import find_vanished, require_few_vanished
 from wordmask.tasks.output.done import DoneShards, find_base, find_done
+from wordmask.tasks.output.manifests import DamagedRecordError
 from wordmask.tasks.output.published import PublishedRun, open_newest_run_if_any
 from wordmask.tasks.output.reuse import changed_shards, retry_hints, reuse_hints
 from wordmask.tasks.storage import Store, is_damaged_parquet
@@ -36,6 +37,7 @@ from wordmask.tasks.table.footers import (
     input_files,
 )
 from wordmask.tasks.table.read import values_of
+from wordmask.tasks.telemetry.logs import logger
 
 Hashes = NDArray[np.int64]
 
@@ -81,8 +83,8 @@ def make_plan(
     if refuse:
         require_few_vanished(vanished, settings)
     if not settings.recompute:
-        hints = reuse_hints(settings, shards, newest, plan.done) | done_hints
-        plan = plan.model_copy(update={"hints": hints})
+        earlier = _reuse_hints(settings, plan, (newest, base))
+        plan = plan.model_copy(update={"hints": earlier | done_hints})
     return plan.model_copy(
         update={
             "vanished": vanished,
@@ -90,6 +92,21 @@ def make_plan(
             "changed": changed_shards(newest, plan.pending),
         }
     )
+
+
+def _reuse_hints(
+    settings: RunSettings, plan: Plan, runs: Sequence[PublishedRun]
+) -> dict[str, ShardHints]:
+    """Return hints of the first run that has any; none where its record is damaged."""
+    for run in runs:
+        try:
+            hints = reuse_hints(settings, plan.shards, run, plan.done)
+        except DamagedRecordError as error:  # its rows are computed instead
+            logger.warning("nothing is copied", extra={"reason": str(error)})
+            continue
+        if hints:
+            return hints
+    return {}
 
 
 def _find_done(

@@ -220,3 +220,22 @@ def test_a_setting_that_no_answer_depends_on_lets_all_answers_be_copied(tmp_path
     assert run(table(tmp_path, rows, segment={"allow_roots": [str(tmp_path / "elsewhere")]}))[
         0
     ] == ["thing 2"]
+
+
+def test_answers_are_copied_also_where_another_setting_was_tried_in_between(
+    tmp_path: Path,
+) -> None:
+    rows = [row(number) for number in range(3)]
+    run(table(tmp_path, rows))
+    run(table(tmp_path, rows, segment={"early_stop": False}))
+    asked, _ = run(table(tmp_path, [*rows, row(3)]))
+    assert asked == ["thing 3"]
+
+
+def test_a_manifest_that_is_gone_costs_copies_and_no_run(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(3)]
+    run(table(tmp_path, rows))
+    (manifest,) = (tmp_path / "out/manifests").iterdir()
+    manifest.unlink()
+    asked, _ = run(table(tmp_path, [*rows, row(3)]))
+    assert len(asked) == 4
