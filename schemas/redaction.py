@@ -27,10 +27,11 @@ _PARAMETER = re.compile(
 
 # Parameters that let their bearer in, in lower case.
 _CREDENTIAL = re.compile(
-    r"x-(amz|goog|oss|cos|ms)-.+"
+    r"x-(?!oss-(process|style)$)(amz|goog|oss|cos|ms)-.+"
     r"|(aws|oss)?accesskeyid|googleaccessid|key-pair-id"
-    r"|sig|sign|signature|hmac|q-signature"
-    r"|([\w.-]*[_-])?(token|secret|password|passwd|apikey|api[_-]key|credentials?)"
+    r"|sig|sign|hmac|hdn(ts|ea|tl)"
+    r"|([\w.-]*[_-])?(token|secret|signature|password|passwd|credentials?)"
+    r"|([\w.-]*[_-])?(api|access|secret|auth|subscription)[_-]?key([_-]?id)?"
     r"|pwd|jwt|auth|authorization"
 )
 # Parameters that come with them, and change whenever the URI is signed anew. By themselves they may

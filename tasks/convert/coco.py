@@ -215,8 +215,9 @@ def _image_path(data: Instances, image_id: Any, folder: Path, settings: SegmentS
     if not isinstance(name, str):
         raise InputError(f"{where}: file_name = {name!r}: must be a string")
     try:
-        # Relative names start at the folder, as if a table of it named them.
-        return resolve(name, str(folder / data.path.name), settings)
+        # Relative names start at the folder, as if a table of it named them. It is made absolute,
+        # as "." before a name would be lost.
+        return resolve(name, str(folder.absolute() / data.path.name), settings)
     except ImageError as error:
         raise InputError(
             f"{where}: file_name: {error.code}: {error.detail}. Put it below --images, or name its"

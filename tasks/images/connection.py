@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import math
 import socket
 import ssl
 import threading
@@ -29,19 +30,21 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class Deadline:
-    """A time limit for a connection, which is shut when it has passed.
+    """A time limit for a connection, from its `with` on; the connection is shut when it has passed.
 
     A server that sends a byte now and then is never silent for long, and nothing else interrupts a
     read that waits for the end of a line.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
+        self._seconds = seconds
+        self._end = math.inf
         self._timer = threading.Timer(seconds, self._shut)
         self._timer.daemon = True
         self._connection: socket.socket | None = None
 
     def __enter__(self) -> None:
+        self._end = time.monotonic() + self._seconds
         self._timer.start()
 
     def __exit__(self, *_: object) -> None:

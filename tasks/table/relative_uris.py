@@ -36,6 +36,8 @@ def _uri_leaf(schema: pa.Schema, image: str) -> str | None:
     """Return the leaf of the schema that holds URIs, None where there is none."""
     kind = schema.field(image).type
     if pa.types.is_struct(kind):
+        if kind.get_field_index("path") < 0:
+            return None
         return f"{image}.path"
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return None

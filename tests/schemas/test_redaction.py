@@ -17,6 +17,7 @@ from wordmask.schemas.settings import RunSettings
         "https://cdn.example/get?expires=never&policy=square&st=3",
         "https://cdn.example:8443/me@home.png",
         "https://cdn.example/get?tokens=12&signed=yes&design=4",
+        "https://b.oss.example/a.png?x-oss-process=image/resize,w_9&x-oss-style=small",
         "images/a=b?c=d.png",
         "mail/me@home.png",
         "a b.png?what",
@@ -61,6 +62,15 @@ def test_a_uri_without_credentials_stays_as_it_is(uri: str) -> None:
 )
 def test_credentials_are_known_by_name_and_hidden(uri: str, shown: str) -> None:
     assert uri_without_credentials(uri) == shown
+
+
+@pytest.mark.parametrize(
+    "name",
+    "secret_key secretkey access_key accesskey aws_access_key_id oauth_signature subscription-key"
+    " Ocp-Apim-Subscription-Key authkey auth_key hdnts hdnea hdntl x-oss-signature apikey".split(),
+)
+def test_keys_and_signatures_are_hidden_however_their_names_are_written(name: str) -> None:
+    assert uri_without_credentials(f"https://h/a?id=1&{name}=s") == f"https://h/a?id=1&{name}=***"
 
 
 def test_logs_hide_the_whole_query_of_a_web_address_but_no_part_of_a_path() -> None:

@@ -117,6 +117,7 @@ BOTH = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         (pa.array([{"bytes": b"1", "path": "a.png"}] * 2, BOTH), False),
         (pa.array([{"bytes": b"1", "path": None}, {"bytes": None, "path": "a.png"}], BOTH), True),
         (pa.array([{"bytes": None, "path": "s3://lake/a.png"}, None], BOTH), False),
+        (pa.array([{"bytes": b"1"}, None]), False),
     ],
 )
 def test_a_shards_folder_counts_only_where_a_uri_may_be_relative(

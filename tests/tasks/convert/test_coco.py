@@ -300,3 +300,14 @@ def test_a_line_separator_within_an_expression_ends_no_line(tmp_path: Path) -> N
     )
     import_coco(path, tmp_path, str(tmp_path / "out.parquet"), expressions=expressions)
     assert pq.read_table(tmp_path / "out.parquet").column("query").to_pylist() == ["a\u2028cat"]
+
+
+@pytest.mark.parametrize("images", [".", "../in"])
+def test_the_folder_of_images_may_be_given_from_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    path, _ = write(tmp_path / "in", instances())
+    monkeypatch.chdir(tmp_path / "in")
+    done = import_coco(path, Path(images), str(tmp_path / "out.parquet"))
+    assert done == Imported(rows=3, missing_images=0)

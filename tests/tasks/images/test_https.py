@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -291,6 +292,21 @@ def test_a_host_gets_no_more_requests_at_a_time_than_its_limit() -> None:
             third.move_to("a.example", timeout=0)
         second.move_to("b.example", timeout=0)
         third.move_to("a.example", timeout=0)
+
+
+def test_the_wait_for_a_place_at_a_host_is_not_time_of_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hours = [0.0]
+
+    class Busy(HostLimits):
+        def take(self, *place: Any) -> None:
+            hours[0] += 3600
+            super().take(*place)
+
+    clock = SimpleNamespace(monotonic=lambda: hours[0])
+    monkeypatch.setattr(connection, "time", clock)
+    assert HttpsClient(limits=Busy()).fetch(f"{URL}/a.png", 1_000_000).data == png()
 
 
 def test_a_request_counts_at_its_host_until_it_ends_also_after_a_redirect() -> None:
