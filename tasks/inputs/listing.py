@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from fsspec.utils import glob_translate
-
 from wordmask.schemas.losses import LeftOut
 from wordmask.tasks.inputs.kinds import is_table_by_name, why_no_table_by_name, why_not_parquet
+from wordmask.tasks.inputs.patterns import matches_at_any_depth
 from wordmask.tasks.inputs.walk import Found, LocalWalk, is_hidden
 from wordmask.tasks.output.catalog import is_own_file
 from wordmask.tasks.storage import Store, retry_reads
 
 FILES_AT_ONCE = 16
 NAMES_SHOWN = 3
+NOT_UTF8 = "named in other letters than UTF-8: rename it"
 
 Entry = tuple[str, dict[str, Any]]  # a path, and what the store says of the file
 
@@ -41,8 +40,8 @@ class Listing(NamedTuple):
     is_pattern: bool = False
 
     def name(self, path: str) -> str:
-        """Return the name of a file of the input."""
-        return path.removeprefix(self.base).lstrip("/")
+        """Return the name of a file of the input, in which bytes that are not UTF-8 are escaped."""
+        return printable(path.removeprefix(self.base).lstrip("/"))
 
     def left_out(self) -> tuple[LeftOut, ...]:
         """Return what is left out, by reason."""
@@ -79,7 +78,14 @@ def list_input(source: Store, output: Store, allow_roots: Sequence[str]) -> List
     kinds = _kinds(source, found.files)
     tables = sorted(item for item in found.files.items() if kinds[item[0]] is None)
     left = found.left | {path: why for path, why in kinds.items() if why is not None}
-    return Listing(base, tables, found.bad, left, found.hidden, is_pattern)
+    unnamed = {path: NOT_UTF8 for path, _ in tables if printable(path) != path}
+    tables = [entry for entry in tables if entry[0] not in unnamed]
+    return Listing(base, tables, found.bad | unnamed, left, found.hidden, is_pattern)
+
+
+def printable(path: str) -> str:
+    """Return a path as text that every record can hold."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _is_pattern(source: Store) -> bool:
@@ -99,26 +105,16 @@ def _find(source: Store, base: str, allow_roots: Sequence[str]) -> Found:
 
 
 def _find_local(source: Store, base: str, allow_roots: Sequence[str]) -> Found:
-    walk = LocalWalk(source, base or "/", allow_roots)
+    base = base or "/"
+    walk = LocalWalk(source, base, allow_roots)
     pattern = source.root
-    if not _is_pattern(source):
-        if os.path.isdir(base):
-            walk.add_all([base])
-        return walk.found
-    if "**" not in pattern:
-        matched = [path for path in sorted(glob.glob(pattern)) if not _has_hidden(path, base)]
-        walk.add_all(matched)
-        return walk.found
-    walk.add_all([base])
-    _keep_matched(walk.found, pattern)
+    if _is_pattern(source) and "**" in pattern:
+        walk.add_all(matches_at_any_depth(pattern, base, walk))
+    elif _is_pattern(source):
+        walk.add_all(path for path in sorted(glob.glob(pattern)) if not _has_hidden(path, base))
+    elif os.path.isdir(base):
+        walk.add_all([base])
     return walk.found
-
-
-def _keep_matched(found: Found, pattern: str) -> None:
-    """Forget the files of a folder that a pattern does not match."""
-    matches = re.compile(glob_translate(pattern)).match
-    found.files = {path: info for path, info in found.files.items() if matches(path)}
-    found.left = {path: why for path, why in found.left.items() if matches(path)}
 
 
 def _find_remote(source: Store, base: str) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -58,65 +58,73 @@ class LocalWalk:
         self._folder = folder
         self._allow_roots = allow_roots
 
-    def add_all(self, paths: Sequence[str]) -> None:
+    def add_all(self, paths: Iterable[str]) -> None:
         """Add files, and the files below folders, each of which lies in the input by its name."""
-        plain = {os.path.realpath(path) for path in paths if not self._is_linked(path)}
-        for path in paths:
-            if not self._is_linked(path):
-                self._add_target(path, os.path.realpath(path), ())
-            elif _is_in_one(os.path.realpath(path), plain):
-                self.found.left[path] = READ_ANYWAY
-            elif self._follows(path, "", ()):
-                self._add_target(path, os.path.realpath(path), ())
+        linked = {path: self._is_linked(path) for path in paths}
+        plain = [path for path in linked if not linked[path]]
+        tops = frozenset(map(os.path.realpath, plain))
+        for path in plain:
+            self._add_target(path, tops, ())
+        for path in filter(linked.get, linked):
+            if self._follows(path, tops, ()):
+                self._add_target(path, tops | {os.path.realpath(path)}, ())
+
+    def add_unlisted(self, error: OSError) -> None:
+        """Add a folder that cannot be listed, as the error says."""
+        self.found.bad[error.filename] = f"a folder that cannot be listed ({error.strerror})"
+
+    def may_follow(self, path: str) -> bool:
+        """Return whether a link leads to where it may lead."""
+        return may_link_to(path, self._folder, self._allow_roots)
 
     def _is_linked(self, path: str) -> bool:
         """Return whether a link lies on the way from the input's folder to a path."""
         inside = path.removeprefix(self._folder)
         return os.path.realpath(path) != os.path.realpath(self._folder) + inside
 
-    def _add(self, path: str, top: str, above: tuple[str, ...]) -> None:
+    def _add(self, path: str, tops: Set[str], above: tuple[str, ...]) -> None:
         """Add what lies at a path within a folder, unless it is hidden or a link not followed.
 
         Args:
             path: of a file or folder.
-            top: the real path of the folder that the walk began at.
+            tops: the real paths that walks begin at.
             above: the real paths of the folders that led here.
         """
         if is_hidden(os.path.basename(path)):
             if os.path.isdir(path):
                 self.found.hidden.add(path)
-        elif not os.path.islink(path) or self._follows(path, top, above):
-            self._add_target(path, top, above)
+        elif not os.path.islink(path) or self._follows(path, tops, above):
+            self._add_target(path, tops, above)
 
-    def _add_target(self, path: str, top: str, above: tuple[str, ...]) -> None:
+    def _add_target(self, path: str, tops: Set[str], above: tuple[str, ...]) -> None:
         if os.path.isdir(path):
-            self._add_folder(path, top, above)
+            self._add_folder(path, tops, above)
         elif os.path.isfile(path):
             self.found.files[path] = self._source.at(path).info()
         else:
             self.found.left[path] = NO_FILE
 
-    def _add_folder(self, path: str, top: str, above: tuple[str, ...]) -> None:
+    def _add_folder(self, path: str, tops: Set[str], above: tuple[str, ...]) -> None:
         try:
             names = sorted(os.listdir(path))
         except OSError as error:
-            self.found.bad[path] = f"a folder that cannot be listed ({error.strerror})"
+            self.add_unlisted(error)
             return
         above = (*above, os.path.realpath(path))
         for name in names:
-            self._add(f"{path}/{name}", top, above)
+            self._add(f"{path}/{name}", tops, above)
 
-    def _follows(self, path: str, top: str, above: tuple[str, ...]) -> bool:
+    def _follows(self, path: str, tops: Set[str], above: tuple[str, ...]) -> bool:
         """Return whether a link is followed, and keep the reason if it is not."""
         target = os.path.realpath(path)
         why = None
-        if not may_link_to(path, self._folder, self._allow_roots):
+        if not self.may_follow(path):
             why = OUT_OF_ROOTS
         elif not os.path.exists(path):
             why = NOWHERE
-        elif top and _is_read_anyway(target, top):
+        elif _is_read_anyway(target, tops):
             why = READ_ANYWAY
-        elif target in above:
+        elif any(is_below(folder, target) for folder in above):
             why = CIRCLE
         if why is None:
             return True
@@ -130,15 +138,10 @@ class LocalWalk:
         return False
 
 
-def _is_in_one(path: str, folders: Collection[str]) -> bool:
-    """Return whether a path is one of some, or below one of them."""
-    above = map(str, PurePosixPath(path).parents)
-    return path in folders or any(folder in folders for folder in above)
-
-
-def _is_read_anyway(target: str, top: str) -> bool:
-    """Return whether the walk from `top` finds a real path by its own name."""
-    if not is_below(target, top):
-        return False
-    inside = target.removeprefix(top).strip("/").split("/")
-    return not any(is_hidden(name) for name in inside)
+def _is_read_anyway(target: str, tops: Set[str]) -> bool:
+    """Return whether a walk from one of some real paths finds another one by its own name."""
+    path = PurePosixPath(target)
+    return any(
+        str(top) in tops and not any(map(is_hidden, path.relative_to(top).parts))
+        for top in (path, *path.parents)
+    )

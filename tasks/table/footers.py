@@ -18,7 +18,7 @@ from wordmask.schemas.queries import InputError, check_columns, columns_read
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.inputs.kinds import why_not_parquet
 from wordmask.tasks.inputs.lake import read_partitions
-from wordmask.tasks.inputs.listing import Entry, Listing, list_input
+from wordmask.tasks.inputs.listing import Entry, Listing, list_input, printable
 from wordmask.tasks.inputs.partitions import chosen, with_partition
 from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet
 from wordmask.tasks.table.relative_uris import may_have_relative_uris
@@ -123,12 +123,12 @@ def _bad_files(listing: Listing, source: Store) -> Iterator[InputFile]:
     for path, why in listing.bad.items():
         name = listing.name(path)
         yield InputFile(
-            uri=source.at(path).uri,
+            uri=printable(source.at(path).uri),
             name=name,
             fingerprint="",
             size=0,
             readable=False,
-            problem=_problem(name, why),
+            problem=_problem(name, printable(why)),
         )
 
 

@@ -222,3 +222,50 @@ def test_a_folder_that_may_not_be_listed_is_a_bad_file(
     monkeypatch.setattr(os, "listdir", refuse)  # root may list every folder
     with pytest.raises(InputError, match=r"shut: .* cannot be listed \(Permission denied\)"):
         listed(tmp_path)
+
+
+def test_a_pattern_of_any_depth_reads_the_folders_that_it_matches(tmp_path: Path) -> None:
+    for name in ("d.parquet", "d1/x.parquet", "far/d2/d3/y.parquet", "other/z.parquet"):
+        table(tmp_path / "in" / name)
+    link(tmp_path / "in/other/gone.parquet", "nowhere")
+    found = listed(tmp_path / "in/**/d*")
+    assert names(found) == ["d.parquet", "d1/x.parquet", "far/d2/d3/y.parquet"]
+
+
+def test_a_link_that_a_pattern_names_is_read_where_its_target_is_not(tmp_path: Path) -> None:
+    table(tmp_path / "in/day/store/x.parquet")
+    link(tmp_path / "in/day/current/x.parquet", "../store/x.parquet")
+    link(tmp_path / "in/day/again", "..")
+    table(tmp_path / "far/current/y.parquet")
+    link(tmp_path / "in/link", "../far")
+    found = listed(tmp_path / "in/**/current/*.parquet", str(tmp_path))
+    assert names(found) == ["day/current/x.parquet", "link/current/y.parquet"]
+    assert names(listed(tmp_path / "in/**/current/*")) == ["day/current/x.parquet"]
+
+
+@pytest.mark.parametrize("pattern", ["in/a*", "in/**/a*"])
+def test_a_link_from_one_matched_folder_into_another_is_read_once(
+    tmp_path: Path, pattern: str
+) -> None:
+    table(tmp_path / "in/a2/x.parquet")
+    link(tmp_path / "in/a1/y.parquet", "../a2/x.parquet")
+    link(tmp_path / "in/a2/up", "..")
+    found = listed(tmp_path / pattern)
+    assert names(found) == ["a2/x.parquet"]
+    assert told(found)["links to what is read under its own name"] == ("a1/y.parquet",)
+
+
+def test_names_that_are_not_utf8_can_be_told(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet")
+    (tmp_path / os.fsdecode(b"caf\xe9.jpg")).touch()
+    (left,) = listed(tmp_path).left_out
+    assert "caf" in left.model_dump_json()
+    assert left.names == (r"caf\xe9.jpg",)
+    os.rename(tmp_path / "a.parquet", tmp_path / os.fsdecode(b"caf\xe9.parquet"))
+    table(tmp_path / "a.parquet")
+    link(tmp_path / os.fsdecode(b"\xe9t\xe9.parquet"), os.fsdecode(b"far/\xe9t\xe9"))
+    linked, _, named = listed(tmp_path, refuse=False).files
+    assert [linked.name, named.name] == [r"\xe9t\xe9.parquet", r"caf\xe9.parquet"]
+    assert "rename it" in str(named.problem)
+    for file in (linked, named):
+        f"{file.uri} {file.problem}".encode()
