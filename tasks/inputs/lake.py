@@ -52,8 +52,12 @@ def _current(listing: Listing, source: Store, folder: str, partitions: Partition
         if path in partitions:
             partitions[path] = partition
         elif _is_in(path, listing.base) and not listing.is_pattern:
-            bad[path] = NOT_THERE
-    return listing._replace(tables=tables, left=left, bad=bad)
+            try:  # it may have been added since the folder was listed
+                tables.append((path, source.at(path).info()))
+                partitions[path] = partition
+            except FileNotFoundError:
+                bad[path] = NOT_THERE
+    return listing._replace(tables=sorted(tables), left=left, bad=bad)
 
 
 def _is_in(path: str, folder: str) -> bool:

@@ -53,10 +53,7 @@ def chosen(partitions: Mapping[str, Partition], where: Sequence[str]) -> set[str
     """
     if not where:
         return set(partitions)
-    wanted: dict[str, set[str | None]] = {}
-    for condition in where:
-        key, _, value = condition.partition("=")
-        wanted.setdefault(key, set()).add(value_of(value))
+    wanted = _values_by_key(where)
     _require_keys(wanted, partitions)
     found = {path for path, partition in partitions.items() if _fits(partition, wanted)}
     if not found:
@@ -64,6 +61,21 @@ def chosen(partitions: Mapping[str, Partition], where: Sequence[str]) -> set[str
             f"--where {' '.join(where)}: no file is in there; {_told(partitions, wanted)}"
         )
     return found
+
+
+def may_be_chosen(name: str, where: Sequence[str]) -> bool:
+    """Return whether a file, or one below a folder, may be asked for, as far as its name says."""
+    partition = partition_of(f"{name}/")
+    wanted = _values_by_key(where)
+    return _fits(partition, {key: wanted[key] for key in wanted if key in partition})
+
+
+def _values_by_key(where: Sequence[str]) -> dict[str, set[str | None]]:
+    wanted: dict[str, set[str | None]] = {}
+    for condition in where:
+        key, _, value = condition.partition("=")
+        wanted.setdefault(key, set()).add(value_of(value))
+    return wanted
 
 
 def _fits(partition: Partition, wanted: Mapping[str, set[str | None]]) -> bool:

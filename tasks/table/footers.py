@@ -19,7 +19,7 @@ from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.inputs.kinds import why_not_parquet
 from wordmask.tasks.inputs.lake import read_partitions
 from wordmask.tasks.inputs.listing import Entry, Listing, list_input, printable
-from wordmask.tasks.inputs.partitions import chosen, with_partition
+from wordmask.tasks.inputs.partitions import chosen, may_be_chosen, with_partition
 from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet
 from wordmask.tasks.table.relative_uris import may_have_relative_uris
 
@@ -104,7 +104,8 @@ def input_files(settings: RunSettings, output: Store, *, refuse: bool = True) ->
 
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         files = list(pool.map(read, (entry for entry in listing.tables if entry[0] in wanted)))
-    files += _bad_files(listing, source)
+    bad = _bad_files(listing, source)
+    files += (file for file in bad if may_be_chosen(file.name, settings.where))
     files.sort(key=lambda file: file.name)
     problems = [file.problem for file in files if file.problem]
     if problems and (refuse or len(problems) == len(files)):
@@ -149,6 +150,9 @@ def _with_footer(file: InputFile, store: Store, settings: SegmentSettings) -> In
     """Return a file with what its footer says, or with what is wrong with it."""
     try:
         footer, schema = _read_footer(store)
+    except PermissionError as error:
+        why = f"a file that may not be read ({error.strerror or error})"
+        return replace(file, readable=False, problem=_problem(file.name, why))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if not is_damaged_parquet(error):
             raise

@@ -16,6 +16,8 @@ from tests.support.tables import IMAGE, png, read_rows, write_input
 from tests.tasks.inputs.test_listing import listed, names, told, uploaded
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.settings import RunSettings
+from wordmask.tasks.inputs import lake
+from wordmask.tasks.inputs.delta import delta_files
 from wordmask.tasks.storage import Store
 from wordmask.tasks.table.footers import input_files
 
@@ -166,3 +168,22 @@ def test_tables_of_other_lakes_are_refused_by_name(
         root = uploaded(tmp_path / "t", f"{request.getfixturevalue('s3')}/{tmp_path.name}")
     with pytest.raises(InputError, match=f"is {kind}: its folder holds files of several versions"):
         listed(f"{root}/{input}".rstrip("/"))
+
+
+def test_a_file_that_was_added_since_the_folder_was_listed_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_delta(tmp_path)
+    before = names(listed(tmp_path))
+
+    def append_and_read(*place: Any) -> Any:
+        image = pa.array([{"bytes": png(), "path": None}], IMAGE)
+        table = pa.table({"image": image, "query": ["late"], "day": ["2026-12-01"]})
+        write_deltalake(tmp_path, table, mode="append")
+        return delta_files(*place)
+
+    monkeypatch.setattr(lake, "delta_files", append_and_read)
+    files = listed(tmp_path).files
+    (late,) = [file for file in files if file.name not in before]
+    assert (late.problem, late.partition) == (None, {"day": "2026-12-01"})
+    assert [file.name for file in files] == sorted([*before, late.name])

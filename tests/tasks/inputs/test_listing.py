@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from tests.support.tables import png, write_input
 from wordmask.schemas.queries import InputError
@@ -269,3 +271,32 @@ def test_names_that_are_not_utf8_can_be_told(tmp_path: Path) -> None:
     assert "rename it" in str(named.problem)
     for file in (linked, named):
         f"{file.uri} {file.problem}".encode()
+
+
+def test_a_bad_file_of_another_partition_refuses_no_run(tmp_path: Path) -> None:
+    table(tmp_path / "day=1/a.parquet")
+    link(tmp_path / "day=2/b.parquet", "nowhere")
+    settings = RunSettings(input=str(tmp_path), output="/nowhere", where=("day=1",))
+    assert names(input_files(settings, Store.open("/nowhere"))) == ["day=1/a.parquet"]
+    link(tmp_path / "day=1/c.parquet", "nowhere")
+    with pytest.raises(InputError, match=r"day=1/c\.parquet"):
+        input_files(settings, Store.open("/nowhere"))
+
+
+def test_a_file_that_may_not_be_read_is_a_bad_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.parquet", "shut.parquet"):
+        table(tmp_path / name)
+    open_file = LocalFileSystem.open
+
+    def refuse(fs: LocalFileSystem, path: str, *how: Any, **options: Any) -> Any:
+        if path.endswith("shut.parquet"):
+            raise PermissionError(13, "Permission denied", path)
+        return open_file(fs, path, *how, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "open", refuse)  # root may read every file
+    with pytest.raises(InputError, match=r"shut\.parquet: .* not be read \(Permission"):
+        listed(tmp_path)
+    good, bad = listed(tmp_path, refuse=False).files
+    assert (good.problem, bad.readable) == (None, False)
