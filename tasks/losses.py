@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 from wordmask.schemas.losses import Gap, KeptFile, Vanished
 from wordmask.schemas.queries import InputError
-from wordmask.schemas.runs import Plan, RunSummary, Shard, ShardRecord
+from wordmask.schemas.runs import Plan, Shard, ShardRecord
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.inputs.listing import list_input
 from wordmask.tasks.output.catalog import read_run
-from wordmask.tasks.output.done import Listing
+from wordmask.tasks.output.done import Listing, has_answers_of
 from wordmask.tasks.output.published import PublishedRun, open_run
 from wordmask.tasks.storage import STORE_ERRORS, Store
 
@@ -90,9 +90,8 @@ def settle(
 ) -> Plan:
     """Return the plan without the shards that failed, with what is published in their place.
 
-    A file that changed is as the newest published run has it, with the gaps that it has there, if
-    that run gave the same answers about the same input. All other failed shards are gaps, and are
-    the last ones in the plan.
+    A file that changed is as the plan's published run has it, with the gaps that it has there, if
+    that run gave the same answers about the same input. All other failed shards are gaps.
 
     Args:
         plan: the plan as it was carried out.
@@ -100,7 +99,9 @@ def settle(
         changed: files that were not the planned ones any more, relative to the input.
         output: the output.
     """
-    base = _base_of(plan, output)
+    base = None
+    if changed and plan.base_run:
+        base = open_run(output, read_run(output, plan.base_run))
     kept = _earlier_versions(base, plan, changed, output)
     gaps_kept = [gap for gap in _gaps_of(base) if gap.name in kept and gap not in plan.gaps]
     failed = [(shard, reason) for shard, reason in failures if shard.name not in kept]
@@ -119,16 +120,6 @@ def settle(
     )
 
 
-def _base_of(plan: Plan, output: Store) -> PublishedRun | None:
-    """Return the published run of a plan, if its answers are the plan's."""
-    if not plan.base_run:
-        return None
-    base = open_run(output, read_run(output, plan.base_run))
-    if not _same_answers(base.head, plan):
-        return None
-    return base
-
-
 def _gaps_of(base: PublishedRun | None) -> tuple[Gap, ...]:
     if base is None:
         return ()
@@ -138,8 +129,11 @@ def _gaps_of(base: PublishedRun | None) -> tuple[Gap, ...]:
 def _earlier_versions(
     base: PublishedRun | None, plan: Plan, names: Collection[str], output: Store
 ) -> dict[str, list[ShardRecord]]:
-    """Return, by file, the shards that a published run has of the same input, if they are whole."""
-    if base is None or not names:
+    """Return, by file, the shards that a published run has of the same input, if they are whole.
+
+    There are none if it gave other answers than those of the plan.
+    """
+    if base is None or not has_answers_of(base.head, plan.shards[0]):
         return {}
     listing = Listing(output)
     folder = plan.shards[0].input_folder
@@ -153,15 +147,6 @@ def _earlier_versions(
         for name, records in found.items()
         if records and all(is_sound(record) for record in records)
     }
-
-
-def _same_answers(head: RunSummary, plan: Plan) -> bool:
-    answers = (head.model_revision, head.method_version, head.settings_hash)
-    return answers == (
-        plan.model_revision,
-        plan.method_version,
-        plan.shards[0].settings_hash,
-    )
 
 
 def _in_place(shards: Iterable[Shard], kept: dict[str, list[ShardRecord]]) -> Iterable[Shard]:

@@ -83,7 +83,7 @@ def make_plan(
     if refuse:
         require_few_vanished(vanished, settings)
     if not settings.recompute:
-        earlier = _reuse_hints(settings, plan, (newest, base))
+        earlier = _reuse_hints(settings, plan, newest, base)
         plan = plan.model_copy(update={"hints": earlier | done_hints})
     return plan.model_copy(
         update={
@@ -95,10 +95,10 @@ def make_plan(
 
 
 def _reuse_hints(
-    settings: RunSettings, plan: Plan, runs: Sequence[PublishedRun]
+    settings: RunSettings, plan: Plan, newest: PublishedRun, base: PublishedRun
 ) -> dict[str, ShardHints]:
-    """Return hints of the first run that has any; none where its record is damaged."""
-    for run in runs:
+    """Return hints of the newest run, else of the base; none where a record is damaged."""
+    for run in dict.fromkeys((newest, base)):  # which may be one
         try:
             hints = reuse_hints(settings, plan.shards, run, plan.done)
         except DamagedRecordError as error:  # its rows are computed instead

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from wordmask.model.runtime.prefetch import buffered_map
 from wordmask.schemas.redaction import HIDDEN
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import ImageCheck, Part, Receipt, Shard, ShardHints, ShardRecord
+from wordmask.schemas.runs import ImageCheck, Part, Shard, ShardHints, ShardRecord
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.images.fetch import image_fingerprint
 from wordmask.tasks.images.host_limits import HostLimits
@@ -46,7 +46,7 @@ class CheckedShards(NamedTuple):
 
 
 def check_images(
-    done: DoneShards, output: Store, settings: RunSettings, newest: PublishedRun | None
+    done: DoneShards, output: Store, settings: RunSettings, base: PublishedRun | None
 ) -> CheckedShards:
     """Find the shards among those done that have an image which changed.
 
@@ -54,32 +54,26 @@ def check_images(
         done: shards that need not be computed, as far as the table shows.
         output: the output that has them.
         settings: the settings of the run that is planned.
-        newest: the newest published run, if there is one.
+        base: the published run that has them, if there is one.
     """
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as requests:
         checker = ImageChecker(output, settings, requests)
-        changed = checker.changed(records_of_done(output, done, newest))
+        changed = checker.changed(records_of_done(output, done, base))
         redone = frozenset[str]()
-        if newest is not None and changed:
+        if base is not None and changed:
             # A run that was stopped may have computed them for the images that there are now.
-            later = _receipts_since(output, newest, changed & done.published)
+            published = changed & done.published
+            later = receipts_since(output, base.head, Listing(output), published)
             redone = frozenset(later) - checker.changed(later.values())
         stale = changed - redone
         check = checker.outcome(len(stale))
     hints = {
         record.shard.shard_id: ShardHints(reuse_from=(record.masks_part,))
-        for record in records_of_done(output, done, newest)
+        for record in records_of_done(output, done, base)
         if record.shard.shard_id in stale
     }
     left = DoneShards(done.published - changed, (done.with_receipts | redone) - stale)
     return CheckedShards(left, hints, check)
-
-
-def _receipts_since(
-    output: Store, newest: PublishedRun, shard_ids: frozenset[str]
-) -> dict[str, Receipt]:
-    since = receipts_since(output, newest.head, Listing(output))
-    return {shard_id: since[shard_id] for shard_id in shard_ids if shard_id in since}
 
 
 class ImageChecker:

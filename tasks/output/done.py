@@ -7,7 +7,7 @@ count only if their parts are there, by the output's listing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import NamedTuple
@@ -98,16 +98,16 @@ def find_base(
     ago; the newest of all where there is none. A run that `gc` has named may be removed at any
     moment, and is none of them.
     """
-    if newest is None or not shards or _has_answers_of(newest.head, shards[0]):
+    if newest is None or not shards or has_answers_of(newest.head, shards[0]):
         return newest
     named = named_garbage(output)
     for head in published_runs(output):
-        if _has_answers_of(head, shards[0]) and run_path(head.run_id) not in named:
+        if has_answers_of(head, shards[0]) and run_path(head.run_id) not in named:
             return open_run(output, head)
     return newest
 
 
-def _has_answers_of(head: RunSummary, shard: Shard) -> bool:
+def has_answers_of(head: RunSummary, shard: Shard) -> bool:
     """Return whether a run's shards have the model, the settings and the method of a shard."""
     answers = (head.model_revision, head.settings_hash, head.method_version)
     return answers == (shard.model_revision, shard.settings_hash, shard.method_version)
@@ -138,15 +138,22 @@ def find_done(output: Store, shards: Sequence[Shard], base: PublishedRun | None)
 
 
 def records_of_done(
-    output: Store, done: DoneShards, newest: PublishedRun | None
+    output: Store, done: DoneShards, base: PublishedRun | None
 ) -> Iterator[ShardRecord]:
     """Yield the records of shards that need not be computed, few of them in memory at once."""
-    if newest is not None and done.published:
-        for record in newest.records():
+    if base is not None and done.published:
+        for record in base.records():
             if record.shard.shard_id in done.published:
                 yield record
+    yield from receipts_of_done(output, done)
+
+
+def receipts_of_done(output: Store, done: DoneShards) -> list[Receipt]:
+    """Return the receipts of the shards that are done by these."""
+    if not done.with_receipts:
+        return []
     fences = latest_receipts(output)
-    yield from read_receipts(output, {id: fences[id] for id in sorted(done.with_receipts)})
+    return read_receipts(output, {id: fences[id] for id in sorted(done.with_receipts)})
 
 
 def published_shards(
@@ -154,7 +161,7 @@ def published_shards(
 ) -> frozenset[str]:
     """Return the ids of those shards that a published run has, and whose parts are there."""
 
-    if not shards or not _has_answers_of(run.head, shards[0]):
+    if not shards or not has_answers_of(run.head, shards[0]):
         return frozenset()
     entries = run.entries  # read before there are threads
 
@@ -188,11 +195,22 @@ def sound_receipts(output: Store, fences: Mapping[str, int], listing: Listing) -
     ]
 
 
-def receipts_since(output: Store, head: RunSummary, listing: Listing) -> dict[str, Receipt]:
+def receipts_since(
+    output: Store, head: RunSummary, listing: Listing, shard_ids: Collection[str] | None = None
+) -> dict[str, Receipt]:
     """Return, by shard, the receipts of runs that came after a published one and have parts.
 
     These are runs that were stopped before they were published.
+
+    Args:
+        output: the output.
+        head: the published run.
+        listing: of the output.
+        shard_ids: the shards that are looked for. None: all.
     """
-    fences = latest_receipts(output)
-    later = {shard_id: fence for shard_id, fence in fences.items() if fence > head.fence}
+    later = {
+        shard_id: fence
+        for shard_id, fence in latest_receipts(output).items()
+        if fence > head.fence and (shard_ids is None or shard_id in shard_ids)
+    }
     return {receipt.shard.shard_id: receipt for receipt in sound_receipts(output, later, listing)}

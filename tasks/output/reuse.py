@@ -16,11 +16,16 @@ from wordmask.model.types import Segmentation
 from wordmask.schemas import method
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.rejects import RejectCode
-from wordmask.schemas.runs import Part, Plan, Receipt, RunSummary, Shard, ShardHints, ShardRecord
+from wordmask.schemas.runs import Part, Plan, RunSummary, Shard, ShardHints, ShardRecord
 from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.environment import is_possible, possible_environments
-from wordmask.tasks.output.catalog import latest_receipts, read_receipts
-from wordmask.tasks.output.done import DoneShards, Listing, by_file, receipts_since
+from wordmask.tasks.output.done import (
+    DoneShards,
+    Listing,
+    by_file,
+    receipts_of_done,
+    receipts_since,
+)
 from wordmask.tasks.output.published import PublishedRun, open_newest_run
 from wordmask.tasks.rows import Row
 from wordmask.tasks.storage import Store
@@ -98,28 +103,28 @@ def _earlier(row: dict[str, Any]) -> Earlier:
 def reuse_hints(
     settings: RunSettings,
     shards: Sequence[Shard],
-    newest: PublishedRun,
+    run: PublishedRun,
     done: Collection[str],
 ) -> dict[str, ShardHints]:
     """Return, for shards that are not done, the earlier masks whose equal rows can be copied.
 
-    They are those of the newest published run, of rows of the same file and from about the same
-    place in it. The file has changed since then, or a setting that no answer depends on, but most
-    rows have not. Rows that moved by more than a shard are not found there, and computed anew.
+    They are those of a published run, of rows of the same file and from about the same place in it.
+    The file has changed since then, or a setting that no answer depends on, but most rows have not.
+    Rows that moved by more than a shard are not found there, and computed anew.
 
     Args:
         settings: the settings of the run that is planned.
         shards: its shards.
-        newest: the newest published run.
+        run: the published run.
         done: the ids of the shards that are done.
     """
     pending = [shard for shard in shards if shard.shard_id not in done]
-    if not pending or not _same_answers(newest.head, settings, pending[0].model_revision):
+    if not pending or not _same_answers(run.head, settings, pending[0].model_revision):
         return {}
     planned = {shard.shard_id for shard in shards}
     hints = {}
     for name, own in by_file(pending):
-        records = newest.records_of(name)
+        records = run.records_of(name)
         earlier = [record for record in records if record.shard.shard_id not in planned]
         for shard in own:
             near = [record.masks_part for record in earlier if _is_near(record.shard, shard)]
@@ -128,12 +133,12 @@ def reuse_hints(
     return hints
 
 
-def _same_answers(newest: RunSummary, settings: RunSettings, model_revision: str) -> bool:
+def _same_answers(head: RunSummary, settings: RunSettings, model_revision: str) -> bool:
     """Return whether a run gave the answers that this code, other settings and a model give."""
     return (
-        newest.method_version == method.METHOD_VERSION
-        and newest.settings.segment.method == settings.segment.method
-        and newest.model_revision == model_revision
+        head.method_version == method.METHOD_VERSION
+        and head.settings.segment.method == settings.segment.method
+        and head.model_revision == model_revision
     )
 
 
@@ -153,7 +158,7 @@ def changed_shards(newest: PublishedRun, pending: Sequence[Shard]) -> frozenset[
 
 
 def retry_hints(
-    done: DoneShards, output: Store, newest: PublishedRun | None, settings: RunSettings
+    done: DoneShards, output: Store, base: PublishedRun | None, settings: RunSettings
 ) -> tuple[DoneShards, dict[str, ShardHints]]:
     """Take back shards with rejects that may end otherwise by now, and return hints for them.
 
@@ -163,11 +168,11 @@ def retry_hints(
     Args:
         done: shards that need not be computed otherwise.
         output: the output that has them.
-        newest: the newest published run, if there is one.
+        base: the published run that has them, if there is one.
         settings: the settings of the run that is planned.
     """
-    published = _with_retried_rejects(_published_records(newest, done))
-    records = published | _with_retried_rejects(_receipts_of(done, output))
+    published = _with_retried_rejects(_published_records(base, done))
+    records = published | _with_retried_rejects(receipts_of_done(output, done))
     if not records:
         return done, {}
     possible = possible_environments(settings)
@@ -176,7 +181,7 @@ def retry_hints(
         for id, record in records.items()
         if not is_possible(record.environment, possible)
     }
-    redone = _retried_since(output, newest, outdated.keys() & published.keys(), possible)
+    redone = _retried_since(output, base, outdated.keys() & published.keys(), possible)
     stale = outdated.keys() - redone
     hints = {
         id: ShardHints(retry_codes=RETRIED_CODES, earlier=outdated[id]) for id in sorted(stale)
@@ -185,38 +190,33 @@ def retry_hints(
     return left, hints
 
 
-def _published_records(newest: PublishedRun | None, done: DoneShards) -> Iterator[ShardRecord]:
+def _published_records(base: PublishedRun | None, done: DoneShards) -> Iterator[ShardRecord]:
     """Yield the records of shards that count as done, of files with rejects for `RETRIED_CODES`.
 
     Nothing is read where the run has none.
     """
-    if newest is None or not _has_retried(newest.head.rejects):
+    if base is None or not _has_retried(base.head.rejects):
         return
-    for name, entry in newest.entries.items():
+    for name, entry in base.entries.items():
         if _has_retried(entry.rejects):
-            records = newest.records_of(name)
+            records = base.records_of(name)
             yield from (each for each in records if each.shard.shard_id in done.published)
-
-
-def _receipts_of(done: DoneShards, output: Store) -> list[Receipt]:
-    if not done.with_receipts:
-        return []
-    fences = latest_receipts(output)
-    return read_receipts(output, {id: fences[id] for id in sorted(done.with_receipts)})
 
 
 def _retried_since(
     output: Store,
-    newest: PublishedRun | None,
+    base: PublishedRun | None,
     shard_ids: Collection[str],
     possible: Sequence[Mapping[str, str]],
 ) -> frozenset[str]:
     """Return which published shards a run that was stopped has retried in this environment."""
-    if newest is None or not shard_ids:
+    if base is None or not shard_ids:
         return frozenset()
-    since = receipts_since(output, newest.head, Listing(output))
+    since = receipts_since(output, base.head, Listing(output), shard_ids)
     return frozenset(
-        id for id in shard_ids if id in since and is_possible(since[id].environment, possible)
+        shard_id
+        for shard_id, receipt in since.items()
+        if is_possible(receipt.environment, possible)
     )
 
 
