@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -65,10 +65,15 @@ class OutputStatus(Frozen):
 
 
 class ShardFile(NamedTuple):
-    """A file in an output. `shard_id`: of a receipt or part. `changed`: as in `FileInfo`."""
+    """A file in an output. `changed`: as in `FileInfo`.
+
+    `shard_id`: of a receipt or part, else "". `fence`: the number of the lease under which it was
+    written, 0 of a run's head and of files of older versions.
+    """
 
     path: str
     shard_id: str
+    fence: int
     bytes: int
     changed: str
 
@@ -153,14 +158,6 @@ def is_named_by_content(path: str, digest: str) -> bool:
 def is_own_file(path: str) -> bool:
     """Return whether a path, relative to an output, is that of a file which runs or `gc` write."""
     return any(pattern.fullmatch(path) for pattern in OWN_FILES)
-
-
-def fence_of(path: str) -> int:
-    """Return the number of the lease under which a receipt or a table was written, 0 without."""
-    found = re.search(r"[-/](\d{1,12})(?=\.json$|-[0-9a-f]+\.parquet$)", path)
-    if found is None:
-        return 0
-    return int(found[1])
 
 
 def lease_path(fence: int, token: str = "") -> str:
@@ -288,16 +285,21 @@ def receipt_files(output: Store) -> list[ShardFile]:
     """Return the receipts of an output as files, sorted by path."""
     found = sorted(output.files(RECEIPTS, JSON).items())
     return [
-        ShardFile(f"{RECEIPTS}/{name}{JSON}", _shard_and_fence(name)[0], *info)
+        ShardFile(f"{RECEIPTS}/{name}{JSON}", *_shard_and_fence(name), *info)
         for name, info in found
     ]
 
 
 def _shard_and_fence(name: str) -> tuple[str, int]:
-    shard_id, _, fence = name.partition("-")
-    if not fence.isdigit():
-        return shard_id, 0
-    return shard_id, int(fence)
+    shard_id, *rest = name.split("-")
+    return shard_id, _fence_in(rest)
+
+
+def _fence_in(words: Sequence[str]) -> int:
+    """Return the number of a lease, which is the only word where a name has one, else 0."""
+    if len(words) != 1 or not words[0].isdigit():
+        return 0
+    return int(words[0])
 
 
 def part_files(output: Store) -> list[ShardFile]:
@@ -305,8 +307,8 @@ def part_files(output: Store) -> list[ShardFile]:
     found = []
     for kind in PART_KINDS:
         for name, info in sorted(output.files(kind, PARQUET).items()):
-            shard_id = name.removeprefix("part-").split("-")[0]
-            found.append(ShardFile(f"{kind}/{name}{PARQUET}", shard_id, *info))
+            shard_id, *rest, _ = name.removeprefix("part-").split("-")
+            found.append(ShardFile(f"{kind}/{name}{PARQUET}", shard_id, _fence_in(rest), *info))
     return found
 
 
@@ -315,14 +317,15 @@ def record_files(output: Store) -> list[ShardFile]:
     found = []
     for folder in (INDEXES, MANIFESTS):
         for name, info in sorted(output.files(folder, PARQUET).items()):
-            found.append(ShardFile(f"{folder}/{name}{PARQUET}", "", *info))
+            *rest, _ = name.split("-")
+            found.append(ShardFile(f"{folder}/{name}{PARQUET}", "", _fence_in(rest), *info))
     return found
 
 
 def run_files(output: Store) -> dict[str, ShardFile]:
     """Return the heads of the published runs as files, by run id."""
     found = sorted(output.files(RUNS, JSON).items())
-    return {run_id: ShardFile(run_path(run_id), "", *info) for run_id, info in found}
+    return {run_id: ShardFile(run_path(run_id), "", 0, *info) for run_id, info in found}
 
 
 def status(output: Store) -> OutputStatus:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
+from uuid import uuid4
 
 from pydantic import Field, ValidationError
 
@@ -70,6 +71,13 @@ class Look(NamedTuple):
     claims: list[Claim]
     highest: int
 
+    @property
+    def latest_run(self) -> str:
+        """The greatest id of a run that has or had a lease, "" where none is known."""
+        leases = [claim.lease for claim in self.claims]
+        ids = [run_id for lease in leases for run_id in (lease.run_id, lease.latest_run)]
+        return max(filter(RUN_ID.fullmatch, ids), default="")
+
 
 def look(output: Store) -> Look:
     """Return the records that there are."""
@@ -97,13 +105,6 @@ def newest_fence(output: Store) -> int:
     return max(lease_fences(output).values(), default=0)
 
 
-def latest_run(output: Store) -> str:
-    """Return the greatest id of a run that has or had a lease, "" where none is known."""
-    leases = [claim.lease for claim in look(output).claims]
-    ids = [run_id for lease in leases for run_id in (lease.run_id, lease.latest_run)]
-    return max(filter(RUN_ID.fullmatch, ids), default="")
-
-
 def next_fence(output: Store, found: Look) -> int:
     """Return a fencing number greater than every earlier one.
 
@@ -129,14 +130,15 @@ def remove_older(output: Store, claim: Claim) -> None:
             output.remove(path)
 
 
-def new_lease(token: str, run_id: str, fence: int) -> Lease:
-    """Return the claim of this process for a run."""
+def new_lease(output: Store, run_id: str, found: Look) -> Lease:
+    """Return the claim of this process for a run, after the look at which nobody was at work."""
     own = process.this_process()
     since = now()
     return Lease(
-        token=token,
+        token=uuid4().hex,
         run_id=run_id,
-        fence=fence,
+        latest_run=found.latest_run,
+        fence=next_fence(output, found),
         state="claimed",
         host=own.host,
         boot_id=own.boot_id,

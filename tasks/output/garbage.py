@@ -23,7 +23,6 @@ from wordmask.tasks.objects import REMOVED_AT_ONCE, remove_many
 from wordmask.tasks.output.catalog import (
     GARBAGE_PATH,
     ShardFile,
-    fence_of,
     part_files,
     publication_time,
     published_runs,
@@ -91,8 +90,7 @@ def named_garbage(output: Store) -> set[str]:
 def name_garbage(output: Store, keep_runs: int | None = None) -> Collected:
     """Name the files that can be removed, for a later `collect_garbage`, and remove none.
 
-    No lease is needed: what a run at work has written by then is no garbage when it is published.
-    Raises as `find_garbage` does.
+    No lease is needed: what a run at work has written is not named. Raises as `find_garbage` does.
     """
     found = find_garbage(output, keep_runs)
     _write_names(output, found.files, _named_before(output), newest_fence(output))
@@ -107,8 +105,8 @@ def collect_garbage(output: Store, lease: LeaseHandle, keep_runs: int | None = N
 
     Args:
         output: the output.
-        lease: of this process. Without it, parts of a run at work would be garbage: no published
-            run names them yet. It is asked for before each request.
+        lease: of this process: no run may be about to publish what is removed. It is asked for
+            before each request.
         keep_runs: as in `find_garbage`.
 
     Raises:
@@ -174,9 +172,9 @@ def find_garbage(output: Store, keep_runs: int | None = None) -> Garbage:
     records = [file for file in record_files(output) if file.path not in paths_kept]
     receipts = [file for file in receipts if file.shard_id not in shards_kept]
     parts = [file for file in parts if file.shard_id not in recent and file.path not in paths_kept]
-    found = [*records, *receipts, *parts]
-    old = [file for file in found if fence_of(file.path) <= runs[0].fence]
-    return Garbage(runs_kept=len(kept), files=(*heads, *old))
+    found = [*heads, *records, *receipts, *parts]
+    files = tuple(file for file in found if file.fence <= runs[0].fence)
+    return Garbage(runs_kept=len(kept), files=files)
 
 
 def _batches(files: Iterable[ShardFile]) -> Iterator[list[str]]:
@@ -201,7 +199,10 @@ def _can_go(file: ShardFile, named: dict[str, dict[str, Any]]) -> bool:
 def _is_unchanged(file: ShardFile, named: dict[str, dict[str, Any]]) -> bool:
     """Return whether a file was named, and not written since."""
     before = named.get(file.path)
-    return before is not None and (before["bytes"], before["changed"]) == file[2:]
+    return before is not None and (before["bytes"], before["changed"]) == (
+        file.bytes,
+        file.changed,
+    )
 
 
 def _named_before(output: Store) -> dict[str, dict[str, Any]]:
@@ -233,6 +234,7 @@ def _write_names(
     named = {path: row for path, row in before.items() if path not in removed}
     for file in files:
         if not _is_unchanged(file, before):
-            named[file.path] = {**file._asdict(), "named_at": named_at, "fence": fence}
+            # Not the number under which it was written, but that after which it was named.
+            named[file.path] = file._asdict() | {"named_at": named_at, "fence": fence}
     table = pa.Table.from_pylist(list(named.values()), NAMED)
     output.write_bytes(GARBAGE_PATH, parquet_bytes(table))

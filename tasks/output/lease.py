@@ -16,12 +16,11 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from uuid import uuid4
 
 from wordmask.tasks.objects import create, creates_exclusively
 from wordmask.tasks.output import claims
 from wordmask.tasks.output.catalog import lease_path, next_run_id
-from wordmask.tasks.output.claims import Claim, Lease, Watch, describe
+from wordmask.tasks.output.claims import Claim, Lease, Look, Watch, describe
 from wordmask.tasks.storage import STORE_ERRORS, Store
 from wordmask.tasks.telemetry.logs import logger
 
@@ -174,8 +173,7 @@ def _acquire(output: Store, run_id: str | None, wait: bool, patience: float | No
         found = claims.look(output)
         rivals = watch.living(found.claims)
         if not rivals:
-            fence = claims.next_fence(output, found)
-            held = _try_to_acquire(output, run_id, fence, watch)
+            held = _try_to_acquire(output, run_id, found, watch)
             if held is not None:
                 return held
             continue
@@ -203,9 +201,9 @@ def _in_use(output: Store, other: Claim) -> OutputInUseError:
     )
 
 
-def _try_to_acquire(output: Store, run_id: str | None, fence: int, watch: Watch) -> Claim | None:
+def _try_to_acquire(output: Store, run_id: str | None, found: Look, watch: Watch) -> Claim | None:
     """Return the lease of this process, or None, without a trace, where another came first."""
-    claim = _claim(output, run_id, fence)
+    claim = _claim(output, run_id, found)
     if claim is None:
         return None
     held = None
@@ -219,15 +217,14 @@ def _try_to_acquire(output: Store, run_id: str | None, fence: int, watch: Watch)
     return held
 
 
-def _claim(output: Store, run_id: str | None, fence: int) -> Claim | None:
+def _claim(output: Store, run_id: str | None, found: Look) -> Claim | None:
     """Write a claim with a number, or return None where another process was faster."""
-    token = uuid4().hex
-    lease = claims.new_lease(token, run_id or "", fence)
+    lease = claims.new_lease(output, run_id or "", found)
     if not creates_exclusively(output):
-        claim = Claim(lease_path(fence, token), lease)
+        claim = Claim(lease_path(lease.fence, lease.token), lease)
         claims.write_claim(output, claim)
         return claim
-    claim = Claim(lease_path(fence), lease)
+    claim = Claim(lease_path(lease.fence), lease)
     if create(output, claim.path, lease.model_dump_json(indent=1).encode()):
         return claim
     return None
@@ -275,12 +272,7 @@ def _comes_before(rival: Claim, own: Claim) -> bool:
 
 def _hold(output: Store, claim: Claim, run_id: str | None) -> Claim | None:
     """Write that a claim is held now, or return None where it was taken for dead meanwhile."""
-    latest = claims.latest_run(output)
-    changes = {
-        "state": "held",
-        "run_id": run_id or next_run_id(output, latest),
-        "latest_run": latest,
-    }
+    changes = {"state": "held", "run_id": run_id or next_run_id(output, claim.lease.latest_run)}
     held = claim._replace(lease=claim.lease.model_copy(update=changes))
     claims.write_claim(output, held)
     if claims.is_superseded(output, held):
