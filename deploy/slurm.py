@@ -3,7 +3,7 @@
 Needs dask-jobqueue (`pip install dask-jobqueue`).
 
 A job with several GPUs takes `processes` of SLURMCluster, as many as it has GPUs, two `cores` for
-each, and `--gres=gpu:N`: each process claims one of them.
+each, and `--gres=gpu:N`: each process takes one of them.
 
 Run on a login node: `python deploy/slurm.py s3://lake/queries/ s3://lake/masks/ --jobs 4
 --partition gpu`. Further options go to `wordmask run`. Scheduler, workers and run talk by TLS, with

@@ -17,8 +17,8 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from wordmask.model.runtime.devices import set_up_process
 from wordmask.schemas.settings import ModelSettings, RunSettings, SegmentSettings
-from wordmask.tasks.claims import own_device
 from wordmask.tasks.context import SegmenterLike, ShardContext
+from wordmask.tasks.device_locks import own_device
 from wordmask.tasks.devices import ModelFailsError, is_broken_device
 from wordmask.tasks.environment import environment_of
 from wordmask.tasks.telemetry import logs, traces

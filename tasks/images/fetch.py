@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from botocore.exceptions import ClientError, ParamValidationError  # type: ignore[import-untyped]
@@ -49,15 +51,8 @@ def fetch(
     if full.startswith("https://"):
         return client.fetch(full, settings.max_image_bytes)
     store = Store.open(full)
-    try:
+    with _row_faults_as_image_errors(uri):
         return _read(store, uri, settings.max_image_bytes)
-    except ImageError:
-        raise
-    except (OSError, ValueError, ParamValidationError) as error:
-        fault = _row_fault(error, uri)
-        if fault is None:
-            raise
-        raise fault from None
 
 
 def image_fingerprint(full: str, client: HttpsClient) -> str | None:
@@ -67,12 +62,19 @@ def image_fingerprint(full: str, client: HttpsClient) -> str | None:
     """
     if full.startswith("https://"):
         return client.fingerprint(full)
-    try:
+    with _row_faults_as_image_errors(full):
         return fingerprint(_file_info(Store.open(full), full))
+
+
+@contextmanager
+def _row_faults_as_image_errors(uri: str) -> Generator[None]:
+    """Raise errors that are the row's fault as ImageError. The store's go on as they are."""
+    try:
+        yield
     except ImageError:
         raise
     except (OSError, ValueError, ParamValidationError) as error:
-        fault = _row_fault(error, full)
+        fault = _row_fault(error, uri)
         if fault is None:
             raise
         raise fault from None

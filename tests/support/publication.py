@@ -93,7 +93,7 @@ class ProcessDied(BaseException):
 
 
 @dataclass
-class Process:
+class Actor:
     """A process at work: its number, its changes so far, and what befalls it."""
 
     pid: int
@@ -134,14 +134,20 @@ class Library:
             self._runs[index] = ReadRun(sorted(rows), [*records, *(part.path for part in parts)])
         return self._runs[index]
 
+    def paths_of(self, index: str) -> list[str]:
+        """Return the files of the run that has this index, as far as it was ever the newest."""
+        if index not in self._runs:
+            return [index]
+        return self._runs[index].paths
+
 
 class World:
     """The state of the game, and the processes in it."""
 
     def __init__(self, state: State, library: Library) -> None:
         self.state = state
-        self.processes: list[Process] = []
-        self.active: Process | None = None
+        self.actors: list[Actor] = []
+        self.active: Actor | None = None
         self.on_change = self.change
         self.fs = SteppedFileSystem(lambda: self.state.files, lambda each: self.on_change(each))
         self.library = library
@@ -158,24 +164,24 @@ class World:
 
     def change(self, change: Change) -> None:
         """Let the active process change a file, or let befall it what is to befall it."""
-        process = self.active
-        assert process is not None
-        if process.is_dead:
+        actor = self.active
+        assert actor is not None
+        if actor.is_dead:
             raise ProcessDied
-        number = process.changes
-        process.changes += 1
-        if number == process.move.at and process.move.fate != "lives":
-            self._befall(process, change)
+        number = actor.changes
+        actor.changes += 1
+        if number == actor.move.at and actor.move.fate != "lives":
+            self._befall(actor, change)
         self._apply(change)
 
-    def _befall(self, process: Process, change: Change) -> None:
-        if process.move.fate == "pauses":
-            process.paused.set()
-            process.resumed.wait()
+    def _befall(self, actor: Actor, change: Change) -> None:
+        if actor.move.fate == "pauses":
+            actor.paused.set()
+            actor.resumed.wait()
             return
-        if process.move.fate == "dies in flight":
+        if actor.move.fate == "dies in flight":
             self.state.in_flight += (change,)
-        process.is_dead = True
+        actor.is_dead = True
         raise ProcessDied
 
     def _apply(self, change: Change) -> None:
@@ -185,58 +191,58 @@ class World:
         if "/runs/" in change.path or not is_new:
             self.look()
 
-    def play(self, move: Move) -> Process:
-        """Do a move to its end, and return its process. What is in flight arrives after it."""
+    def play(self, move: Move) -> Actor:
+        """Do a move to its end, and return its actor. What is in flight arrives after it."""
         arriving, self.state.in_flight = self.state.in_flight, ()
-        process = self._start(move)
+        actor = self._start(move)
         for other in move.others:
             self._finish(self._start(Move(other)))
-        self._resume(process)
+        self._resume(actor)
         for change in arriving:
             with suppress(FileExistsError):
                 self._apply(change)
-        return process
+        return actor
 
-    def _start(self, move: Move) -> Process:
-        """Start a process, and wait until it ended or paused."""
-        process = Process(len(self.processes) + 1, move, is_first=self.state.read < 0)
-        self.processes.append(process)
-        self.active = process
+    def _start(self, move: Move) -> Actor:
+        """Start a actor, and wait until it ended or paused."""
+        actor = Actor(len(self.actors) + 1, move, is_first=self.state.read < 0)
+        self.actors.append(actor)
+        self.active = actor
         if move.fate == "pauses":
-            threading.Thread(target=self._work, args=(process,), daemon=True).start()
-            process.paused.wait()
+            threading.Thread(target=self._work, args=(actor,), daemon=True).start()
+            actor.paused.wait()
         else:
-            self._work(process)
-        return process
+            self._work(actor)
+        return actor
 
-    def _resume(self, process: Process) -> None:
-        if process.move.fate == "pauses":
-            self.active = process
-            process.paused.clear()
-            process.resumed.set()
-            process.paused.wait()
-        self._finish(process)
+    def _resume(self, actor: Actor) -> None:
+        if actor.move.fate == "pauses":
+            self.active = actor
+            actor.paused.clear()
+            actor.resumed.set()
+            actor.paused.wait()
+        self._finish(actor)
 
-    def _finish(self, process: Process) -> None:
-        if process.error is not None:
-            raise process.error
+    def _finish(self, actor: Actor) -> None:
+        if actor.error is not None:
+            raise actor.error
 
-    def _work(self, process: Process) -> None:
+    def _work(self, actor: Actor) -> None:
         try:
-            DEEDS[process.move.deed](self)
+            DEEDS[actor.move.deed](self)
         except ProcessDied:
             pass
         except (LeaseLostError, OutputInUseError, InputChangedError):
             pass  # it ends without publishing
         except FileNotFoundError as error:
             # Nothing was published, so there is nothing to retry or remove.
-            if not process.is_first:
-                process.error = error
+            if not actor.is_first:
+                actor.error = error
         except BaseException as error:
-            process.error = error
+            actor.error = error
         finally:
-            process.is_dead = True
-            process.paused.set()
+            actor.is_dead = True
+            actor.paused.set()
 
     def has_ended(self, known: process.Process) -> bool:
         """Whether a process may be taken for dead: it is, or stands still."""
@@ -277,9 +283,8 @@ class World:
         """Return a hash of the state but for times, numbers of leases and random digits."""
         state = self.state
         files = {name: file[0] for name, file in sorted(state.files.by_path.items())}
-        output = self.open(OUTPUT)
         runs = [
-            self.library.run_of(json.loads(data)["index"], output).paths
+            self.library.paths_of(json.loads(data)["index"])
             for name, data in files.items()
             if name.startswith("out/runs/")
         ]

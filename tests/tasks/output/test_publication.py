@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.publication import Deed, Fate, Move, State, World, fresh_state, stage
 
-MOVES = 1_200  # played, at least, in each of two tests
-HISTORIES = 3_000  # that these moves make, at least
+MOVES = 1_600  # played, at least, in each of two tests
+HISTORIES = 4_000  # that these moves make, at least
 DISTURBED: tuple[Deed, ...] = ("night", "night ahead", "retry", "gc")
 QUIET: tuple[Deed, ...] = ("change input", "change weather", "wait")
 FATES: tuple[Fate, ...] = ("dies", "dies in flight")
@@ -64,7 +64,7 @@ class Explorer:
     def _play(self, key: str, state: State, move: Move) -> int:
         """Play a move, note the state that it leads to, and return the changes of its process."""
         world = self._enter(state.copy())
-        process = world.play(move)
+        actor = world.play(move)
         reached = world.key()
         if reached not in self._depth:
             self._depth[reached] = self._depth[key] + 1
@@ -73,7 +73,7 @@ class Explorer:
             self._ways[reached] += self._ways[key]
         self.played += 1
         self.histories += self._ways[key]
-        return process.changes
+        return actor.changes
 
 
 def after(enter: Callable[[State], World], deeds: Sequence[Deed]) -> State:

@@ -1,4 +1,4 @@
-"""One GPU for each process of a machine, claimed by a file that the process keeps locked."""
+"""One GPU for each process of a machine, by a file that the process keeps locked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def own_device(device: str | None) -> str | None:
     uuids = visible_uuids()
     if not uuids:
         return device
-    return f"cuda:{claim_device(uuids, claims_folder())}"
+    return f"cuda:{lock_device(uuids, locks_folder())}"
 
 
 def visible_uuids() -> list[str]:
@@ -39,8 +39,8 @@ def visible_uuids() -> list[str]:
     return [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
 
 
-def claims_folder() -> Path:
-    """Return the folder of this user's claims on this machine, and make it.
+def locks_folder() -> Path:
+    """Return the folder of this user's locks on this machine, and make it.
 
     Raises:
         PermissionError: another user made it.
@@ -55,16 +55,16 @@ def claims_folder() -> Path:
     return folder
 
 
-def claim_device(uuids: Sequence[str], folder: Path) -> int:
-    """Claim one of several devices until this process ends, and return its position.
+def lock_device(uuids: Sequence[str], folder: Path) -> int:
+    """Lock one of several devices until this process ends, and return its position.
 
-    A process that claims again gets the same one. The system frees a claim with its process,
-    however that ends.
+    A process that locks again gets the same one. The system frees a lock with its process, however
+    that ends.
 
     Args:
         uuids: names of the devices, which are the same in every process. Their numbers are not:
             CUDA_VISIBLE_DEVICES gives each process its own.
-        folder: of the claims.
+        folder: of the locks.
 
     Raises:
         DeviceTakenError: other processes have all of them.
@@ -94,7 +94,7 @@ def _this_process() -> str:
 
 
 def _holder(path: Path) -> str:
-    """Return the process that wrote into a claim, "" if there is none."""
+    """Return the process that wrote into a lock's file, "" if there is none."""
     try:
         return path.read_text()
     except FileNotFoundError:

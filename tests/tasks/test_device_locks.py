@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from wordmask.tasks import claims
-from wordmask.tasks.claims import claim_device, own_device
+from wordmask.tasks import device_locks
+from wordmask.tasks.device_locks import lock_device, own_device
 
-# Claims one of the devices that its arguments name, says which, and lives until its input ends.
+# Locks one of the devices that its arguments name, says which, and lives until its input ends.
 PROCESS = """
 import sys
 from pathlib import Path
-from wordmask.tasks.claims import DeviceTakenError, claim_device
+from wordmask.tasks.device_locks import DeviceTakenError, lock_device
 
 folder, *uuids = sys.argv[1:]
 try:
-    print(uuids[claim_device(uuids, Path(folder))], flush=True)
+    print(uuids[lock_device(uuids, Path(folder))], flush=True)
 except DeviceTakenError as error:
     print(error, flush=True)
 sys.stdin.read()
@@ -70,16 +70,16 @@ def test_a_process_that_sees_one_device_alone_has_that_one(start: Start) -> None
     assert "other processes" in answer(start("B"))
 
 
-def test_a_process_that_claims_again_keeps_its_device(tmp_path: Path) -> None:
-    assert claim_device(["A", "B"], tmp_path) == 0
-    assert claim_device(["B", "A"], tmp_path) == 1
+def test_a_process_that_locks_again_keeps_its_device(tmp_path: Path) -> None:
+    assert lock_device(["A", "B"], tmp_path) == 0
+    assert lock_device(["B", "A"], tmp_path) == 1
 
 
-def test_a_claim_that_an_earlier_process_of_this_number_left_is_taken_anew(
+def test_a_lock_that_an_earlier_process_of_this_number_left_is_taken_anew(
     tmp_path: Path, start: Start
 ) -> None:
-    (tmp_path / "B.lock").write_text(claims._this_process())
-    assert claim_device(["A", "B"], tmp_path) == 1
+    (tmp_path / "B.lock").write_text(device_locks._this_process())
+    assert lock_device(["A", "B"], tmp_path) == 1
     assert answer(start("B", "A")) == "A", "it is locked"
 
 
@@ -94,26 +94,26 @@ def test_a_claim_that_an_earlier_process_of_this_number_left_is_taken_anew(
         (2, "cpu", "cpu"),
     ],
 )
-def test_a_worker_claims_a_device_where_settings_leave_the_choice(
+def test_a_worker_locks_a_device_where_settings_leave_the_choice(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     count: int,
     device: str | None,
     expected: str | None,
 ) -> None:
-    monkeypatch.setattr(claims, "visible_uuids", lambda: [f"GPU-{n}" for n in range(count)])
-    monkeypatch.setattr(claims, "claims_folder", lambda: tmp_path)
+    monkeypatch.setattr(device_locks, "visible_uuids", lambda: [f"GPU-{n}" for n in range(count)])
+    monkeypatch.setattr(device_locks, "locks_folder", lambda: tmp_path)
     assert own_device(device) == expected
 
 
-def test_claims_lie_where_no_other_user_made_the_folder(
+def test_locks_lie_where_no_other_user_made_the_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(claims.tempfile, "gettempdir", lambda: str(tmp_path))
-    folder = claims.claims_folder()
+    monkeypatch.setattr(device_locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = device_locks.locks_folder()
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.rmdir()
     folder.symlink_to(tmp_path)
     with pytest.raises(PermissionError, match=r"another user.*TMPDIR"):
-        claims.claims_folder()
+        device_locks.locks_folder()
