@@ -13,10 +13,11 @@ from wordmask.schemas.losses import Gap, KeptFile, Vanished
 from wordmask.schemas.queries import InputError
 from wordmask.schemas.runs import Plan, Shard, ShardRecord
 from wordmask.schemas.settings import RunSettings
-from wordmask.tasks.inputs.listing import list_input
+from wordmask.tasks.inputs.lake import list_tables
+from wordmask.tasks.inputs.partitions import chosen
 from wordmask.tasks.output.catalog import read_run
 from wordmask.tasks.output.done import Listing, has_answers_of
-from wordmask.tasks.output.published import PublishedRun, open_run
+from wordmask.tasks.output.published import PublishedRun, open_newest_run, open_run
 from wordmask.tasks.storage import STORE_ERRORS, Store
 
 # Share of the newest published run's rows whose files may vanish without a word from the user.
@@ -52,14 +53,14 @@ def look_again(plan: Plan, settings: RunSettings, output: Store) -> Vanished:
     """Return the vanished files of a plan, and how many are listed now: no such file is read."""
     if not plan.vanished.files:
         return plan.vanished
-    base = open_run(output, read_run(output, plan.base_run))
+    newest = open_newest_run(output)
     try:
-        listing = list_input(Store.open(settings.input), output, settings.segment.allow_roots)
+        listing, partitions = list_tables(settings, output)
+        listed = {listing.name(path) for path in chosen(partitions, settings.where)}
     except (InputError, *STORE_ERRORS):  # what was done is published all the same
         return plan.vanished
-    listed = {listing.name(path) for path, _ in listing.tables}
     present = {shard.name for shard in plan.shards} | {file.name for file in plan.unusable}
-    returned = listed.intersection(base.entries) - present
+    returned = listed.intersection(newest.entries) - present
     return plan.vanished.model_copy(update={"returned": len(returned)})
 
 

@@ -7,8 +7,9 @@ the folder is no pile of files: the log is read. Iceberg and Hudi tables are ref
 from __future__ import annotations
 
 from wordmask.schemas.queries import InputError
+from wordmask.schemas.settings import RunSettings
 from wordmask.tasks.inputs.delta import delta_files
-from wordmask.tasks.inputs.listing import Listing
+from wordmask.tasks.inputs.listing import Listing, list_input
 from wordmask.tasks.inputs.partitions import Partition, partition_of
 from wordmask.tasks.storage import Store
 
@@ -18,6 +19,17 @@ ICEBERG_DATA = "data"
 NOT_THERE = "not there, though the Delta table's log names it"
 
 Partitions = dict[str, Partition]
+
+
+def list_tables(settings: RunSettings, output: Store) -> tuple[Listing, Partitions]:
+    """Return the files of a run's input that are tables now, and the partition of each by path.
+
+    Raises:
+        InputError: as `read_partitions`.
+    """
+    source = Store.open(settings.input)
+    listing = list_input(source, output, settings.segment.allow_roots)
+    return read_partitions(listing, source)
 
 
 def read_partitions(listing: Listing, source: Store) -> tuple[Listing, Partitions]:

@@ -17,8 +17,8 @@ from wordmask.schemas.losses import LeftOut
 from wordmask.schemas.queries import InputError, check_columns, columns_read
 from wordmask.schemas.settings import RunSettings, SegmentSettings
 from wordmask.tasks.inputs.kinds import why_not_parquet
-from wordmask.tasks.inputs.lake import read_partitions
-from wordmask.tasks.inputs.listing import Entry, Listing, list_input, printable
+from wordmask.tasks.inputs.lake import list_tables
+from wordmask.tasks.inputs.listing import Entry, Listing, printable
 from wordmask.tasks.inputs.partitions import chosen, may_be_chosen, with_partition
 from wordmask.tasks.storage import Store, fingerprint, is_damaged_parquet
 from wordmask.tasks.table.relative_uris import may_have_relative_uris
@@ -85,8 +85,7 @@ def input_files(settings: RunSettings, output: Store, *, refuse: bool = True) ->
         InputError: there is no file, or `refuse` and one cannot be used, or none can.
     """
     source = Store.open(settings.input)
-    listing = list_input(source, output, settings.segment.allow_roots)
-    listing, partitions = read_partitions(listing, source)
+    listing, partitions = list_tables(settings, output)
     _require_tables(listing, source)
     wanted = chosen(partitions, settings.where)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable, convert_to_deltalake
 
 from tests.support.fakes import REVISION, FakeSegmenter
 from tests.support.runs import plan_of, publish_run, require_every_row_once
@@ -215,6 +216,18 @@ def test_a_file_that_was_only_missing_in_a_short_listing_is_told_when_it_is_ther
     again = look_again(plan, settings, output)
     assert again.returned == 1
     assert str(again).endswith("a.parquet. 1 are there again: the listing was short, so run again")
+
+
+def test_a_file_that_a_delta_table_has_removed_is_not_there_again(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, "abcdefghij")
+    source = tmp_path / "in"
+    convert_to_deltalake(str(source))
+    carry_out(settings, lambda _: False)
+    DeltaTable(str(source)).delete("row_id like 'a%'")
+    plan, output = plan_of(settings, REVISION), Store.open(settings.output)
+    assert (source / "a.parquet").exists()
+    assert plan.vanished.names == ("a.parquet",)
+    assert look_again(plan, settings, output).returned == 0
 
 
 def test_a_file_that_is_gone_or_changes_while_it_is_read_has_changed(
