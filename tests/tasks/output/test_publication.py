@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.publication import Deed, Fate, Move, State, World, fresh_state, stage
 
-MOVES = 1_600  # played, at least, in each of two tests
-HISTORIES = 4_000  # that these moves make, at least
+MOVES = 1_500  # played, at least, in each of two tests
+HISTORIES = 5_000  # that these moves make, at least
 DISTURBED: tuple[Deed, ...] = ("night", "night ahead", "retry", "gc")
 QUIET: tuple[Deed, ...] = ("change input", "change weather", "wait")
 FATES: tuple[Fate, ...] = ("dies", "dies in flight")
